@@ -1,0 +1,18 @@
+//! Knowledge: which changes a replica has, and the batches that carry what it lacks. Pure: no I/O, no async, no clock.
+//!
+//! Mirrors `windows-sync.md` sections 4 to 6. Replica *ids* are used throughout; replica *keys* exist only on the wire (R13).
+
+mod batch;
+mod clock_vector;
+mod conflict;
+mod id;
+mod set;
+
+pub use batch::{
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ChangeUnitChange, Digest, GroupKind, ItemChange, ItemData,
+    ItemDataHeader, OutcomeKind, RecoverableError,
+};
+pub use clock_vector::ClockVector;
+pub use conflict::{Conflict, Decision, DestinationItem, decide};
+pub use id::{ChangeUnitId, IdFormat, IdParameters, ItemId, ReplicaId, Version};
+pub use set::{Fragment, Knowledge, KnowledgeError, Range};

@@ -1,0 +1,192 @@
+//! Change batches: groups of changes with the knowledge that they were made with (`windows-sync.md` section 5).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{ChangeUnitId, ItemId, Knowledge, Version};
+use crate::types::Hresult;
+
+/// SHA-256 of an item's content.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Digest(pub [u8; 32]);
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Bits of SYNC_CHANGE_FLAG (`windows-sync.md` 5.8). Unknown bits are refused at the edge (E8).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChangeFlags(pub u32);
+
+impl ChangeFlags {
+    /// A creation or an update.
+    pub const NONE: Self = Self(0);
+    /// The item existed and is deleted.
+    pub const DELETED: Self = Self(1);
+    /// The bits that have a meaning on the wire.
+    pub const KNOWN: u32 = 0x7;
+
+    /// True for a tombstone.
+    pub fn is_deleted(self) -> bool {
+        self.0 & 1 != 0
+    }
+}
+
+/// Changes that a source sends because the destination lacks them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChangeBatch {
+    /// At least none; each with its own made-with knowledge.
+    pub groups: Vec<ChangeGroup>,
+    /// What the destination must have to learn all of it (R19): the knowledge that the batch was asked with.
+    pub prerequisite_knowledge: Arc<Knowledge>,
+    /// Upper bound of the tombstones that the source has cleaned up (R18).
+    pub forgotten_knowledge: Arc<Knowledge>,
+    /// Work in this batch, in units of the source's own; 0 when unknown.
+    pub work_estimate: u32,
+    /// Work after this batch; 0 when unknown.
+    pub remaining_work_estimate: u32,
+    /// Changes still to come after this batch, where the source knows.
+    pub remaining_updates: Option<u32>,
+    /// Deletions from this batch on whose content the source no longer has under any name, where it knows.
+    pub remaining_deletions: Option<u64>,
+    /// Nothing remains after this batch (R9).
+    pub is_last_batch: bool,
+}
+
+impl ChangeBatch {
+    /// All changes, in the order of the batch.
+    pub fn changes(&self) -> impl Iterator<Item = (&ChangeGroup, &ItemChange)> {
+        self.groups.iter().flat_map(|group| group.changes.iter().map(move |change| (group, change)))
+    }
+}
+
+/// What a group says about the items that it does not list (`windows-sync.md` 5.6).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupKind {
+    /// Ids ascend; an item within the bounds that is not listed is declared unchanged.
+    Ordered {
+        /// Closed lower bound; empty is the lowest.
+        lower_bound: ItemId,
+        /// Closed upper bound; `None` is infinity.
+        upper_bound: Option<ItemId>,
+    },
+    /// Any order; nothing is said of other items unless all changes are here.
+    Unordered {
+        /// Every change of the made-with knowledge is in this batch.
+        all_changes_for_knowledge: bool,
+    },
+}
+
+/// Changes that share a made-with knowledge.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChangeGroup {
+    /// Ordered or not, and the bounds.
+    pub kind: GroupKind,
+    /// The source's knowledge when the group was built: conflict detection and learning rest on it (R17).
+    pub made_with_knowledge: Arc<Knowledge>,
+    /// The changes.
+    pub changes: Vec<ItemChange>,
+}
+
+/// One changed item. An item with change units has versions per unit only: `change_version` is then `None`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ItemChange {
+    /// Which item.
+    pub item_id: ItemId,
+    /// The version that created it; fixed for life.
+    pub creation_version: Version,
+    /// The version of this change; `None` exactly when `change_units` is not empty.
+    pub change_version: Option<Version>,
+    /// Whether it is a deletion.
+    pub flags: ChangeFlags,
+    /// The changed units; empty for a change of the item as a whole. Always empty for a tombstone (R25).
+    pub change_units: Vec<ChangeUnitChange>,
+    /// Of a merge tombstone, the item that it was merged into (R30).
+    pub winner_item_id: Option<ItemId>,
+    /// Work, in units of the source's own; 0 when unknown.
+    pub work_estimate: u32,
+    /// Bytes of content, where known.
+    pub data_size: Option<u64>,
+    /// SHA-256 of the content, where known.
+    pub content_digest: Option<Digest>,
+    /// When the item was last modified by a user, where known.
+    pub modification_time: Option<jiff::Timestamp>,
+    /// The data itself, for a small item.
+    pub inline_data: Option<ItemData>,
+}
+
+/// One changed part of an item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeUnitChange {
+    /// Which part.
+    pub change_unit_id: ChangeUnitId,
+    /// Its version.
+    pub version: Version,
+}
+
+/// What is said of an item's data before its content.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ItemDataHeader {
+    /// Store-defined facts, such as a file's mode.
+    pub properties: BTreeMap<String, String>,
+    /// Bytes of content that follow.
+    pub content_size: u64,
+    /// SHA-256 of the content, where it is known beforehand.
+    pub content_digest: Option<Digest>,
+}
+
+/// A small item's data, whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ItemData {
+    /// Properties, size and digest.
+    pub header: ItemDataHeader,
+    /// The content.
+    pub content: Bytes,
+}
+
+/// What a destination did with one change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OutcomeKind {
+    /// Applied, or settled by a policy.
+    Applied,
+    /// The destination had it already.
+    Obsolete,
+    /// A conflict that waits for a decision: neither applied nor learned.
+    Deferred,
+    /// This item could not be carried over; the others go on (`windows-sync.md` 6.5).
+    RecoverableError,
+}
+
+/// The destination's word on one change; exactly one per change of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeOutcome {
+    /// Which item.
+    pub item_id: ItemId,
+    /// What became of the change.
+    pub kind: OutcomeKind,
+    /// The units that failed; empty means the item as a whole.
+    pub failed_change_unit_ids: Vec<ChangeUnitId>,
+    /// A concurrency conflict was met.
+    pub conflict: bool,
+    /// The change was a deletion.
+    pub tombstone: bool,
+    /// Why, for [`OutcomeKind::RecoverableError`].
+    pub error: Option<RecoverableError>,
+}
+
+/// Why one item was left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoverableError {
+    /// A failure code.
+    pub hresult: Hresult,
+    /// The item, as a person knows it.
+    pub item_display_name: String,
+    /// One line: what went wrong.
+    pub error_description: String,
+}

@@ -1,0 +1,6 @@
+//! Synclave coordinates sync sessions between remote stores.
+
+pub mod knowledge;
+pub mod provider;
+pub mod store;
+pub mod types;

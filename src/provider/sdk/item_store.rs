@@ -1,0 +1,204 @@
+//! What a store author writes.
+//!
+//! An item is a map of properties and a content. The SDK calls from blocking threads. Content goes in two steps, so that
+//! nothing half-written is ever visible: it is *staged* (invisible), made durable for many items at once, and then *put* in
+//! place, one atomic step per item, each checked against what the SDK believes is there.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{Read, Write};
+
+use serde::{Deserialize, Serialize};
+
+use crate::knowledge::{Digest, ItemDataHeader, ItemId, RecoverableError};
+use crate::types::Hresult;
+
+/// An item's state, as versions tell it apart: two states that are equal are the same data and metadata.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemState {
+    /// Store-defined facts, such as kind and mode. What is here travels.
+    pub properties: BTreeMap<String, String>,
+    /// Bytes of content.
+    pub size: u64,
+    /// SHA-256 of the content.
+    pub digest: Digest,
+    /// When a user last changed it, where the store knows; decides "later wins".
+    pub modification_time: Option<jiff::Timestamp>,
+}
+
+impl ItemState {
+    /// True when the content is the same, whatever the properties.
+    pub fn same_content(&self, other: &Self) -> bool {
+        self.size == other.size && self.digest == other.digest
+    }
+}
+
+/// Opaque evidence that an item is unchanged without reading it (for a file: device, inode, size, times, mode).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fingerprint(pub Vec<u8>);
+
+/// What the SDK's metadata says of an item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownItem {
+    /// Its last known state; of a tombstone, the state that was deleted.
+    pub state: ItemState,
+    /// Its fingerprint when that state was recorded.
+    pub fingerprint: Fingerprint,
+    /// It is a tombstone.
+    pub deleted: bool,
+}
+
+/// The metadata, as a scan sees it.
+pub trait Known: Sync {
+    /// One item.
+    fn get(&self, id: &ItemId) -> Option<KnownItem>;
+    /// Every item that is not a tombstone, in ascending order.
+    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &KnownItem));
+}
+
+/// One difference between the store and the metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observation {
+    /// The item is there and is new, changed, or only its fingerprint is (the SDK compares the states).
+    Present {
+        /// Which item.
+        id: ItemId,
+        /// Its state now.
+        state: ItemState,
+        /// Evidence for the next time.
+        fingerprint: Fingerprint,
+    },
+    /// The item is gone: a complete, error-free look at the place where it would be shows so.
+    Missing {
+        /// Which item.
+        id: ItemId,
+    },
+}
+
+/// Something that is in the store and is not carried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Where.
+    pub display_name: String,
+    /// One line: why.
+    pub reason: String,
+}
+
+/// Result of a look for local changes.
+#[derive(Clone, Debug, Default)]
+pub struct Detection {
+    /// Differences, in ascending order of the item id.
+    pub observations: Vec<Observation>,
+    /// What is left out, with reasons.
+    pub skipped: Vec<Skipped>,
+}
+
+/// The store as a whole cannot be used, or must not be: nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct StoreError {
+    /// UPPER_SNAKE: ROOT_MISSING, MASS_DELETE, IO, …
+    pub reason: String,
+    /// The HRESULT that goes with it.
+    pub hresult: Hresult,
+    /// One line: what, where, what to do.
+    pub message: String,
+}
+
+/// One item could not be read or written; the others go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ItemError {
+    /// The item is not what the SDK believes: changed, created or deleted meanwhile. Nothing was changed.
+    #[error("changed while it was being synced")]
+    Changed,
+    /// Another item is in the way, such as a file where a directory must be.
+    #[error("{0}")]
+    InTheWay(String),
+    /// Anything else: permission, space, a name that the store cannot hold.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl ItemError {
+    /// As it is told to the coordinator.
+    pub fn into_recoverable(self, id: &ItemId) -> RecoverableError {
+        let hresult = match &self {
+            Self::Changed => Hresult::SYNC_E_DATA_MODIFIED_CONCURRENTLY,
+            Self::InTheWay(_) | Self::Failed(_) => Hresult::E_FAIL,
+        };
+        RecoverableError { hresult, item_display_name: id.to_string(), error_description: self.to_string() }
+    }
+}
+
+/// What must be in place for an action to be carried out.
+#[derive(Clone, Debug)]
+pub enum Replaces {
+    /// Nothing: the item is new here.
+    Nothing,
+    /// Exactly this; a displaced item that is something else goes back.
+    Item(KnownItem),
+}
+
+/// Content on its way in. Dropped without `finish`, it leaves nothing behind.
+pub trait Staging: Write + Send {
+    /// All content was written.
+    fn finish(self: Box<Self>) -> Result<Staged, ItemError>;
+}
+
+/// Staged content: a name that only the store understands. The store removes what is never put.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Staged(pub u64);
+
+/// An action was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// As asked; the fingerprint is that of the new state (empty after a deletion).
+    Done(Fingerprint),
+    /// A container could not be deleted because it still holds something; it stays until it is empty.
+    NotEmpty,
+}
+
+/// A store whose items are synced.
+pub trait ItemStore: fmt::Debug + Send + Sync + 'static {
+    /// Looks for differences between the store and the metadata. Must tell apart "is not there" and "cannot be seen".
+    fn detect(&self, known: &dyn Known) -> Result<Detection, StoreError>;
+
+    /// Opens an item's content for reading; [`ItemError::Changed`] when it is no longer what is known.
+    fn open(&self, id: &ItemId, known: &KnownItem) -> Result<Box<dyn Read + Send>, ItemError>;
+
+    /// True when the item is, at this moment, still what is known; asked after the last byte was read.
+    fn is_unchanged(&self, id: &ItemId, known: &KnownItem) -> bool;
+
+    /// Begins to stage content for `id`.
+    fn stage(&self, id: &ItemId, header: &ItemDataHeader) -> Result<Box<dyn Staging>, ItemError>;
+
+    /// Stages a copy of content that is in the store under another name, or was until a moment ago in this session;
+    /// the SDK has looked up `from`. [`ItemError::Changed`] when it is not what is known: the SDK then asks the source.
+    fn stage_copy(&self, id: &ItemId, from: &ItemId, known: &KnownItem) -> Result<Staged, ItemError>;
+
+    /// Makes everything that is staged durable.
+    fn sync_staged(&self) -> Result<(), StoreError>;
+
+    /// Puts staged content in place with `state`'s properties, in one visible step.
+    fn put(&self, id: &ItemId, staged: Staged, state: &ItemState, replaces: &Replaces) -> Result<Applied, ItemError>;
+
+    /// Changes an item's properties to `state`'s and leaves its content alone.
+    fn set_properties(&self, id: &ItemId, state: &ItemState, known: &KnownItem) -> Result<Applied, ItemError>;
+
+    /// Deletes an item. Its content may still be a source for `stage_copy` until `end_session`.
+    fn delete(&self, id: &ItemId, known: &KnownItem) -> Result<Applied, ItemError>;
+
+    /// Makes everything that was put, set and deleted durable.
+    fn sync_applied(&self) -> Result<(), StoreError>;
+
+    /// A session is over: staged content and what `delete` kept may go.
+    fn end_session(&self);
+
+    /// The name under which the losing content of a conflict stays beside `id`; `attempt` counts from 1. `None`: the store
+    /// cannot keep both.
+    fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId>;
+
+    /// Containers of `id`, from the nearest outwards: a deletion of one is carried out when nothing is left in it.
+    fn containers(&self, id: &ItemId) -> Vec<ItemId>;
+}

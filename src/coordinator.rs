@@ -1,0 +1,145 @@
+//! The coordinator: store, hub, sessions and operations, wired together.
+//!
+//! `serve` puts the gRPC edge in front of it; `sync` drives it in its own process. Neither has a loop of its own.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use tracing::info;
+
+use crate::grpc::provider::{DialOptions, DialOut};
+use crate::operation::Operations;
+use crate::provider::{CallError, Provider, Refusal, RefusalCode};
+use crate::session::{Dial, Sessions, Timing};
+use crate::store::Store;
+use crate::sync_info::Hub;
+use crate::types::{Endpoint, Hresult};
+
+/// What a coordinator needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where its state is kept; made if its parent exists.
+    pub data_dir: PathBuf,
+    /// Spans.
+    pub timing: Timing,
+    /// Where providers find SessionStateService; `None` when it is not told to them.
+    pub advertise: Option<String>,
+}
+
+/// Why a coordinator did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store could not be opened or written.
+    #[error(transparent)]
+    Store(#[from] crate::store::Error),
+    /// Former sessions could not be ended.
+    #[error("the former run could not be recovered: {0}")]
+    Sessions(#[from] crate::session::registry::Error),
+    /// Former operations could not go on.
+    #[error("the former run could not be recovered: {0}")]
+    Operations(#[from] crate::operation::Error),
+}
+
+/// A coordinator that runs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Coordinator {
+    /// What lasts.
+    pub store: Store,
+    /// What is watched.
+    pub hub: Arc<Hub>,
+    /// Sessions that run.
+    pub sessions: Sessions,
+    /// Operations that run.
+    pub operations: Operations,
+}
+
+impl Coordinator {
+    /// Opens the store, ends what a former run left behind, and goes on with its operations.
+    ///
+    /// # Errors
+    /// When the store is in use, broken, newer, or cannot be written: nothing was changed then.
+    pub async fn start(options: Options, dial: Dial) -> Result<Self, Error> {
+        let opened = Store::open(&options.data_dir)?;
+        let recovered = opened.recovered();
+        let hub = Arc::new(Hub::new(&recovered));
+        let publish = hub.clone();
+        let store = opened.start(move |published| publish.publish(published));
+        let sessions = Sessions::new(store.clone(), dial, options.timing, options.advertise);
+        sessions.recover(&recovered.sessions, &recovered.owed).await?;
+        let operations = Operations::new(store.clone(), sessions.clone());
+        let running = recovered.operations.into_iter().filter(|operation| !operation.state.is_final()).collect();
+        operations.recover(running).await?;
+        info!(data_dir = %options.data_dir.display(), "coordinator started");
+        Ok(Self { store, hub, sessions, operations })
+    }
+
+    /// Ends all sessions, each provider with its EndSession, within `grace`. Operations go on after the next start.
+    pub async fn stop(&self, grace: Duration) {
+        self.operations.close();
+        self.sessions.shutdown(grace).await;
+        self.operations.closed().await;
+        self.store.close().await;
+    }
+}
+
+/// The providers that this process can reach: some of them are in it, the others are dialled.
+#[derive(Debug, Default)]
+pub struct Providers {
+    local: HashMap<Endpoint, LocalProvider>,
+    options: DialOptions,
+    /// One connection per address, shared by all sessions that use it at the time.
+    dialled: Mutex<HashMap<String, Weak<DialOut>>>,
+}
+
+struct LocalProvider(Arc<dyn Provider>);
+
+impl std::fmt::Debug for LocalProvider {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LocalProvider")
+    }
+}
+
+impl Providers {
+    /// Only what can be dialled.
+    pub fn new(options: DialOptions) -> Self {
+        Self { options, ..Self::default() }
+    }
+
+    /// Adds a provider of this process.
+    pub fn add(&mut self, endpoint: Endpoint, provider: Arc<dyn Provider>) {
+        self.local.insert(endpoint, LocalProvider(provider));
+    }
+
+    /// As the function that sessions find their providers with.
+    pub fn into_dial(self) -> Dial {
+        Arc::new(move |endpoint| self.find(endpoint))
+    }
+
+    fn find(&self, endpoint: &Endpoint) -> Result<Arc<dyn Provider>, CallError> {
+        if let Some(LocalProvider(provider)) = self.local.get(endpoint) {
+            return Ok(provider.clone());
+        }
+        let address = match endpoint {
+            Endpoint::Address(address) => address,
+            Endpoint::MemberName(name) => {
+                let message = format!("no member is named {name}: members are not offered yet; give the provider's address");
+                return Err(CallError::Refused(Refusal::own(
+                    RefusalCode::Unimplemented,
+                    "MEMBERS",
+                    Hresult::E_NOTIMPL,
+                    message,
+                )));
+            }
+        };
+        let mut dialled = self.dialled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(provider) = dialled.get(address).and_then(Weak::upgrade) {
+            return Ok(provider);
+        }
+        let provider = Arc::new(DialOut::new(address, self.options.clone())?);
+        dialled.retain(|_, provider| provider.strong_count() > 0);
+        dialled.insert(address.clone(), Arc::downgrade(&provider));
+        Ok(provider)
+    }
+}

@@ -1,0 +1,213 @@
+//! The operations of this process: starts them, finds those that run, and cancels them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, error_span};
+
+use super::course::Course;
+use super::task::OperationTask;
+use crate::session::Sessions;
+use crate::store::{InitiatedBy, OperationRecord, OperationState, Store, SyncDirection, Write};
+use crate::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction, OperationId};
+
+/// An operation that is to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewOperation {
+    /// Who asks, and so how long it goes on.
+    pub initiated_by: InitiatedBy,
+    /// First end.
+    pub source: Endpoint,
+    /// Second end.
+    pub destination: Endpoint,
+    /// Which directions.
+    pub direction: SyncDirection,
+    /// How conflicts are settled.
+    pub conflict_resolution_policy: ConflictResolutionPolicy,
+    /// What to do with an out-of-date destination.
+    pub full_enumeration_action: FullEnumerationAction,
+    /// The safety stop is off.
+    pub allow_mass_delete: bool,
+    /// Failures in a row that end it; 0: no limit.
+    pub max_attempts: u32,
+    /// Sessions that end it, at least 1.
+    pub max_sessions: u32,
+}
+
+/// Why an operation did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store did not take it: nothing was started.
+    #[error("the operation was not accepted: {0}")]
+    Store(#[from] crate::store::Error),
+    /// It is shutting down.
+    #[error("the coordinator is shutting down; try again when it is back")]
+    ShuttingDown,
+}
+
+/// The operations of this process. Cheap to clone.
+#[derive(Clone)]
+pub struct Operations {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    sessions: Sessions,
+    running: Mutex<Running>,
+    tracker: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+#[derive(Default)]
+struct Running {
+    operations: HashMap<OperationId, Handle>,
+    closed: bool,
+}
+
+#[derive(Clone)]
+struct Handle {
+    cancel: CancellationToken,
+    visible: watch::Receiver<OperationRecord>,
+}
+
+impl std::fmt::Debug for Operations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Operations").field("running", &self.running().operations.len()).finish_non_exhaustive()
+    }
+}
+
+impl Operations {
+    /// Operations whose sessions run in `sessions`.
+    pub fn new(store: Store, sessions: Sessions) -> Self {
+        let inner = Inner {
+            store,
+            sessions,
+            running: Mutex::default(),
+            tracker: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.inner.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes on with the operations that the process before this one left running.
+    pub async fn recover(&self, left_behind: Vec<OperationRecord>) -> Result<(), Error> {
+        for record in left_behind {
+            match record.initiated_by {
+                InitiatedBy::Operation => drop(self.run(record)),
+                // One session, no retries: it ended with its session.
+                InitiatedBy::Session => {
+                    let end_time = Some(Timestamp::now());
+                    let record = OperationRecord { state: OperationState::Failed, end_time, ..record };
+                    self.inner.store.commit(vec![Write::Operation(Box::new(record))]).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Accepts an operation: it is durable when this returns, and runs.
+    ///
+    /// # Errors
+    /// When it could not be stored; then nothing was started.
+    pub async fn start(&self, new: NewOperation) -> Result<watch::Receiver<OperationRecord>, Error> {
+        if self.running().closed {
+            return Err(Error::ShuttingDown);
+        }
+        let record = OperationRecord {
+            operation_id: OperationId::generate(),
+            initiated_by: new.initiated_by,
+            source: new.source,
+            destination: new.destination,
+            direction: new.direction,
+            conflict_resolution_policy: new.conflict_resolution_policy,
+            full_enumeration_action: new.full_enumeration_action,
+            allow_mass_delete: new.allow_mass_delete,
+            max_attempts: new.max_attempts,
+            max_sessions: new.max_sessions,
+            state: OperationState::Running,
+            attempt: 0,
+            next_attempt_time: None,
+            last_error: None,
+            sync_guids: Vec::new(),
+            create_time: Timestamp::now(),
+            end_time: None,
+        };
+        self.inner.store.commit(vec![Write::Operation(Box::new(record.clone()))]).await?;
+        Ok(self.run(record))
+    }
+
+    fn run(&self, record: OperationRecord) -> watch::Receiver<OperationRecord> {
+        let id = record.operation_id;
+        let (visible, receiver) = watch::channel(record.clone());
+        let cancel = CancellationToken::new();
+        let handle = Handle { cancel: cancel.clone(), visible: receiver.clone() };
+        self.running().operations.insert(id, handle);
+        let task = OperationTask {
+            course: Course::new(record.direction, record.max_attempts, record.max_sessions),
+            record,
+            store: self.inner.store.clone(),
+            sessions: self.inner.sessions.clone(),
+            cancel,
+            shutdown: self.inner.shutdown.clone(),
+            visible,
+        };
+        let registered = Registered { operations: self.clone(), id };
+        self.inner.tracker.spawn(
+            async move {
+                let _registered = registered;
+                task.run().await;
+            }
+            .instrument(error_span!("operation", operation_id = %id)),
+        );
+        receiver
+    }
+
+    /// The record of an operation that runs, as it changes; `None` when it is over or unknown (the store then has its last word).
+    pub fn watch(&self, id: OperationId) -> Option<watch::Receiver<OperationRecord>> {
+        self.running().operations.get(&id).map(|handle| handle.visible.clone())
+    }
+
+    /// Asks an operation to end, and waits until it has; `None` when it does not run.
+    pub async fn cancel(&self, id: OperationId) -> Option<OperationRecord> {
+        let mut handle = self.running().operations.get(&id).cloned()?;
+        handle.cancel.cancel();
+        match handle.visible.wait_for(|record| record.state.is_final()).await {
+            Ok(record) => Some(record.clone()),
+            // The coordinator stops: the operation goes on after the next start.
+            Err(_) => Some(handle.visible.borrow().clone()),
+        }
+    }
+
+    /// Stops without ending: what runs goes on after the next start. The sessions are stopped by [`Sessions::shutdown`],
+    /// which must follow.
+    pub fn close(&self) {
+        self.running().closed = true;
+        self.inner.shutdown.cancel();
+        self.inner.tracker.close();
+    }
+
+    /// Waits until no operation's task runs; after [`Operations::close`] and [`Sessions::shutdown`].
+    pub async fn closed(&self) {
+        self.inner.tracker.wait().await;
+    }
+}
+
+struct Registered {
+    operations: Operations,
+    id: OperationId,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.operations.running().operations.remove(&self.id);
+    }
+}

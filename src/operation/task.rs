@@ -1,0 +1,152 @@
+//! The task of one operation.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::course::{Course, Ended, Flow, Next};
+use crate::session::task::Finished;
+use crate::session::{NewSession, Sessions};
+use crate::store::{InitiatedBy, LastError, OperationRecord, OperationState, Store, Write};
+use crate::types::{Hresult, InitiationReason, ProviderWithError, SyncState};
+
+pub(super) struct OperationTask {
+    pub record: OperationRecord,
+    pub course: Course,
+    pub store: Store,
+    pub sessions: Sessions,
+    pub cancel: CancellationToken,
+    pub shutdown: CancellationToken,
+    /// Everyone who waits for this operation reads its record here, after it is stored.
+    pub visible: watch::Sender<OperationRecord>,
+}
+
+impl OperationTask {
+    /// Runs to a final state, or until the coordinator stops: then the stored record says RUNNING or WAITING, and the next
+    /// start goes on.
+    pub(super) async fn run(mut self) {
+        let mut next = self.course.first();
+        loop {
+            let flow = match next {
+                Next::Begin(flow) => flow,
+                Next::Retry(flow, pause) => {
+                    self.record.state = OperationState::Waiting;
+                    self.record.next_attempt_time = Timestamp::now().checked_add(pause).ok();
+                    self.save().await;
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.cancel.cancelled() => return self.end(OperationState::Canceled).await,
+                        () = self.shutdown.cancelled() => return,
+                    }
+                    flow
+                }
+                Next::End(state) => return self.end(state).await,
+            };
+            if self.cancel.is_cancelled() {
+                return self.end(OperationState::Canceled).await;
+            }
+            next = match self.session(flow).await {
+                Some(ended) => self.course.after(flow, ended),
+                None => return,
+            };
+            self.record.attempt = self.course.attempt();
+        }
+    }
+
+    /// One session, from its acceptance to its end. `None` when the coordinator stops.
+    async fn session(&mut self, flow: Flow) -> Option<Ended> {
+        self.record.state = OperationState::Running;
+        self.record.next_attempt_time = None;
+        let (source, destination) = match flow {
+            Flow::Upload => (&self.record.source, &self.record.destination),
+            Flow::Download => (&self.record.destination, &self.record.source),
+        };
+        let begun = self
+            .sessions
+            .begin(NewSession {
+                operation_id: self.record.operation_id,
+                initiation_reason: match self.record.initiated_by {
+                    InitiatedBy::Session => InitiationReason::Forced,
+                    InitiatedBy::Operation => InitiationReason::ForcedUntilSync,
+                },
+                source: source.clone(),
+                destination: destination.clone(),
+                conflict_resolution_policy: self.record.conflict_resolution_policy,
+                full_enumeration_action: self.record.full_enumeration_action,
+                allow_mass_delete: self.record.allow_mass_delete,
+            })
+            .await;
+        let session = match begun {
+            Ok(session) => session,
+            Err(crate::session::registry::Error::ShuttingDown) => return None,
+            Err(failure) => {
+                warn!(%failure, "a session could not begin");
+                self.record.last_error = Some(LastError {
+                    provider_with_error: Some(ProviderWithError::Coordinator),
+                    hresult: Hresult::E_FAIL,
+                    message: failure.to_string(),
+                });
+                return Some(Ended {
+                    state: SyncState::InError,
+                    ticks: Default::default(),
+                    updates_transferred: 0,
+                    worth_retrying: matches!(failure, crate::session::registry::Error::Store(_)),
+                    canceled: false,
+                });
+            }
+        };
+        self.record.sync_guids.push(session.sync_guid());
+        self.save().await;
+        let finished = tokio::select! {
+            finished = session.finished() => finished,
+            () = self.cancel.cancelled() => {
+                session.cancel("CANCELED", "the operation was cancelled").await;
+                session.finished().await
+            }
+        };
+        let finished = finished?;
+        if finished.cause == "SHUTDOWN" {
+            return None;
+        }
+        Some(self.take_in(&finished))
+    }
+
+    fn take_in(&mut self, finished: &Arc<Finished>) -> Ended {
+        let record = &finished.record;
+        if matches!(record.state, SyncState::InError | SyncState::Interrupted) {
+            self.record.last_error = Some(LastError {
+                provider_with_error: record.provider_with_error,
+                hresult: record.hresult,
+                message: record.error_message.clone(),
+            });
+        }
+        Ended {
+            state: record.state,
+            ticks: finished.ticks,
+            updates_transferred: record.counters.updates_transferred,
+            worth_retrying: finished.worth_retrying,
+            canceled: record.state == SyncState::Interrupted && finished.cause == "CANCELED",
+        }
+    }
+
+    async fn end(mut self, state: OperationState) {
+        if state == OperationState::InSync {
+            self.record.last_error = None;
+        }
+        self.record.state = state;
+        self.record.next_attempt_time = None;
+        self.record.end_time = Some(Timestamp::now().max(self.record.create_time));
+        info!(?state, sessions = self.record.sync_guids.len(), "operation ended");
+        self.save().await;
+    }
+
+    async fn save(&self) {
+        if let Err(failure) = self.store.commit(vec![Write::Operation(Box::new(self.record.clone()))]).await {
+            warn!(%failure, "an operation's state is not stored; after a restart it goes on from the state before");
+        }
+        self.visible.send_replace(self.record.clone());
+    }
+}

@@ -1,0 +1,34 @@
+//! The session: one BeginSession … EndSession over one source and one destination (design section 4).
+//!
+//! | question | look in |
+//! | --- | --- |
+//! | which edges there are | [`edge`] |
+//! | what happens next, and why | [`machine`]: pure, `handle(event, now) → effects` |
+//! | where an EndSession is owed | [`machine`] writes it before BeginSession goes out, [`outbox`] delivers what is left over |
+//! | where blame is decided | [`blame`] |
+//! | who carries it out | [`task`]: one per session, behind a [`SessionHandle`] |
+//! | how item data flows | [`relay`] |
+//! | who may run when | [`admission`] |
+
+pub mod admission;
+pub mod blame;
+pub mod edge;
+pub mod machine;
+pub mod outbox;
+pub mod recovery;
+pub mod registry;
+pub mod relay;
+pub mod task;
+pub mod timing;
+
+pub use registry::{NewSession, Sessions, StateError};
+pub use task::SessionHandle;
+pub use timing::Timing;
+
+use std::sync::Arc;
+
+use crate::provider::{CallError, Provider};
+use crate::types::Endpoint;
+
+/// Finds the provider behind an endpoint. Making a connection is not part of it: that happens with the first call.
+pub type Dial = Arc<dyn Fn(&Endpoint) -> Result<Arc<dyn Provider>, CallError> + Send + Sync>;

@@ -1,0 +1,132 @@
+//! Blame: which side a session's failure is laid to, and with which words (design section 4, Blame).
+//!
+//! The order is: the referee's evidence; a provider's word against itself; the provider whose call broke; and last what the
+//! other provider said. The first three end a session as they come in, one at a time; an accusation of the partner is kept
+//! until the call that is under way has come back, so that evidence goes before it.
+
+use crate::provider::{CallError, ProviderFault, RefusalCode};
+use crate::referee::Breach;
+use crate::types::{Hresult, ProviderRole, ProviderWithError, SyncState};
+
+/// Why a session ends other than well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// [`SyncState::InError`] or [`SyncState::Interrupted`].
+    pub state: SyncState,
+    /// Who is at fault; `None` when nobody is, such as two replicas of different schemas.
+    pub provider_with_error: Option<ProviderWithError>,
+    /// Why.
+    pub hresult: Hresult,
+    /// What that side said, or what was seen of it; one line.
+    pub message: String,
+    /// UPPER_SNAKE: the cause of the transition.
+    pub cause: String,
+    /// A further session may fare better. Never so for a breach of a rule, unequal schemas, a safety stop, or a permission.
+    pub worth_retrying: bool,
+}
+
+impl Failure {
+    /// The referee saw a rule broken.
+    pub fn breach(breach: Breach) -> Self {
+        Self {
+            state: SyncState::InError,
+            provider_with_error: Some(breach.role.into()),
+            hresult: breach.rule.hresult(),
+            message: format!("{} broke the rule {}: {}", breach.role, breach.rule.word(), breach.message),
+            cause: breach.rule.word().to_owned(),
+            worth_retrying: false,
+        }
+    }
+
+    /// A call to a provider failed.
+    pub fn call(role: ProviderRole, call: &str, error: &CallError) -> Self {
+        let (provider_with_error, cause) = match error {
+            CallError::Refused(refusal) if refusal.reason == "BUSY" => (None, "BUSY".to_owned()),
+            CallError::Refused(refusal) => (Some(role.into()), refusal.reason.clone()),
+            CallError::Unreachable(_) => (Some(role.into()), "UNREACHABLE".to_owned()),
+            CallError::ConnectionLost(_) => (Some(role.into()), "CONNECTION_LOST".to_owned()),
+            CallError::Deadline(_) => (Some(role.into()), "DEADLINE".to_owned()),
+            CallError::Garbage { .. } => (Some(role.into()), "GARBAGE".to_owned()),
+        };
+        Self {
+            state: SyncState::InError,
+            provider_with_error,
+            hresult: error.hresult(),
+            message: match error {
+                CallError::Refused(refusal) => format!("{role} refused {call}: {}", refusal.message),
+                other => format!("{role} in {call}: {other}"),
+            },
+            cause,
+            worth_retrying: is_worth_retrying(error),
+        }
+    }
+
+    /// A provider said who is at fault (SetProviderWithError, or in-band).
+    pub fn said(by: ProviderRole, fault: &ProviderFault) -> Self {
+        let at_fault = if fault.caller_at_fault { by } else { by.other() };
+        let message = match (fault.caller_at_fault, fault.message.is_empty()) {
+            (true, true) => format!("{by} reported a failure of its own"),
+            (true, false) => format!("{by} reported: {}", fault.message),
+            (false, true) => format!("{by} said that the {at_fault} is at fault"),
+            (false, false) => format!("{by} said of the {at_fault}: {}", fault.message),
+        };
+        Self {
+            state: SyncState::InError,
+            provider_with_error: Some(at_fault.into()),
+            hresult: fault.hresult.filter(|hresult| hresult.is_failure()).unwrap_or(Hresult::E_FAIL),
+            message,
+            cause: "PROVIDER_WITH_ERROR".to_owned(),
+            worth_retrying: true,
+        }
+    }
+
+    /// The coordinator itself failed.
+    pub fn coordinator(message: impl Into<String>) -> Self {
+        Self {
+            state: SyncState::InError,
+            provider_with_error: Some(ProviderWithError::Coordinator),
+            hresult: Hresult::SYNC_E_INTERNAL_ERROR,
+            message: message.into(),
+            cause: "COORDINATOR_FAILED".to_owned(),
+            worth_retrying: true,
+        }
+    }
+
+    /// Refused before BeginSession, for a reason that lies between the two.
+    pub fn mismatch(cause: &str, hresult: Hresult, message: impl Into<String>) -> Self {
+        Self {
+            state: SyncState::InError,
+            provider_with_error: None,
+            hresult,
+            message: message.into(),
+            cause: cause.to_owned(),
+            worth_retrying: false,
+        }
+    }
+
+    /// Cancelled, or the coordinator stopped.
+    pub fn interrupted(cause: &str, message: impl Into<String>) -> Self {
+        Self {
+            state: SyncState::Interrupted,
+            provider_with_error: None,
+            hresult: Hresult::E_ABORT,
+            message: message.into(),
+            cause: cause.to_owned(),
+            worth_retrying: false,
+        }
+    }
+}
+
+/// A refusal that would be the same the next time is not worth a retry; a silent or absent provider is.
+fn is_worth_retrying(error: &CallError) -> bool {
+    let CallError::Refused(refusal) = error else { return true };
+    let safety_stop = matches!(refusal.reason.as_str(), "MASS_DELETE" | "ROOT_MISSING");
+    let final_code = matches!(
+        refusal.code,
+        RefusalCode::InvalidArgument
+            | RefusalCode::PermissionDenied
+            | RefusalCode::Unauthenticated
+            | RefusalCode::Unimplemented
+    );
+    !safety_stop && !final_code
+}

@@ -1,0 +1,920 @@
+//! The life of a coordinated session as a pure machine: `handle(event, now)` returns effects. No I/O, no clock, no randomness,
+//! so that a simulation can drive millions of histories.
+//!
+//! ```text
+//! Identifying → Admitting → Recording → Beginning → Asking → Enumerating → Processing ─┐
+//!                                          ▲           ▲────────────────────────────────┤ until the last batch
+//!                                          │           └── Reconnecting ◄── lost ───────┤
+//!                                          └ BeginSession at most once per provider     ▼
+//!                                                              Done ◄── Ending ◄── Concluding
+//! ```
+//!
+//! ‡ An EndSession is owed from the moment that BeginSession may go out: the row is committed in `Recording`, before
+//! `Beginning`. ‡ The outcome and both notices are committed in `Concluding`, before EndSession goes out.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::blame::Failure;
+use super::edge::is_edge;
+use super::timing::Timing;
+use crate::knowledge::{ChangeBatch, IdParameters};
+use crate::provider::{
+    CallError, ChangeBatchRequest, MAX_MESSAGE_BYTES, ProgressTotals, ProviderFault, ProviderInfo, Renewal, SyncBatchParameters,
+};
+use crate::referee::{BatchReport, BatchVerdict, Referee};
+use crate::store::{EndNotice, OwedEnd, SessionEvent, SessionRecord};
+use crate::types::{Hresult, ProviderRole, SyncState};
+
+mod end;
+#[cfg(test)]
+mod tests;
+
+use end::Ends;
+
+/// Batches in a row that are not the last one and bring nothing: more is a source that would go on for ever (2.6).
+const MAX_FRUITLESS_BATCHES: u32 = 16;
+
+/// Items up to this size may carry their data inline in a batch.
+const MAX_INLINE_BYTES: u64 = 64 * 1024;
+
+/// Room that is left in a message for what is not the batch.
+const MESSAGE_SLACK: u64 = 64 * 1024;
+
+/// The time, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Monotonic: spans are measured on it.
+    pub instant: Instant,
+    /// Civil: what people read.
+    pub wall: Timestamp,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The session's task runs. First.
+    Started,
+    /// Both replicas are free and now held for this session.
+    Admitted,
+    /// Not yet: why, UPPER_SNAKE.
+    Waiting(String),
+    /// What was asked to be committed is durable.
+    Committed(Commit),
+    /// The coordinator itself failed, such as a commit that did not become durable: one line.
+    CoordinatorFailed(String),
+    /// A provider answered, or did not.
+    Answered {
+        /// Who.
+        role: ProviderRole,
+        /// When the call was sent.
+        sent: Instant,
+        /// Which call, and what came of it.
+        answer: Answer,
+    },
+    /// ProcessChangeBatch is over, and the referee is back.
+    Processed {
+        /// It went along with the batch.
+        referee: Box<Referee>,
+        /// What came of it.
+        result: Result<BatchReport, RelayError>,
+    },
+    /// Item data flows: totals of the batch in hand.
+    Relayed(Relayed),
+    /// A timer that was asked for.
+    Timer(Timer),
+    /// Someone asked for the session to end.
+    Cancel {
+        /// UPPER_SNAKE: CANCELED, SHUTDOWN, …
+        cause: String,
+        /// One line for people.
+        reason: String,
+    },
+    /// SetProviderWithError.
+    Fault {
+        /// Who said it.
+        by: ProviderRole,
+        /// What was said.
+        fault: ProviderFault,
+    },
+    /// OnProgress: totals since the start of the session.
+    Progress(ProgressTotals),
+}
+
+/// Answers of unary calls.
+#[derive(Debug)]
+pub enum Answer {
+    /// GetIdParameters.
+    Identified(Result<ProviderInfo, CallError>),
+    /// BeginSession.
+    Begun(Result<(), CallError>),
+    /// RenewSession.
+    Renewed(Result<Renewal, CallError>),
+    /// GetSyncBatchParameters.
+    Parameters(Result<SyncBatchParameters, CallError>),
+    /// GetChangeBatch.
+    Batch(Result<ChangeBatch, CallError>),
+    /// EndSession.
+    Ended(Result<(), CallError>),
+}
+
+/// What must be durable before the session goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commit {
+    /// "Begin sent, EndSession owed", for both.
+    Begin,
+    /// The outcome and the notices of the EndSessions that are owed.
+    Outcome,
+    /// The final state.
+    Final,
+}
+
+/// Timers. Setting one again replaces it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Timer {
+    /// RenewSession is due.
+    Renew,
+    /// Try to reach a provider again.
+    Reconnect(ProviderRole),
+    /// A cancelled call has had its grace.
+    CancelGrace,
+    /// EndSession has had its grace.
+    EndGrace,
+    /// Send EndSession once more.
+    RetryEnd(ProviderRole),
+}
+
+/// What to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Call GetIdParameters.
+    Identify(ProviderRole),
+    /// Ask for both replicas at once; answered by `Admitted`, perhaps after `Waiting`.
+    Admit,
+    /// Call BeginSession.
+    Begin(ProviderRole),
+    /// Call RenewSession.
+    Renew {
+        /// At whom.
+        role: ProviderRole,
+        /// With the cancel flag.
+        canceled: bool,
+    },
+    /// Call GetSyncBatchParameters at the destination.
+    GetParameters,
+    /// Call GetChangeBatch at the source.
+    GetBatch(ChangeBatchRequest),
+    /// Call ProcessChangeBatch at the destination and relay what it loads.
+    Process {
+        /// The batch.
+        batch: ChangeBatch,
+        /// Judges the frames; comes back with `Processed`.
+        referee: Box<Referee>,
+    },
+    /// Send the cancel message on the stream of ProcessChangeBatch.
+    CancelWork,
+    /// Cut every call under way but EndSession.
+    AbortWork,
+    /// Call EndSession.
+    End(ProviderRole, EndNotice),
+    /// An EndSession that was not answered in time is the outbox's from here on.
+    HandOver(ProviderRole),
+    /// An EndSession is owed no longer.
+    Settle(ProviderRole),
+    /// Make the record, its new events and the rows that go with it durable; answered by `Committed`.
+    Commit(Commit, Vec<OwedEnd>),
+    /// Make the record visible, with its new events; durable with the next commit.
+    Publish,
+    /// Set a timer.
+    SetTimer(Timer, Duration),
+    /// The session is over; nothing follows.
+    Finish,
+}
+
+/// Totals of the batch that is being processed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relayed {
+    /// Bytes of item data delivered, inline included.
+    pub bytes: u64,
+    /// Changes reported applied.
+    pub applied: u64,
+    /// Changes that have an outcome.
+    pub outcomes: u64,
+    /// Conflicts reported.
+    pub conflicts: u64,
+    /// Deletions reported.
+    pub tombstones: u64,
+}
+
+/// Why a batch was not processed to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RelayError {
+    /// A rule was broken.
+    Breach(crate::referee::Breach),
+    /// A call broke.
+    Call {
+        /// At whom.
+        role: ProviderRole,
+        /// Which.
+        call: &'static str,
+        /// How.
+        error: CallError,
+    },
+    /// The destination ended the batch with a fault.
+    Fault(ProviderFault),
+    /// Cut by `AbortWork`.
+    Aborted,
+}
+
+/// Where the session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Created,
+    Identifying { since: Instant, attempt: u32 },
+    Admitting,
+    Recording,
+    Beginning,
+    Asking,
+    Enumerating,
+    Processing,
+    Reconnecting { role: ProviderRole, since: Instant, attempt: u32 },
+    Concluding,
+    Ending,
+    Finishing,
+    Done,
+}
+
+/// What a session has left behind when it is over, for its operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ticks {
+    /// The source's own tick in its last made-with knowledge.
+    pub source: u64,
+    /// The destination's own tick in its last knowledge.
+    pub destination: u64,
+}
+
+/// A coordinated session. See the module's text.
+#[derive(Debug)]
+pub struct Machine {
+    record: SessionRecord,
+    timing: Timing,
+    step: Step,
+    infos: [Option<ProviderInfo>; 2],
+    ends: Ends,
+    referee: Option<Box<Referee>>,
+    renewing: [bool; 2],
+    heard: [Option<Instant>; 2],
+    batch: BatchInHand,
+    left_out: u64,
+    fruitless: u32,
+    failure: Option<Failure>,
+    accusation: Option<Failure>,
+    events: Vec<SessionEvent>,
+    rate: Rate,
+    restarted: bool,
+}
+
+/// What the counters must be added to, and what the batch in hand will bring.
+#[derive(Clone, Copy, Debug, Default)]
+struct BatchInHand {
+    base: crate::store::Counters,
+    changes: u64,
+    remaining: u64,
+    is_last: bool,
+}
+
+/// Bytes over the last few seconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    since: Option<(Instant, u64)>,
+}
+
+impl Machine {
+    /// A session that was accepted and stored; `record.state` is INITIALIZED.
+    pub fn new(record: SessionRecord, timing: Timing) -> Self {
+        Self {
+            record,
+            timing,
+            step: Step::Created,
+            infos: [None, None],
+            ends: Ends::default(),
+            referee: None,
+            renewing: [false; 2],
+            heard: [None; 2],
+            batch: BatchInHand::default(),
+            left_out: 0,
+            fruitless: 0,
+            failure: None,
+            accusation: None,
+            events: Vec::new(),
+            rate: Rate::default(),
+            restarted: false,
+        }
+    }
+
+    /// The session as it is now.
+    pub fn record(&self) -> &SessionRecord {
+        &self.record
+    }
+
+    /// Transitions since the last call; they go with the next commit or publication.
+    pub fn take_events(&mut self) -> Vec<SessionEvent> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Why it ended, unless it ended well.
+    pub fn failure(&self) -> Option<&Failure> {
+        self.failure.as_ref()
+    }
+
+    /// True when there are transitions that are not stored yet.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// What a provider told of itself; known from `Admit` on.
+    pub fn info(&self, role: ProviderRole) -> Option<&ProviderInfo> {
+        self.infos[role as usize].as_ref()
+    }
+
+    /// The replicas' own ticks, as last seen.
+    pub fn ticks(&self) -> Ticks {
+        self.referee.as_ref().map_or_else(Ticks::default, |referee| Ticks {
+            source: referee.source_tick(),
+            destination: referee.destination_tick(),
+        })
+    }
+
+    /// True from the outcome on: the session's tokens are then read-only.
+    pub fn is_concluded(&self) -> bool {
+        matches!(self.step, Step::Concluding | Step::Ending | Step::Finishing | Step::Done)
+    }
+
+    /// True once a cancel was asked for, or the session is being ended for another reason.
+    pub fn is_canceled(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    /// Takes one event and says what to do.
+    pub fn handle(&mut self, event: Event, now: Now) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            Event::Started => {
+                self.step = Step::Identifying { since: now.instant, attempt: 1 };
+                self.record.phase = "IDENTIFYING".to_owned();
+                self.identify(&mut effects);
+            }
+            Event::Waiting(reason) => {
+                if self.step == Step::Admitting && self.record.waiting_reason != reason {
+                    self.record.waiting_reason = reason;
+                    effects.push(Effect::Publish);
+                }
+            }
+            Event::Admitted => self.admitted(now, &mut effects),
+            Event::Committed(commit) => self.committed(commit, now, &mut effects),
+            Event::CoordinatorFailed(message) => self.coordinator_failed(message, now, &mut effects),
+            Event::Answered { role, sent, answer } => {
+                self.hear(role, sent, &answer);
+                self.answered(role, sent, answer, now, &mut effects);
+            }
+            Event::Processed { referee, result } => {
+                self.referee = Some(referee);
+                self.processed(result, now, &mut effects);
+            }
+            Event::Relayed(relayed) => self.relayed(relayed, now, &mut effects),
+            Event::Timer(timer) => self.timer(timer, now, &mut effects),
+            Event::Cancel { cause, reason } => self.cancel(Failure::interrupted(&cause, reason), now, &mut effects),
+            Event::Fault { by, fault } => self.fault(by, &fault, now, &mut effects),
+            Event::Progress(totals) => self.progress(totals, &mut effects),
+        }
+        effects
+    }
+
+    fn identify(&mut self, effects: &mut Vec<Effect>) {
+        for role in ProviderRole::BOTH {
+            if self.infos[role as usize].is_none() {
+                effects.push(Effect::Identify(role));
+            }
+        }
+    }
+
+    /// Remembers when a call was sent that the provider answered: its lease runs from no earlier than that.
+    fn hear(&mut self, role: ProviderRole, sent: Instant, answer: &Answer) {
+        let answered = match answer {
+            Answer::Identified(_) => false,
+            Answer::Begun(result) | Answer::Ended(result) => result.is_ok(),
+            Answer::Renewed(result) => result.is_ok(),
+            Answer::Parameters(result) => result.is_ok(),
+            Answer::Batch(result) => result.is_ok(),
+        };
+        if answered {
+            let heard = &mut self.heard[role as usize];
+            *heard = Some(heard.map_or(sent, |at| at.max(sent)));
+        }
+    }
+
+    fn answered(&mut self, role: ProviderRole, sent: Instant, answer: Answer, now: Now, effects: &mut Vec<Effect>) {
+        match answer {
+            Answer::Identified(result) => match self.step {
+                Step::Identifying { .. } => self.identified(role, result, now, effects),
+                Step::Ending => self.instance_seen(role, result, now, effects),
+                _ => {}
+            },
+            Answer::Begun(result) => self.begun(role, result, now, effects),
+            Answer::Renewed(result) => self.renewed(role, result, now, effects),
+            Answer::Parameters(result) => {
+                if self.step == Step::Asking {
+                    self.parameters(result, now, effects);
+                }
+            }
+            Answer::Batch(result) => {
+                if self.step == Step::Enumerating {
+                    self.enumerated(result, now, effects);
+                }
+            }
+            Answer::Ended(result) => self.ended(role, sent, result, now, effects),
+        }
+    }
+
+    fn identified(&mut self, role: ProviderRole, result: Result<ProviderInfo, CallError>, now: Now, effects: &mut Vec<Effect>) {
+        match result {
+            Ok(info) => {
+                let member = self.record.member_mut(role);
+                member.replica_id = Some(info.replica_id.clone());
+                member.instance_id.clone_from(&info.instance_id);
+                if !info.member_name.is_empty() {
+                    member.name.clone_from(&info.member_name);
+                }
+                self.infos[role as usize] = Some(info);
+                if let [Some(source), Some(destination)] = &self.infos {
+                    match matching(source, destination) {
+                        Ok(_) => {
+                            self.step = Step::Admitting;
+                            self.record.phase = "WAITING".to_owned();
+                            effects.push(Effect::Admit);
+                        }
+                        Err(failure) => self.conclude(failure, now, effects),
+                    }
+                }
+            }
+            Err(error @ CallError::Refused(_)) => {
+                self.conclude(Failure::call(role, "GetIdParameters", &error), now, effects);
+            }
+            Err(error) => {
+                let Step::Identifying { since, attempt } = self.step else { return };
+                if now.instant.duration_since(since) >= self.timing.connect_patience {
+                    self.conclude(Failure::call(role, "GetIdParameters", &error), now, effects);
+                    return;
+                }
+                if self.record.state == SyncState::Initialized {
+                    // Admission goes by replica, and this replica is not known yet: the session dials before it is admitted.
+                    self.enter(SyncState::Connecting, "UNREACHABLE", &error.to_string(), now);
+                }
+                self.record.waiting_reason = format!("{}_UNREACHABLE", role.to_string().to_uppercase());
+                effects.push(Effect::Publish);
+                effects.push(Effect::SetTimer(Timer::Reconnect(role), self.timing.connect_pause_before(attempt)));
+            }
+        }
+    }
+
+    fn admitted(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.step != Step::Admitting {
+            return;
+        }
+        self.record.waiting_reason.clear();
+        self.record.phase = "ENLISTING".to_owned();
+        if self.record.state == SyncState::Initialized {
+            self.enter(SyncState::Connecting, "ADMITTED", "", now);
+        }
+        self.step = Step::Recording;
+        let owed = ProviderRole::BOTH.map(|role| self.owed(role, None)).into_iter().flatten().collect();
+        effects.push(Effect::Commit(Commit::Begin, owed));
+    }
+
+    fn committed(&mut self, commit: Commit, now: Now, effects: &mut Vec<Effect>) {
+        match (commit, self.step) {
+            (Commit::Begin, Step::Recording) => {
+                self.step = Step::Beginning;
+                for role in ProviderRole::BOTH {
+                    self.ends.sent(role, now.instant);
+                    effects.push(Effect::Begin(role));
+                }
+            }
+            (Commit::Outcome, Step::Concluding) => self.send_ends(now, effects),
+            (Commit::Final, Step::Finishing) => {
+                self.step = Step::Done;
+                effects.push(Effect::Finish);
+            }
+            _ => {}
+        }
+    }
+
+    /// The store does not take what must be durable. Nothing was sent that is not recorded, so the session can only stop;
+    /// what it owes is delivered by the next process that can read the store, or lapses with the lease.
+    fn coordinator_failed(&mut self, message: String, now: Now, effects: &mut Vec<Effect>) {
+        match self.step {
+            Step::Finishing => {
+                self.step = Step::Done;
+                effects.push(Effect::Finish);
+            }
+            Step::Concluding => {
+                // The notice is not durable, but the duty is (the row of `Recording`): say it all the same.
+                self.send_ends(now, effects);
+            }
+            Step::Recording => {
+                self.ends.nothing_sent();
+                self.conclude(Failure::coordinator(message), now, effects);
+            }
+            _ => self.conclude(Failure::coordinator(message), now, effects),
+        }
+    }
+
+    fn begun(&mut self, role: ProviderRole, result: Result<(), CallError>, now: Now, effects: &mut Vec<Effect>) {
+        match result {
+            Ok(()) => {
+                self.ends.begun(role);
+                if self.step == Step::Beginning && self.ends.all_begun() {
+                    self.enter(SyncState::InProgress, "ENLISTED", "", now);
+                    effects.push(Effect::SetTimer(Timer::Renew, self.timing.lease / 3));
+                    self.ask(effects);
+                    effects.push(Effect::Publish);
+                }
+            }
+            Err(error) => {
+                if error.had_no_effect() {
+                    self.ends.had_no_effect(role);
+                }
+                if self.step == Step::Beginning {
+                    self.conclude(Failure::call(role, "BeginSession", &error), now, effects);
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, effects: &mut Vec<Effect>) {
+        self.step = Step::Asking;
+        self.record.phase = "BATCH".to_owned();
+        effects.push(Effect::GetParameters);
+    }
+
+    fn parameters(&mut self, result: Result<SyncBatchParameters, CallError>, now: Now, effects: &mut Vec<Effect>) {
+        let parameters = match result {
+            Ok(parameters) => parameters,
+            Err(error) => return self.call_failed(ProviderRole::Destination, "GetSyncBatchParameters", error, now, effects),
+        };
+        if self.referee.is_none() {
+            let [Some(source), Some(destination)] = &self.infos else { return };
+            self.referee = Some(Box::new(Referee::new(
+                source.id_parameters,
+                source.replica_id.clone(),
+                destination.replica_id.clone(),
+                self.record.full_enumeration_action,
+            )));
+        }
+        let Some(referee) = self.referee.as_mut() else { return };
+        if let Err(breach) = referee.parameters(&parameters.knowledge) {
+            return self.conclude(Failure::breach(breach), now, effects);
+        }
+        if self.failure.is_some() {
+            return self.stop(now, effects);
+        }
+        let limits = self.infos.iter().flatten().map(|info| info.limits);
+        let smallest = |own: u64, of: fn(crate::provider::ProviderLimits) -> u64| {
+            limits.clone().map(of).filter(|limit| *limit > 0).fold(own, u64::min)
+        };
+        let request = ChangeBatchRequest {
+            requested_batch_size: smallest(u64::from(parameters.requested_batch_size.max(1)), |limits| limits.max_changes.into())
+                as u32,
+            max_bytes: smallest(MAX_MESSAGE_BYTES as u64 - MESSAGE_SLACK, |limits| limits.max_bytes),
+            destination_knowledge: referee.asked_knowledge(),
+            max_inline_bytes: smallest(MAX_INLINE_BYTES, |limits| limits.max_inline_bytes),
+        };
+        self.step = Step::Enumerating;
+        effects.push(Effect::GetBatch(request));
+    }
+
+    fn enumerated(&mut self, result: Result<ChangeBatch, CallError>, now: Now, effects: &mut Vec<Effect>) {
+        let batch = match result {
+            Ok(batch) => batch,
+            Err(error) => return self.call_failed(ProviderRole::Source, "GetChangeBatch", error, now, effects),
+        };
+        let Some(mut referee) = self.referee.take() else { return };
+        match referee.batch(&batch) {
+            Ok(BatchVerdict::Process) => {}
+            Ok(BatchVerdict::OutOfDate) => {
+                self.referee = Some(referee);
+                let failure = Failure::mismatch(
+                    "OUT_OF_DATE",
+                    Hresult::SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED,
+                    "the destination is out of date: the source has cleaned up deletions that it never saw; \
+                     the session was aborted, as full_enumeration_action says",
+                );
+                return self.conclude(failure, now, effects);
+            }
+            Err(breach) => {
+                self.referee = Some(referee);
+                return self.conclude(Failure::breach(breach), now, effects);
+            }
+        }
+        if self.failure.is_some() {
+            self.referee = Some(referee);
+            return self.stop(now, effects);
+        }
+        let changes = batch.changes().count() as u64;
+        self.batch = BatchInHand {
+            base: self.record.counters,
+            changes,
+            remaining: batch.remaining_updates.unwrap_or(0).into(),
+            is_last: batch.is_last_batch,
+        };
+        self.record.counters.updates_not_transferred = changes + self.batch.remaining;
+        self.record.counters.updates_to_be_transferred = changes + self.batch.remaining + self.left_out;
+        self.record.phase = "APPLYING".to_owned();
+        self.step = Step::Processing;
+        effects.push(Effect::Publish);
+        effects.push(Effect::Process { batch, referee });
+    }
+
+    fn relayed(&mut self, relayed: Relayed, now: Now, effects: &mut Vec<Effect>) {
+        if self.step != Step::Processing {
+            return;
+        }
+        self.count(relayed, now);
+        effects.push(Effect::Publish);
+    }
+
+    fn count(&mut self, relayed: Relayed, now: Now) {
+        let base = self.batch.base;
+        let counters = &mut self.record.counters;
+        counters.bytes_transferred = base.bytes_transferred + relayed.bytes;
+        counters.updates_transferred = base.updates_transferred + relayed.applied;
+        counters.conflicts_generated = base.conflicts_generated + relayed.conflicts;
+        counters.tombstones_generated = base.tombstones_generated + relayed.tombstones;
+        counters.updates_not_transferred = (self.batch.changes + self.batch.remaining).saturating_sub(relayed.outcomes);
+        counters.updates_to_be_transferred =
+            (self.batch.changes + self.batch.remaining + self.left_out).saturating_sub(relayed.applied);
+        let bytes = counters.bytes_transferred;
+        let left = counters.updates_not_transferred;
+        let done = counters.updates_transferred;
+        match self.rate.since {
+            Some((since, from)) => {
+                let span = now.instant.duration_since(since);
+                if span >= Duration::from_secs(1) {
+                    let seconds = span.as_secs_f64();
+                    self.record.bytes_per_second = (bytes.saturating_sub(from) as f64 / seconds) as u64;
+                    self.rate.since = Some((now.instant, bytes));
+                }
+            }
+            None => self.rate.since = Some((now.instant, bytes)),
+        }
+        let running = now.wall.duration_since(self.record.create_time).as_secs_f64();
+        self.record.estimated_seconds_left =
+            (done > 0 && running > 1.0).then(|| (running * left as f64 / done as f64) as u64);
+    }
+
+    fn processed(&mut self, result: Result<BatchReport, RelayError>, now: Now, effects: &mut Vec<Effect>) {
+        if self.step != Step::Processing {
+            return;
+        }
+        let report = match result {
+            Ok(report) => report,
+            Err(RelayError::Breach(breach)) => return self.conclude(Failure::breach(breach), now, effects),
+            Err(RelayError::Call { role, call, error }) => return self.call_failed(role, call, error, now, effects),
+            Err(RelayError::Fault(fault)) => {
+                let failure = Failure::said(ProviderRole::Destination, &fault);
+                return self.conclude(failure, now, effects);
+            }
+            Err(RelayError::Aborted) => return self.stop(now, effects),
+        };
+        self.left_out += report.failed + report.deferred;
+        self.count(
+            Relayed {
+                bytes: report.bytes,
+                applied: report.applied,
+                outcomes: self.batch.changes,
+                conflicts: report.conflicts,
+                tombstones: report.tombstones,
+            },
+            now,
+        );
+        self.record.counters.updates_to_be_transferred = self.batch.remaining + self.left_out;
+        if self.failure.is_some() {
+            return self.stop(now, effects);
+        }
+        if self.batch.is_last {
+            return self.conclude_well(now, effects);
+        }
+        self.fruitless = if report.learned || self.batch.changes > 0 && report.applied > 0 { 0 } else { self.fruitless + 1 };
+        if self.fruitless >= MAX_FRUITLESS_BATCHES {
+            let mut failure = Failure::mismatch(
+                "NO_PROGRESS",
+                Hresult::SYNC_E_INTERNAL_ERROR,
+                format!("source sent {MAX_FRUITLESS_BATCHES} batches in a row that brought nothing, and none was the last one"),
+            );
+            failure.provider_with_error = Some(ProviderRole::Source.into());
+            return self.conclude(failure, now, effects);
+        }
+        self.ask(effects);
+        effects.push(Effect::Publish);
+    }
+
+    /// A call of the change loop broke. A lost connection is tested by RenewSession; anything else ends the session.
+    fn call_failed(&mut self, role: ProviderRole, call: &str, error: CallError, now: Now, effects: &mut Vec<Effect>) {
+        if self.failure.is_some() {
+            return self.stop(now, effects);
+        }
+        match error {
+            CallError::Unreachable(_) | CallError::ConnectionLost(_) => {
+                self.record.phase = "RECONNECTING".to_owned();
+                self.enter(SyncState::Connecting, "CONNECTION_LOST", &format!("{role} in {call}: {error}"), now);
+                self.step = Step::Reconnecting { role, since: now.instant, attempt: 1 };
+                effects.push(Effect::Publish);
+                effects.push(Effect::AbortWork);
+                effects.push(Effect::SetTimer(Timer::Reconnect(role), self.timing.connect_pause_before(1)));
+            }
+            error => self.conclude(Failure::call(role, call, &error), now, effects),
+        }
+    }
+
+    fn renewed(&mut self, role: ProviderRole, result: Result<Renewal, CallError>, now: Now, effects: &mut Vec<Effect>) {
+        self.renewing[role as usize] = false;
+        if self.is_concluded() {
+            return;
+        }
+        match (result, self.step) {
+            (Ok(renewal), step) => {
+                if let Some(fault) = renewal.provider_with_error {
+                    self.fault(role, &fault, now, effects);
+                    if self.is_concluded() {
+                        return;
+                    }
+                }
+                if let Some(report) = renewal.progress {
+                    self.progress(report.totals, effects);
+                }
+                if matches!(step, Step::Reconnecting { role: lost, .. } if lost == role) {
+                    self.enter(SyncState::InProgress, "RECONNECTED", "", now);
+                    if self.failure.is_some() {
+                        return self.stop(now, effects);
+                    }
+                    self.ask(effects);
+                    effects.push(Effect::Publish);
+                }
+            }
+            (Err(error @ CallError::Refused(_)), _) => {
+                let mut failure = Failure::call(role, "RenewSession", &error);
+                failure.message = format!("{role} does not know the session any more; it has restarted ({error})");
+                failure.cause = "PROVIDER_RESTARTED".to_owned();
+                self.conclude(failure, now, effects);
+            }
+            (Err(error), Step::Reconnecting { role: lost, since, attempt }) if lost == role => {
+                if now.instant.duration_since(since) >= self.timing.connect_patience {
+                    return self.conclude(Failure::call(role, "RenewSession", &error), now, effects);
+                }
+                self.step = Step::Reconnecting { role, since, attempt: attempt + 1 };
+                effects.push(Effect::SetTimer(Timer::Reconnect(role), self.timing.connect_pause_before(attempt + 1)));
+            }
+            // The next call tells; until then only the lease counts.
+            (Err(error), _) => {
+                let lapsed = self.heard[role as usize]
+                    .is_some_and(|at| now.instant.duration_since(at) >= self.timing.lapse());
+                if lapsed {
+                    self.conclude(Failure::call(role, "RenewSession", &error), now, effects);
+                }
+            }
+        }
+    }
+
+    fn timer(&mut self, timer: Timer, now: Now, effects: &mut Vec<Effect>) {
+        match timer {
+            Timer::Renew => {
+                if self.is_concluded() {
+                    return;
+                }
+                effects.push(Effect::SetTimer(Timer::Renew, self.timing.lease / 3));
+                for role in ProviderRole::BOTH {
+                    self.renew(role, effects);
+                }
+            }
+            Timer::Reconnect(role) => match self.step {
+                Step::Identifying { since, attempt } => {
+                    self.step = Step::Identifying { since, attempt: attempt + 1 };
+                    effects.push(Effect::Identify(role));
+                }
+                Step::Reconnecting { role: lost, .. } if lost == role => self.renew(role, effects),
+                _ => {}
+            },
+            Timer::CancelGrace => self.stop(now, effects),
+            Timer::EndGrace => self.end_grace_over(now, effects),
+            Timer::RetryEnd(role) => self.retry_end(role, effects),
+        }
+    }
+
+    fn renew(&mut self, role: ProviderRole, effects: &mut Vec<Effect>) {
+        if !std::mem::replace(&mut self.renewing[role as usize], true) {
+            effects.push(Effect::Renew { role, canceled: self.is_canceled() });
+        }
+    }
+
+    /// Begins to stop: providers are told, and what runs has `cancel_grace` to come back (R10: nothing is rolled back).
+    fn cancel(&mut self, failure: Failure, now: Now, effects: &mut Vec<Effect>) {
+        if self.is_concluded() || self.failure.is_some() {
+            return;
+        }
+        match self.step {
+            Step::Asking | Step::Enumerating | Step::Processing => {
+                self.failure = Some(failure);
+                self.record.phase = "CANCELING".to_owned();
+                effects.push(Effect::Publish);
+                effects.push(Effect::CancelWork);
+                for role in ProviderRole::BOTH {
+                    effects.push(Effect::Renew { role, canceled: true });
+                    self.renewing[role as usize] = true;
+                }
+                effects.push(Effect::SetTimer(Timer::CancelGrace, self.timing.cancel_grace));
+            }
+            _ => self.conclude(failure, now, effects),
+        }
+    }
+
+    /// A provider's word. Against itself it counts at once; against the other it waits for the call that is under way.
+    fn fault(&mut self, by: ProviderRole, fault: &ProviderFault, now: Now, effects: &mut Vec<Effect>) {
+        if self.is_concluded() {
+            return;
+        }
+        let failure = Failure::said(by, fault);
+        if fault.caller_at_fault {
+            self.conclude(failure, now, effects);
+        } else if self.failure.is_none() {
+            self.cancel(failure, now, effects);
+        }
+    }
+
+    fn progress(&mut self, totals: ProgressTotals, effects: &mut Vec<Effect>) {
+        // The coordinator counts what it relays; a provider's word fills in only what it cannot see.
+        if let Some(needed) = totals.updates_to_be_transferred
+            && needed > self.record.counters.updates_to_be_transferred
+            && !self.is_concluded()
+        {
+            self.record.counters.updates_to_be_transferred = needed;
+            effects.push(Effect::Publish);
+        }
+    }
+
+    /// What was running has stopped, or has had its grace: the failure that waited for it is the outcome.
+    fn stop(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.is_concluded() {
+            return;
+        }
+        if let Some(failure) = self.failure.take() {
+            self.conclude(failure, now, effects);
+        } else if self.step == Step::Processing {
+            self.conclude(Failure::coordinator("the relay of a batch was cut"), now, effects);
+        }
+    }
+
+    /// The only place where a session's state changes.
+    fn enter(&mut self, to: SyncState, cause: &str, message: &str, now: Now) {
+        let from = self.record.state;
+        debug_assert!(is_edge(Some(from), to), "{from:?} → {to:?}");
+        self.record.state = to;
+        if to.is_final() {
+            self.record.end_time = Some(now.wall.max(self.record.create_time));
+            self.record.phase = "ENDED".to_owned();
+            self.record.waiting_reason.clear();
+            self.record.bytes_per_second = 0;
+            self.record.estimated_seconds_left = None;
+        }
+        self.events.push(SessionEvent {
+            sync_guid: self.record.sync_guid,
+            time: now.wall,
+            from_state: Some(from),
+            to_state: to,
+            cause: cause.to_owned(),
+            message: message.to_owned(),
+        });
+    }
+}
+
+/// What two providers must have in common before BeginSession goes out to either.
+fn matching(source: &ProviderInfo, destination: &ProviderInfo) -> Result<IdParameters, Failure> {
+    if source.replica_id == destination.replica_id {
+        return Err(Failure::mismatch(
+            "SAME_REPLICA",
+            Hresult::E_INVALIDARG,
+            format!("source and destination are the same replica ({}); name two different ones", source.replica_id),
+        ));
+    }
+    if source.id_parameters != destination.id_parameters {
+        return Err(Failure::mismatch(
+            "SYNC_E_ID_FORMAT_MISMATCH",
+            Hresult::SYNC_E_ID_FORMAT_MISMATCH,
+            format!(
+                "the providers' id schemas differ (source {:?}, destination {:?}); only equal schemas can sync",
+                source.id_parameters, destination.id_parameters
+            ),
+        ));
+    }
+    Ok(source.id_parameters)
+}

@@ -1,0 +1,318 @@
+//! The sessions of this process: begins them, finds them, and stops them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, error_span, info, warn};
+
+use super::admission::Admission;
+use super::outbox::Outbox;
+use super::recovery::{end_left_behind, notice_left_behind};
+use super::task::{Links, Parts, SessionHandle, SessionStatus, SessionTask, handle};
+use super::timing::Timing;
+use super::Dial;
+use crate::provider::{CallError, ProgressTotals, ProviderFault};
+use crate::store::{Counters, Member, OwedEnd, SessionEvent, SessionRecord, Store, Write};
+use crate::types::{
+    ConflictResolutionPolicy, Endpoint, FullEnumerationAction, Hresult, InitiationReason, OperationId, ProviderRole,
+    SessionKind, SyncGuid, SyncState,
+};
+
+/// A session that is to begin.
+#[derive(Clone, Debug)]
+pub struct NewSession {
+    /// The operation that it belongs to.
+    pub operation_id: OperationId,
+    /// Why it begins.
+    pub initiation_reason: InitiationReason,
+    /// The source.
+    pub source: Endpoint,
+    /// The destination.
+    pub destination: Endpoint,
+    /// How conflicts are settled.
+    pub conflict_resolution_policy: ConflictResolutionPolicy,
+    /// What to do with an out-of-date destination.
+    pub full_enumeration_action: FullEnumerationAction,
+    /// The safety stop is off.
+    pub allow_mass_delete: bool,
+}
+
+/// Why a session could not begin, or be found.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store did not take it: nothing was begun.
+    #[error("the session was not accepted: {0}")]
+    Store(#[from] crate::store::Error),
+    /// An endpoint that this coordinator cannot dial.
+    #[error("{0}")]
+    Dial(CallError),
+    /// It is shutting down.
+    #[error("the coordinator is shutting down; try again when it is back")]
+    ShuttingDown,
+}
+
+/// Why SessionStateService refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// Dead, or never given: the two are not told apart.
+    #[error("the token belongs to no session that runs")]
+    NoSession,
+    /// The outcome is decided; the token only reads.
+    #[error("the session's outcome is decided; the token can only read now")]
+    Concluded,
+}
+
+/// The sessions of this process. Cheap to clone.
+#[derive(Clone)]
+pub struct Sessions {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    parts: Parts,
+    dial: Dial,
+    live: Mutex<Live>,
+    tracker: TaskTracker,
+    deliveries: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+#[derive(Default)]
+struct Live {
+    sessions: HashMap<SyncGuid, SessionHandle>,
+    /// By the token's SHA-256, so that a look-up tells nothing of a token by the time that it takes.
+    tokens: HashMap<[u8; 32], (SyncGuid, ProviderRole)>,
+    closed: bool,
+}
+
+impl std::fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sessions").field("live", &self.live().sessions.len()).finish_non_exhaustive()
+    }
+}
+
+impl Sessions {
+    /// `coordinator_address` is where providers find SessionStateService; `None` when they cannot.
+    pub fn new(store: Store, dial: Dial, timing: Timing, coordinator_address: Option<String>) -> Self {
+        let admission = Admission::default();
+        let (tracker, deliveries, shutdown) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
+        let outbox = Outbox::new(store.clone(), admission.clone(), timing, deliveries.clone(), shutdown.clone());
+        let parts = Parts { store, admission, outbox, timing, coordinator_address };
+        Self { inner: Arc::new(Inner { parts, dial, live: Mutex::default(), tracker, deliveries, shutdown }) }
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.inner.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends what the process before this one left behind, and delivers what it owed. Before anything else begins.
+    pub async fn recover(&self, sessions: &[SessionRecord], owed: &[OwedEnd]) -> Result<(), Error> {
+        let now = Timestamp::now();
+        let mut writes: Vec<Write> = sessions.iter().flat_map(|record| end_left_behind(record, now)).collect();
+        let left_behind = writes.len();
+        let owed: Vec<OwedEnd> = owed
+            .iter()
+            .map(|owed| notice_left_behind(owed, sessions.iter().find(|record| record.sync_guid == owed.sync_guid)))
+            .collect();
+        writes.extend(owed.iter().cloned().map(Write::Owe));
+        let mut deliverable = Vec::new();
+        for owed in owed {
+            match (self.inner.dial)(&owed.endpoint) {
+                Ok(provider) => deliverable.push((owed, provider)),
+                // A directory that the former process served itself: its session ended with the process.
+                Err(_) => writes.push(Write::Settle { sync_guid: owed.sync_guid, role: owed.role }),
+            }
+        }
+        if writes.is_empty() {
+            return Ok(());
+        }
+        info!(sessions = left_behind, ends_owed = deliverable.len(), "recovering from a former run");
+        self.inner.parts.store.commit(writes).await?;
+        for (owed, provider) in deliverable {
+            self.inner.parts.outbox.deliver(owed, provider, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Accepts a session: it is durable when this returns, and runs.
+    ///
+    /// # Errors
+    /// [`Error::Dial`] for an endpoint that cannot be dialled at all, [`Error::Store`] when it could not be stored; then nothing
+    /// was begun.
+    pub async fn begin(&self, new: NewSession) -> Result<SessionHandle, Error> {
+        let providers = [(self.inner.dial)(&new.source), (self.inner.dial)(&new.destination)];
+        let [source, destination] = providers.map(|provider| provider.map_err(Error::Dial));
+        let providers = [source?, destination?];
+        let sync_guid = SyncGuid::generate();
+        let now = Timestamp::now();
+        let record = accepted(sync_guid, &new, now);
+        let (session, inbox) = handle(sync_guid);
+        let tokens = [token(), token()];
+        let fingerprints = [fingerprint(&tokens[0]), fingerprint(&tokens[1])];
+        {
+            let mut live = self.live();
+            if live.closed {
+                return Err(Error::ShuttingDown);
+            }
+            live.sessions.insert(sync_guid, session.clone());
+            for (role, fingerprint) in ProviderRole::BOTH.into_iter().zip(fingerprints) {
+                live.tokens.insert(fingerprint, (sync_guid, role));
+            }
+        }
+        // Leaves the registry however the session ends, also when the caller goes away before it is stored.
+        let registered = Registered { sessions: self.clone(), sync_guid, tokens: fingerprints };
+        let event = SessionEvent {
+            sync_guid,
+            time: now,
+            from_state: None,
+            to_state: SyncState::Initialized,
+            cause: "ACCEPTED".to_owned(),
+            message: String::new(),
+        };
+        self.inner.parts.store.commit(vec![Write::Session(Box::new(record.clone()), Some(event))]).await?;
+        let task = SessionTask::new(record, self.inner.parts.clone(), Links { providers, tokens }, inbox);
+        let span = error_span!("session", %sync_guid);
+        self.inner.tracker.spawn(
+            async move {
+                let _registered = registered;
+                task.run().await;
+            }
+            .instrument(span),
+        );
+        Ok(session)
+    }
+
+    /// A session that runs; `None` when it is over or unknown.
+    pub fn get(&self, sync_guid: SyncGuid) -> Option<SessionHandle> {
+        self.live().sessions.get(&sync_guid).cloned()
+    }
+
+    /// The session and the role that a token stands for.
+    ///
+    /// # Errors
+    /// [`StateError::NoSession`] for a token that is dead or was never given.
+    pub async fn by_token(&self, token: &str) -> Result<(SessionHandle, ProviderRole, SessionStatus), StateError> {
+        let (session, role) = {
+            let live = self.live();
+            let (sync_guid, role) = live.tokens.get(&fingerprint(token)).copied().ok_or(StateError::NoSession)?;
+            (live.sessions.get(&sync_guid).cloned().ok_or(StateError::NoSession)?, role)
+        };
+        let status = session.status(role).await.ok_or(StateError::NoSession)?;
+        Ok((session, role, status))
+    }
+
+    /// SetProviderWithError by the holder of `token`.
+    pub async fn set_provider_with_error(&self, token: &str, fault: ProviderFault) -> Result<(), StateError> {
+        let (session, role, status) = self.by_token(token).await?;
+        if status.concluded {
+            return Err(StateError::Concluded);
+        }
+        session.fault(role, fault).await;
+        Ok(())
+    }
+
+    /// OnProgress by the holder of `token`.
+    pub async fn on_progress(&self, token: &str, totals: ProgressTotals) -> Result<(), StateError> {
+        let (session, _, status) = self.by_token(token).await?;
+        if status.concluded {
+            return Err(StateError::Concluded);
+        }
+        session.progress(totals).await;
+        Ok(())
+    }
+
+    /// Interrupts all sessions, waits until both providers of each had their EndSession, within `grace`. New ones are refused.
+    pub async fn shutdown(&self, grace: std::time::Duration) {
+        let sessions: Vec<SessionHandle> = {
+            let mut live = self.live();
+            live.closed = true;
+            live.sessions.values().cloned().collect()
+        };
+        self.inner.tracker.close();
+        let all = async {
+            for session in &sessions {
+                session.cancel("SHUTDOWN", "the coordinator is shutting down").await;
+            }
+            self.inner.tracker.wait().await;
+        };
+        if timeout(grace, all).await.is_err() {
+            warn!(sessions = self.inner.tracker.len(), "sessions did not end in time; the next start ends them");
+        }
+        self.inner.shutdown.cancel();
+        self.inner.deliveries.close();
+        self.inner.deliveries.wait().await;
+    }
+}
+
+struct Registered {
+    sessions: Sessions,
+    sync_guid: SyncGuid,
+    tokens: [[u8; 32]; 2],
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut live = self.sessions.live();
+        live.sessions.remove(&self.sync_guid);
+        for token in &self.tokens {
+            live.tokens.remove(token);
+        }
+    }
+}
+
+/// 256 bits from the operating system, as 64 hexadecimal digits: nobody can guess it.
+fn token() -> String {
+    let mut bytes = [0_u8; 32];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(count) => filled += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => unreachable!("getrandom fails only with EINTR once it is seeded: {errno}"),
+        }
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn fingerprint(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+fn accepted(sync_guid: SyncGuid, new: &NewSession, now: Timestamp) -> SessionRecord {
+    let member = |endpoint: &Endpoint| Member {
+        endpoint: endpoint.clone(),
+        replica_id: None,
+        instance_id: String::new(),
+        name: endpoint.to_string(),
+    };
+    SessionRecord {
+        sync_guid,
+        operation_id: new.operation_id,
+        kind: SessionKind::Coordinated,
+        source: member(&new.source),
+        destination: member(&new.destination),
+        conflict_resolution_policy: new.conflict_resolution_policy,
+        full_enumeration_action: new.full_enumeration_action,
+        allow_mass_delete: new.allow_mass_delete,
+        state: SyncState::Initialized,
+        epoch: 1,
+        initiation_reason: new.initiation_reason,
+        create_time: now,
+        end_time: None,
+        phase: "ACCEPTED".to_owned(),
+        waiting_reason: String::new(),
+        provider_with_error: None,
+        hresult: Hresult::S_OK,
+        error_message: String::new(),
+        outcome: None,
+        counters: Counters::default(),
+        bytes_per_second: 0,
+        estimated_seconds_left: None,
+        revision: 0,
+    }
+}

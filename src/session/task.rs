@@ -1,0 +1,469 @@
+//! The task of one session: it drives the pure [`Machine`](super::machine::Machine) with real calls, timers and commits.
+//!
+//! The task owns everything of its session. Others hold a [`SessionHandle`], which only sends. A call runs in a child task
+//! with its own deadline and comes back as an event; what must outlive `AbortWork` (EndSession) has a set of its own.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::admission::{Admission, Permit, Seat};
+use super::machine::{Answer, Commit, Effect, Event, Machine, Now, Relayed, Ticks, Timer};
+use super::outbox::Outbox;
+use super::relay::{Relay, within};
+use super::timing::Timing;
+use crate::provider::{BeginSession, EndSession, ProcessStart, ProgressTotals, Provider, ProviderFault, SessionKey, SessionRef};
+use crate::store::{OwedEnd, SessionRecord, Store, Write};
+use crate::types::{Hresult, ProviderRole, SyncGuid};
+
+/// Messages that may wait for a session. A full inbox makes the sender wait; the task never waits for one of them.
+const INBOX: usize = 32;
+
+/// A session, from outside. Cheap to clone; dropping all of them does not end the session.
+#[derive(Clone, Debug)]
+pub struct SessionHandle {
+    sync_guid: SyncGuid,
+    inbox: mpsc::Sender<Message>,
+    finished: watch::Receiver<Option<Arc<Finished>>>,
+}
+
+/// A session that is over.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// As it ended.
+    pub record: SessionRecord,
+    /// The replicas' own ticks, as last seen.
+    pub ticks: Ticks,
+    /// The cause of its last transition.
+    pub cause: String,
+    /// It failed, and a further session may fare better.
+    pub worth_retrying: bool,
+}
+
+/// What SessionStateService asks of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionStatus {
+    /// A cancel was asked for, or the session is being ended.
+    pub is_canceled: bool,
+    /// S_OK while nothing has failed.
+    pub hresult: Hresult,
+    /// From the outcome on, a token is read-only.
+    pub concluded: bool,
+    /// What is left of the provider's lease, on the coordinator's clock.
+    pub lease_remaining: std::time::Duration,
+}
+
+#[derive(Debug)]
+enum Message {
+    Cancel { cause: String, reason: String },
+    Fault { by: ProviderRole, fault: ProviderFault },
+    Progress(ProgressTotals),
+    Status { role: ProviderRole, reply: oneshot::Sender<SessionStatus> },
+}
+
+impl SessionHandle {
+    /// The session's id.
+    pub fn sync_guid(&self) -> SyncGuid {
+        self.sync_guid
+    }
+
+    /// Asks the session to end; it ends in its own time, whatever its providers do.
+    pub async fn cancel(&self, cause: &str, reason: &str) {
+        self.send(Message::Cancel { cause: cause.to_owned(), reason: reason.to_owned() }).await;
+    }
+
+    /// SetProviderWithError.
+    pub async fn fault(&self, by: ProviderRole, fault: ProviderFault) {
+        self.send(Message::Fault { by, fault }).await;
+    }
+
+    /// OnProgress.
+    pub async fn progress(&self, totals: ProgressTotals) {
+        self.send(Message::Progress(totals)).await;
+    }
+
+    /// `None` once the session is over.
+    pub async fn status(&self, role: ProviderRole) -> Option<SessionStatus> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Message::Status { role, reply }).await;
+        answer.await.ok()
+    }
+
+    /// Waits until the session is over. `None` when its task was lost.
+    pub async fn finished(&self) -> Option<Arc<Finished>> {
+        let mut finished = self.finished.clone();
+        finished.wait_for(Option::is_some).await.ok()?.clone()
+    }
+
+    async fn send(&self, message: Message) {
+        // A session that is over takes no message, and needs none.
+        let _ = self.inbox.send(message).await;
+    }
+}
+
+/// What a session's task works with.
+#[derive(Clone)]
+pub(super) struct Parts {
+    pub store: Store,
+    pub admission: Admission,
+    pub outbox: Outbox,
+    pub timing: Timing,
+    pub coordinator_address: Option<String>,
+}
+
+/// The ends of a session.
+pub(super) struct Links {
+    pub providers: [Arc<dyn Provider>; 2],
+    pub tokens: [String; 2],
+}
+
+pub(super) fn handle(sync_guid: SyncGuid) -> (SessionHandle, Inbox) {
+    let (sender, receiver) = mpsc::channel(INBOX);
+    let (done, finished) = watch::channel(None);
+    (SessionHandle { sync_guid, inbox: sender, finished }, Inbox { receiver, done })
+}
+
+/// The task's end of a handle.
+pub(super) struct Inbox {
+    receiver: mpsc::Receiver<Message>,
+    done: watch::Sender<Option<Arc<Finished>>>,
+}
+
+/// What a child task comes back with.
+enum Returned {
+    Event(Event),
+    Admitted(Permit),
+}
+
+pub(super) struct SessionTask {
+    machine: Machine,
+    parts: Parts,
+    links: Links,
+    inbox: Inbox,
+    /// Cut by `AbortWork`.
+    work: JoinSet<Returned>,
+    /// EndSessions, and the question whether it is still the same process.
+    ends: JoinSet<Returned>,
+    timers: HashMap<Timer, Instant>,
+    permit: Option<Permit>,
+    cancel_work: CancellationToken,
+    relayed: watch::Receiver<Relayed>,
+    publish_at: Option<Instant>,
+    waiting: watch::Sender<&'static str>,
+    pending: Vec<Write>,
+    owed: Vec<OwedEnd>,
+    heard: [Instant; 2],
+    last_cause: String,
+    over: bool,
+}
+
+impl SessionTask {
+    pub(super) fn new(record: SessionRecord, parts: Parts, links: Links, inbox: Inbox) -> Self {
+        Self {
+            machine: Machine::new(record, parts.timing),
+            parts,
+            links,
+            inbox,
+            work: JoinSet::new(),
+            ends: JoinSet::new(),
+            timers: HashMap::new(),
+            permit: None,
+            cancel_work: CancellationToken::new(),
+            relayed: watch::channel(Relayed::default()).1,
+            publish_at: None,
+            waiting: watch::channel("").0,
+            pending: Vec::new(),
+            owed: Vec::new(),
+            heard: [Instant::now(); 2],
+            last_cause: String::new(),
+            over: false,
+        }
+    }
+
+    /// Runs until the session is over and its final state is visible.
+    pub(super) async fn run(mut self) {
+        let mut waiting = self.waiting.subscribe();
+        self.handle(Event::Started).await;
+        while !self.over {
+            let next_timer = self.timers.iter().min_by_key(|(_, at)| **at).map(|(timer, at)| (*timer, *at));
+            tokio::select! {
+                Some(message) = self.inbox.receiver.recv() => self.message(message).await,
+                Some(event) = self.work.join_next() => self.returned(event).await,
+                Some(event) = self.ends.join_next() => self.returned(event).await,
+                Ok(()) = waiting.changed() => {
+                    let reason = (*waiting.borrow_and_update()).to_owned();
+                    self.handle(Event::Waiting(reason)).await;
+                }
+                () = sleep_until(next_timer.map_or_else(Instant::now, |(_, at)| at)), if next_timer.is_some() => {
+                    if let Some((timer, _)) = next_timer {
+                        self.timers.remove(&timer);
+                        self.handle(Event::Timer(timer)).await;
+                    }
+                }
+                () = sleep_until(self.publish_at.unwrap_or_else(Instant::now)), if self.publish_at.is_some() => {
+                    // The sender goes with the batch; `Processed` brings the final totals.
+                    let changed = self.relayed.has_changed();
+                    self.publish_at = changed.is_ok().then(|| Instant::now() + self.parts.timing.progress_interval);
+                    if changed.unwrap_or(false) {
+                        let relayed = *self.relayed.borrow_and_update();
+                        self.handle(Event::Relayed(relayed)).await;
+                    }
+                }
+            }
+        }
+        let finished = Finished {
+            record: self.machine.record().clone(),
+            ticks: self.machine.ticks(),
+            cause: self.last_cause,
+            worth_retrying: self.machine.failure().is_some_and(|failure| failure.worth_retrying),
+        };
+        self.inbox.done.send_replace(Some(Arc::new(finished)));
+    }
+
+    async fn message(&mut self, message: Message) {
+        match message {
+            Message::Cancel { cause, reason } => self.handle(Event::Cancel { cause, reason }).await,
+            Message::Fault { by, fault } => self.handle(Event::Fault { by, fault }).await,
+            Message::Progress(totals) => self.handle(Event::Progress(totals)).await,
+            Message::Status { role, reply } => {
+                let status = SessionStatus {
+                    is_canceled: self.machine.is_canceled(),
+                    hresult: self.machine.record().hresult,
+                    concluded: self.machine.is_concluded(),
+                    lease_remaining: self.parts.timing.lease.saturating_sub(self.heard[role as usize].elapsed()),
+                };
+                // The caller may have gone.
+                let _ = reply.send(status);
+            }
+        }
+    }
+
+    async fn returned(&mut self, returned: Result<Returned, tokio::task::JoinError>) {
+        match returned {
+            Ok(Returned::Event(event)) => {
+                if let Event::Answered { role, sent, .. } = &event {
+                    self.heard[*role as usize] = Instant::from_std(*sent).max(self.heard[*role as usize]);
+                }
+                self.handle(event).await;
+            }
+            Ok(Returned::Admitted(permit)) => {
+                self.permit = Some(permit);
+                self.handle(Event::Admitted).await;
+            }
+            Err(failure) if failure.is_cancelled() => {}
+            Err(failure) => {
+                error!(%failure, "a call's task panicked");
+                self.handle(Event::CoordinatorFailed("the coordinator failed in a call; its log says where".to_owned())).await;
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: Event) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let effects = self.machine.handle(event, now());
+            for effect in effects {
+                if let Some(next) = self.carry_out(effect).await {
+                    events.push(next);
+                }
+            }
+        }
+    }
+
+    /// Carries out one effect; a commit's answer is the next event.
+    async fn carry_out(&mut self, effect: Effect) -> Option<Event> {
+        let deadline = self.parts.timing.call_deadline;
+        match effect {
+            Effect::Identify(role) => {
+                let provider = self.provider(role);
+                let set = if self.machine.is_concluded() { &mut self.ends } else { &mut self.work };
+                set.spawn(answered(role, async move {
+                    Answer::Identified(within(deadline, provider.get_id_parameters()).await)
+                }));
+            }
+            Effect::Admit => self.admit(),
+            Effect::Begin(role) => {
+                let provider = self.provider(role);
+                let begin = BeginSession {
+                    role,
+                    session: SessionRef {
+                        key: self.key(),
+                        token: self.links.tokens[role as usize].clone(),
+                        lease: self.parts.timing.lease,
+                        coordinator_address: self.parts.coordinator_address.clone(),
+                    },
+                    allow_mass_delete: self.machine.record().allow_mass_delete,
+                };
+                let deadline = self.parts.timing.begin_deadline;
+                self.work.spawn(answered(role, async move {
+                    Answer::Begun(within(deadline, provider.begin_session(begin)).await)
+                }));
+            }
+            Effect::Renew { role, canceled } => {
+                let (provider, key, lease) = (self.provider(role), self.key(), self.parts.timing.lease);
+                self.work.spawn(answered(role, async move {
+                    Answer::Renewed(within(deadline, provider.renew_session(key, lease, canceled)).await)
+                }));
+            }
+            Effect::GetParameters => {
+                let (provider, key) = (self.provider(ProviderRole::Destination), self.key());
+                self.work.spawn(answered(ProviderRole::Destination, async move {
+                    Answer::Parameters(within(deadline, provider.get_sync_batch_parameters(key)).await)
+                }));
+            }
+            Effect::GetBatch(request) => {
+                let (provider, key) = (self.provider(ProviderRole::Source), self.key());
+                self.work.spawn(answered(ProviderRole::Source, async move {
+                    Answer::Batch(within(deadline, provider.get_change_batch(key, request)).await)
+                }));
+            }
+            Effect::Process { batch, referee } => self.process(batch, referee),
+            Effect::CancelWork => self.cancel_work.cancel(),
+            Effect::AbortWork => {
+                self.work.abort_all();
+                self.timers.retain(|timer, _| matches!(timer, Timer::EndGrace | Timer::RetryEnd(_)));
+                self.publish_at = None;
+            }
+            Effect::End(role, notice) => {
+                let provider = self.provider(role);
+                let end = EndSession {
+                    key: self.key(),
+                    state: notice.state,
+                    hresult: notice.hresult,
+                    message: notice.message,
+                    provider_with_error: notice.provider_with_error,
+                };
+                self.ends.spawn(answered(role, async move {
+                    Answer::Ended(within(deadline, provider.end_session(end)).await)
+                }));
+            }
+            Effect::HandOver(role) => {
+                if let Some(owed) = self.owed.iter().find(|owed| owed.role == role) {
+                    warn!(%role, provider = %owed.endpoint, "EndSession was not answered in time; it goes on being delivered");
+                    self.parts.outbox.deliver(owed.clone(), self.provider(role), self.heard[role as usize]);
+                }
+            }
+            Effect::Settle(role) => {
+                self.pending.push(Write::Settle { sync_guid: self.machine.record().sync_guid, role });
+            }
+            Effect::Commit(commit, owed) => return Some(self.commit(commit, owed).await),
+            Effect::Publish => self.publish().await,
+            Effect::SetTimer(timer, after) => {
+                self.timers.insert(timer, Instant::now() + after);
+            }
+            Effect::Finish => {
+                self.permit = None;
+                self.over = true;
+            }
+        }
+        None
+    }
+
+    fn admit(&mut self) {
+        let seats = ProviderRole::BOTH.map(|role| {
+            let info = self.machine.info(role);
+            Seat {
+                replica_id: info.map(|info| info.replica_id.clone()).unwrap_or_default(),
+                role,
+                max_source_sessions: info.map_or(0, |info| info.limits.max_source_sessions),
+            }
+        });
+        let (admission, waiting) = (self.parts.admission.clone(), self.waiting.clone());
+        let sync_guid = self.machine.record().sync_guid;
+        self.work.spawn(async move {
+            let permit = admission.admit(sync_guid, seats, |reason| {
+                waiting.send_replace(reason);
+            });
+            Returned::Admitted(permit.await)
+        });
+    }
+
+    fn process(&mut self, batch: crate::knowledge::ChangeBatch, referee: Box<crate::referee::Referee>) {
+        let record = self.machine.record();
+        let (relayed, receiver) = watch::channel(Relayed::default());
+        self.relayed = receiver;
+        self.publish_at = Some(Instant::now() + self.parts.timing.progress_interval);
+        self.cancel_work = CancellationToken::new();
+        let relay = Relay {
+            source: self.provider(ProviderRole::Source),
+            destination: self.provider(ProviderRole::Destination),
+            key: self.key(),
+            start: ProcessStart {
+                conflict_resolution_policy: record.conflict_resolution_policy,
+                full_enumeration_action: record.full_enumeration_action,
+            },
+            timing: self.parts.timing,
+            cancel: self.cancel_work.clone(),
+            relayed,
+        };
+        self.work.spawn(async move {
+            let (referee, result) = relay.run(batch, referee).await;
+            Returned::Event(Event::Processed { referee, result })
+        });
+    }
+
+    async fn commit(&mut self, commit: Commit, owed: Vec<OwedEnd>) -> Event {
+        let mut writes = self.take_writes();
+        writes.extend(owed.iter().cloned().map(Write::Owe));
+        if !owed.is_empty() {
+            self.owed = owed;
+        }
+        match self.parts.store.commit(writes).await {
+            Ok(()) => Event::Committed(commit),
+            Err(failure) => {
+                error!(%failure, "the store did not take a session's state");
+                Event::CoordinatorFailed(format!("the store did not take the session's state: {failure}"))
+            }
+        }
+    }
+
+    /// A transition is committed as it becomes visible; progress is durable with the next commit.
+    async fn publish(&mut self) {
+        if self.machine.has_events() {
+            let writes = self.take_writes();
+            if let Err(failure) = self.parts.store.commit(writes).await {
+                warn!(%failure, "a transition is not stored yet; the next commit carries the state");
+            }
+        } else {
+            self.parts.store.progress(self.machine.record().clone());
+        }
+    }
+
+    fn take_writes(&mut self) -> Vec<Write> {
+        let mut writes = std::mem::take(&mut self.pending);
+        let events = self.machine.take_events();
+        let record = self.machine.record();
+        if events.is_empty() {
+            writes.push(Write::Session(Box::new(record.clone()), None));
+        }
+        for event in events {
+            info!(from = ?event.from_state, to = ?event.to_state, cause = %event.cause, message = %event.message, "transition");
+            self.last_cause.clone_from(&event.cause);
+            writes.push(Write::Session(Box::new(record.clone()), Some(event)));
+        }
+        writes
+    }
+
+    fn provider(&self, role: ProviderRole) -> Arc<dyn Provider> {
+        self.links.providers[role as usize].clone()
+    }
+
+    fn key(&self) -> SessionKey {
+        let record = self.machine.record();
+        SessionKey { sync_guid: record.sync_guid, epoch: record.epoch }
+    }
+}
+
+fn now() -> Now {
+    Now { instant: Instant::now().into_std(), wall: jiff::Timestamp::now() }
+}
+
+async fn answered(role: ProviderRole, call: impl Future<Output = Answer>) -> Returned {
+    let sent = Instant::now().into_std();
+    Returned::Event(Event::Answered { role, sent, answer: call.await })
+}

@@ -1,0 +1,110 @@
+//! A coordinator with two scripted providers behind real gRPC servers on loopback.
+
+#![allow(dead_code, unreachable_pub, missing_docs)]
+
+pub mod scripted;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use scripted::Scripted;
+use synclave::coordinator::{Coordinator, Options, Providers};
+use synclave::grpc::provider::{DialOptions, serve};
+use synclave::operation::NewOperation;
+use synclave::session::Timing;
+use synclave::store::{InitiatedBy, OperationRecord, SessionRecord, SyncDirection};
+use synclave::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Short spans: long enough for a loaded machine, short enough for a table of faults.
+pub fn timing() -> Timing {
+    Timing {
+        lease: Duration::from_secs(3),
+        call_deadline: Duration::from_millis(900),
+        begin_deadline: Duration::from_millis(900),
+        stream_idle: Duration::from_millis(900),
+        connect_patience: Duration::from_millis(600),
+        connect_pause: Duration::from_millis(30),
+        end_grace: Duration::from_millis(1_500),
+        cancel_grace: Duration::from_millis(600),
+        progress_interval: Duration::from_millis(20),
+    }
+}
+
+/// Serves a scripted provider until it dies of its fault or the token is cancelled. It has a runtime of its own, as a process
+/// would: when it dies, its listener and every connection are gone at once.
+pub fn serve_scripted(provider: &Scripted, stop: CancellationToken) -> Endpoint {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port on loopback");
+    listener.set_nonblocking(true).expect("a socket");
+    let endpoint = Endpoint::Address(format!("http://{}", listener.local_addr().expect("bound")));
+    let provider = provider.clone();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async move {
+            let listener = TcpListener::from_std(listener).expect("a listener");
+            let mut dying = provider.dying.subscribe();
+            tokio::select! {
+                result = serve(listener, Arc::new(provider), stop.clone()) => result.expect("serves"),
+                _ = dying.wait_for(|dying| *dying) => {}
+            }
+        });
+        runtime.shutdown_background();
+    });
+    endpoint
+}
+
+pub struct Bench {
+    pub coordinator: Coordinator,
+    pub source: Endpoint,
+    pub destination: Endpoint,
+    stop: CancellationToken,
+    _data: tempfile::TempDir,
+}
+
+impl Bench {
+    pub async fn start(timing: Timing, source: &Scripted, destination: &Scripted) -> Self {
+        let stop = CancellationToken::new();
+        let source = serve_scripted(source, stop.clone());
+        let destination = serve_scripted(destination, stop.clone());
+        let data = tempfile::tempdir().expect("a directory");
+        let options = Options { data_dir: data.path().to_owned(), timing, advertise: None };
+        let dial = Providers::new(DialOptions::default()).into_dial();
+        let coordinator = Coordinator::start(options, dial).await.expect("starts");
+        Self { coordinator, source, destination, stop, _data: data }
+    }
+
+    /// Begins one session, as SessionService.BeginSession does.
+    pub async fn begin(&self) -> watch::Receiver<OperationRecord> {
+        let new = NewOperation {
+            initiated_by: InitiatedBy::Session,
+            source: self.source.clone(),
+            destination: self.destination.clone(),
+            direction: SyncDirection::Upload,
+            conflict_resolution_policy: ConflictResolutionPolicy::SourceProviderWins,
+            full_enumeration_action: FullEnumerationAction::Abort,
+            allow_mass_delete: false,
+            max_attempts: 1,
+            max_sessions: 1,
+        };
+        self.coordinator.operations.start(new).await.expect("accepted")
+    }
+
+    /// Waits for the operation's only session.
+    pub async fn finished(&self, mut operation: watch::Receiver<OperationRecord>) -> SessionRecord {
+        let record = operation.wait_for(|record| record.state.is_final()).await.expect("runs to its end").clone();
+        let guid = record.sync_guids[0];
+        (*self.coordinator.hub.get(guid).expect("visible")).clone()
+    }
+
+    pub async fn session(&self) -> SessionRecord {
+        let operation = self.begin().await;
+        self.finished(operation).await
+    }
+
+    pub async fn stop(self) {
+        self.coordinator.stop(Duration::from_secs(5)).await;
+        self.stop.cancel();
+    }
+}

@@ -1,9 +1,287 @@
 //! The provider SDK: a store author implements [`ItemStore`]; the SDK keeps versions, tombstones and knowledge, detects and
 //! settles conflicts, and is a full provider.
+//!
+//! [`ReplicaProvider::open`] makes a [`Provider`] of a store. The parts, from the top:
+//!
+//! - `session`: who is in which session, leases, and the end of all work of a session before EndSession is answered;
+//! - `detection`: local changes become versions when a session begins (R14);
+//! - `enumeration`, `loading`: the source's side, what a destination lacks and the data of one item;
+//! - `applier`: the destination's side;
+//! - `metadata`: the book that all of them keep.
+//!
+//! All of the store's methods and all of SQLite run on blocking threads. One lock guards the metadata, held for a statement or
+//! a transaction; another, the *gate*, lets only one of detection and application touch the store at a time.
+//!
+//! Refusals in words of our own: `BUSY` (as many sessions as it takes; nothing was done, try again), `MASS_DELETE`,
+//! `REPLICA_WENT_BACK`, `STALE_EPOCH`, `METADATA`, and the reasons of the store's own [`StoreError`]s.
 
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::knowledge::{ChangeBatch, IdParameters, ReplicaId};
+use crate::provider::{
+    BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, Load, MAX_KNOWLEDGE_BYTES,
+    ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits, Refusal, RefusalCode, Renewal,
+    SessionKey, SyncBatchParameters,
+};
+use crate::types::{Hresult, ProviderRole};
+
+mod applier;
+mod detection;
+mod enumeration;
 mod item_store;
+mod loading;
+mod metadata;
+mod session;
+#[cfg(test)]
+mod tests;
 
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
     Staged, Staging, StoreError,
 };
+pub use metadata::MetadataError;
+
+use metadata::Metadata;
+use session::Registry;
+
+/// What a provider's owner decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Name for people.
+    pub member_name: String,
+    /// Changes that it would like in a batch.
+    pub requested_batch_size: u32,
+    /// Changes that it puts into a batch at most; 0: as many as are asked for.
+    pub max_changes: u32,
+    /// Bytes of content that it sends inline at most.
+    pub max_inline_bytes: u64,
+    /// Sessions as source at once, beside one as destination; 0 or 1: one session at a time in all.
+    pub max_source_sessions: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            member_name: String::new(),
+            requested_batch_size: 2_000,
+            max_changes: 0,
+            max_inline_bytes: 64 * 1024,
+            max_source_sessions: 1,
+        }
+    }
+}
+
+/// A [`Provider`] over an [`ItemStore`].
+#[derive(Debug)]
+pub struct ReplicaProvider {
+    shared: Arc<Shared>,
+}
+
+/// What calls, timers and blocking threads share.
+#[derive(Debug)]
+struct Shared {
+    store: Arc<dyn ItemStore>,
+    options: Options,
+    instance_id: String,
+    /// Beside the metadata, so that GetIdParameters waits for no transaction.
+    replica: Mutex<ReplicaId>,
+    metadata: Mutex<Metadata>,
+    /// Held by detection and by each group that is applied. Taken before `metadata`, never after.
+    gate: Mutex<()>,
+    /// Set when a partner turned out to know more of this replica than it does itself.
+    went_back: AtomicBool,
+    registry: Mutex<Registry>,
+}
+
+/// A panic elsewhere leaves a lock poisoned; what it guards changes in whole transactions only and is fit for use.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn metadata(&self) -> MutexGuard<'_, Metadata> {
+        lock(&self.metadata)
+    }
+
+    /// A partner knows a higher tick of this replica than was ever given out: it was restored or cloned, and the same tick may
+    /// stand for two changes. The replica takes a new id when its sessions are over, so that the next session is sound.
+    fn went_back(&self, metadata: &mut Metadata, seen: u64) -> Refusal {
+        let message = format!(
+            "replica {} was restored or cloned: the partner knows its tick {seen}, it is at {}; \
+             it takes a new id, begin another session",
+            metadata.replica(),
+            metadata.tick()
+        );
+        if let Err(error) = metadata.mark_went_back() {
+            warn!(%error, "cannot record that the replica went back");
+        }
+        self.went_back.store(true, Ordering::Relaxed);
+        Refusal::own(RefusalCode::FailedPrecondition, "REPLICA_WENT_BACK", Hresult::SYNC_E_INVALID_OPERATION, message)
+    }
+
+    /// Takes a new replica id if that is due. Called when no session is left.
+    fn renew_replica(&self) {
+        if !self.went_back.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let mut metadata = self.metadata();
+        match metadata.renew() {
+            Ok(()) => *lock(&self.replica) = metadata.replica().clone(),
+            Err(error) => {
+                self.went_back.store(true, Ordering::Relaxed);
+                warn!(%error, "cannot start as a new replica");
+            }
+        }
+    }
+}
+
+fn metadata_failed(error: rusqlite::Error) -> Refusal {
+    Refusal::own(
+        RefusalCode::Internal,
+        "METADATA",
+        Hresult::E_FAIL,
+        format!("the metadata cannot be read or written ({error}); look at its disk"),
+    )
+}
+
+fn store_failed(error: StoreError) -> Refusal {
+    Refusal::own(RefusalCode::FailedPrecondition, &error.reason, error.hresult, error.message)
+}
+
+fn canceled() -> Refusal {
+    Refusal::winsync(RefusalCode::Cancelled, Hresult::E_ABORT, "the session was cancelled")
+}
+
+/// What a panic on a blocking thread becomes.
+fn panicked(error: tokio::task::JoinError) -> CallError {
+    CallError::Refused(Refusal::winsync(
+        RefusalCode::Internal,
+        Hresult::E_UNEXPECTED,
+        format!("the provider failed: {error}; this is a bug"),
+    ))
+}
+
+impl From<Refusal> for CallError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl ReplicaProvider {
+    /// Opens or creates the metadata in `metadata_dir` and speaks for `store` from then on.
+    ///
+    /// `identity` is what tells this store apart from a copy of it (for a directory: machine, device and inode). When it is
+    /// not the recorded one, or the replica went back, it starts as a new replica with a new id.
+    ///
+    /// # Errors
+    ///
+    /// A file that is in use, newer, or damaged; it is left as it was.
+    pub fn open(
+        store: Arc<dyn ItemStore>,
+        metadata_dir: &Path,
+        identity: &str,
+        options: Options,
+    ) -> Result<Arc<Self>, MetadataError> {
+        let metadata = Metadata::open(metadata_dir, identity)?;
+        Ok(Arc::new(Self {
+            shared: Arc::new(Shared {
+                store,
+                options,
+                instance_id: Uuid::new_v4().simple().to_string(),
+                replica: Mutex::new(metadata.replica().clone()),
+                metadata: Mutex::new(metadata),
+                gate: Mutex::new(()),
+                went_back: AtomicBool::new(false),
+                registry: Mutex::new(Registry::default()),
+            }),
+        }))
+    }
+
+    /// The replica that it speaks for; another one after a restore or a clone was detected.
+    pub fn replica_id(&self) -> ReplicaId {
+        lock(&self.shared.replica).clone()
+    }
+}
+
+#[async_trait::async_trait]
+impl Provider for ReplicaProvider {
+    async fn get_id_parameters(&self) -> Result<ProviderInfo, CallError> {
+        let options = &self.shared.options;
+        Ok(ProviderInfo {
+            id_parameters: IdParameters::BUILT_IN,
+            replica_id: self.replica_id(),
+            instance_id: self.shared.instance_id.clone(),
+            member_name: options.member_name.clone(),
+            limits: ProviderLimits {
+                max_source_sessions: options.max_source_sessions,
+                max_changes: options.max_changes,
+                max_bytes: 0,
+                max_inline_bytes: options.max_inline_bytes,
+            },
+            capabilities: Vec::new(),
+        })
+    }
+
+    async fn begin_session(&self, request: BeginSession) -> Result<(), CallError> {
+        session::begin(&self.shared, request).await
+    }
+
+    async fn renew_session(&self, key: SessionKey, lease: Duration, canceled: bool) -> Result<Renewal, CallError> {
+        session::renew(&self.shared, key, lease, canceled)
+    }
+
+    async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || {
+            let _work = work;
+            let knowledge = shared.metadata().knowledge().clone();
+            let bytes = metadata::encode_knowledge(&knowledge).len();
+            if bytes > MAX_KNOWLEDGE_BYTES {
+                return Err(CallError::from(enumeration::knowledge_too_large(bytes)));
+            }
+            let requested_batch_size = shared.options.requested_batch_size;
+            Ok(SyncBatchParameters { knowledge: (*knowledge).clone(), requested_batch_size })
+        })
+        .await
+        .map_err(panicked)?
+    }
+
+    async fn get_change_batch(&self, key: SessionKey, request: ChangeBatchRequest) -> Result<ChangeBatch, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || enumeration::change_batch(&shared, &work.session, request))
+            .await
+            .map_err(panicked)?
+    }
+
+    async fn process_change_batch(
+        &self,
+        key: SessionKey,
+        start: ProcessStart,
+        batch: ChangeBatch,
+        inputs: ProcessInputs,
+    ) -> Result<ProcessOutputs, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
+        applier::process(&self.shared, work, start, batch, inputs)
+    }
+
+    async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        let (sender, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || loading::load(&shared, &work.session, &load, &sender));
+        Ok(receiver)
+    }
+
+    async fn end_session(&self, request: EndSession) -> Result<(), CallError> {
+        session::end(&self.shared, request).await
+    }
+}

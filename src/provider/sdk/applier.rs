@@ -1,0 +1,324 @@
+//! ProcessChangeBatch: the destination's side (`windows-sync.md` 6; design section 5).
+//!
+//! A batch is applied in *sections*: so many changes of one group, in order, with so many bytes of content. Of each section
+//!
+//! 1. what is needed of the source is asked for and staged, invisible (`fetch`);
+//! 2. every change is settled against the row as it is now (`settle`), and what follows is planned (`plan`);
+//! 3. staged content is made durable, intents are committed, the store is changed, that is made durable, and rows, knowledge
+//!    and the end of the intents are one transaction (`carry_out`);
+//! 4. outcomes are reported.
+//!
+//! A crash between any two steps leaves either the old item or the new one with an intent that explains it. An ordered group's
+//! section teaches its range up to its last item, so that what is applied is learned also when the rest never comes.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::detection::{is_mass_delete, mass_delete};
+use super::session::{Session, Work};
+use super::{Shared, canceled, metadata_failed, panicked};
+use crate::knowledge::{
+    ChangeBatch, ChangeGroup, ChangeOutcome, Digest, GroupKind, ItemChange, ItemId, Knowledge, OutcomeKind,
+};
+use crate::provider::{
+    CallError, FRAMES_IN_FLIGHT, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Refusal,
+    RefusalCode,
+};
+use crate::types::{FullEnumerationAction, Hresult};
+
+mod carry_out;
+mod fetch;
+mod plan;
+mod settle;
+
+use fetch::Wire;
+
+/// Changes that are applied together at most.
+const SECTION_CHANGES: usize = 1_000;
+/// Bytes of content that are staged before a section is applied; a larger item is a section of its own.
+const SECTION_BYTES: u64 = 256 * 1024 * 1024;
+/// Between two signs of life while a batch is applied; the coordinator wants one every 10 s.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Starts to process a batch. It stops soon when its session is cancelled or either channel is dropped.
+pub(super) fn process(
+    shared: &Arc<Shared>,
+    work: Work,
+    start: ProcessStart,
+    batch: ChangeBatch,
+    inputs: ProcessInputs,
+) -> Result<ProcessOutputs, CallError> {
+    if work.session.processing.swap(true, Ordering::Acquire) {
+        return Err(Refusal::invalid_operation("a batch of this session is being processed already").into());
+    }
+    let (outputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
+    let shared = shared.clone();
+    let progress = Arc::new(Progress::of(&work.session, &batch));
+    tokio::spawn(async move {
+        let session = work.session.clone();
+        let wire = Wire::new(Handle::current(), inputs, outputs.clone(), session.clone());
+        let mut applying = {
+            let (session, progress) = (session.clone(), progress.clone());
+            tokio::task::spawn_blocking(move || Applier::new(&shared, &session, start, &batch, wire, &progress)?.run())
+        };
+        let mut alive = tokio::time::interval(PROGRESS_INTERVAL);
+        alive.reset();
+        // One task sends both, so that no sign of life comes behind the result.
+        let result = loop {
+            tokio::select! {
+                result = &mut applying => break result.unwrap_or_else(|error| Err(panicked(error))),
+                _ = alive.tick() => drop(outputs.try_send(Ok(progress.report()))),
+            }
+        };
+        session.renew_lease();
+        session.processing.store(false, Ordering::Release);
+        tokio::select! {
+            // The receiver may be full and forgotten; the end of a session does not wait for it.
+            () = session.cancel.cancelled() => drop(outputs.try_send(result.map(ProcessOutput::Result))),
+            _ = outputs.send(result.as_ref().map(|result| ProcessOutput::Result(result.clone())).map_err(Clone::clone)) => {}
+        }
+        drop(work);
+    });
+    Ok(receiver)
+}
+
+/// How far a session is, in the source's units of work, or in changes where it gives none.
+struct Progress {
+    session: Arc<Session>,
+    total: u32,
+    completed: AtomicU32,
+}
+
+impl Progress {
+    fn of(session: &Arc<Session>, batch: &ChangeBatch) -> Self {
+        let before = session.counters.completed_work.load(Ordering::Relaxed);
+        let mut work: u32 = 0;
+        batch.changes().for_each(|(_, change)| work = work.saturating_add(change.work_estimate.max(1)));
+        let remaining = batch.remaining_work_estimate.max(batch.remaining_updates.unwrap_or(0));
+        let total = before.saturating_add(work).saturating_add(remaining);
+        session.counters.total_work.store(total, Ordering::Relaxed);
+        Self { session: session.clone(), total, completed: AtomicU32::new(before) }
+    }
+
+    fn done(&self, change: &ItemChange) {
+        let work = change.work_estimate.max(1);
+        let completed = self.completed.fetch_add(work, Ordering::Relaxed).saturating_add(work);
+        self.session.counters.completed_work.store(completed, Ordering::Relaxed);
+    }
+
+    fn report(&self) -> ProcessOutput {
+        ProcessOutput::Progress {
+            completed_work: self.completed.load(Ordering::Relaxed).min(self.total),
+            total_work: self.total,
+        }
+    }
+}
+
+/// One batch being applied.
+struct Applier<'a> {
+    shared: &'a Shared,
+    session: &'a Session,
+    start: ProcessStart,
+    batch: &'a ChangeBatch,
+    wire: Wire,
+    progress: &'a Progress,
+    /// The destination's knowledge before the batch: all decisions rest on it.
+    known: Arc<Knowledge>,
+    /// Whether `known` contains the whole prerequisite, so that no item has to be asked for (R19).
+    has_prerequisite: bool,
+    applied: u32,
+    failed: u32,
+}
+
+/// Some changes of one group that are applied together.
+struct Section<'a> {
+    group: &'a ChangeGroup,
+    /// Index of the first change behind it.
+    end: usize,
+    changes: &'a [ItemChange],
+}
+
+impl<'a> Applier<'a> {
+    fn new(
+        shared: &'a Shared,
+        session: &'a Session,
+        start: ProcessStart,
+        batch: &'a ChangeBatch,
+        wire: Wire,
+        progress: &'a Progress,
+    ) -> Result<Self, CallError> {
+        let known = {
+            let mut metadata = shared.metadata();
+            let made_with = batch.groups.iter().map(|group| &group.made_with_knowledge);
+            let seen = made_with
+                .chain([&batch.prerequisite_knowledge, &batch.forgotten_knowledge])
+                .map(|knowledge| knowledge.max_tick(metadata.replica()))
+                .max()
+                .unwrap_or(0);
+            if seen > metadata.tick() {
+                return Err(shared.went_back(&mut metadata, seen).into());
+            }
+            metadata.knowledge().clone()
+        };
+        if !known.contains(&batch.forgotten_knowledge) {
+            return Err(out_of_date(start.full_enumeration_action).into());
+        }
+        let has_prerequisite = known.contains(&batch.prerequisite_knowledge);
+        Ok(Self { shared, session, start, batch, wire, progress, known, has_prerequisite, applied: 0, failed: 0 })
+    }
+
+    fn run(mut self) -> Result<ProcessResult, CallError> {
+        if !self.session.allow_mass_delete {
+            self.check_mass_delete()?;
+        }
+        let batch = self.batch;
+        for group in &batch.groups {
+            // Items of the group that are not learned, ascending.
+            let mut left_out = BTreeSet::new();
+            let mut begin = 0;
+            loop {
+                let end = section_end(group, begin);
+                let section = Section { group, end, changes: &group.changes[begin..end] };
+                self.apply(&section, &mut left_out)?;
+                begin = end;
+                if begin >= group.changes.len() {
+                    break;
+                }
+            }
+        }
+        self.empty_containers()?;
+        let learned_knowledge = (**self.shared.metadata().knowledge()).clone();
+        Ok(ProcessResult {
+            learned_knowledge,
+            changes_applied: self.applied,
+            changes_failed: self.failed,
+            provider_with_error: None,
+        })
+    }
+
+    fn apply(&mut self, section: &Section<'_>, left_out: &mut BTreeSet<ItemId>) -> Result<(), CallError> {
+        let obtained = self.fetch(section)?;
+        self.wire.check()?;
+        let outcomes = self.carry_out(section, obtained, left_out)?;
+        for (change, outcome) in section.changes.iter().zip(outcomes) {
+            self.count(&outcome);
+            self.progress.done(change);
+            self.wire.send(ProcessOutput::Outcome(outcome))?;
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, outcome: &ChangeOutcome) {
+        let counters = &self.session.counters;
+        counters.conflicts.fetch_add(u64::from(outcome.conflict), Ordering::Relaxed);
+        counters.tombstones.fetch_add(u64::from(outcome.tombstone), Ordering::Relaxed);
+        match outcome.kind {
+            OutcomeKind::Applied => {
+                counters.applied.fetch_add(1, Ordering::Relaxed);
+                self.applied += 1;
+            }
+            OutcomeKind::RecoverableError => self.failed += 1,
+            OutcomeKind::Obsolete | OutcomeKind::Deferred => {}
+        }
+    }
+
+    /// What the section teaches when nothing of it is left out. Bounds are the group's, so that an item which failed in an
+    /// earlier section is in reach again: `left_out` has it.
+    fn learned(&self, section: &Section<'_>) -> Knowledge {
+        let whole = section.end == section.group.changes.len();
+        let listed = &section.group.changes[..section.end];
+        let (kind, changes) = match &section.group.kind {
+            kind if whole && matches!(kind, GroupKind::Ordered { .. }) => (kind.clone(), Vec::new()),
+            GroupKind::Ordered { lower_bound, .. } => {
+                let upper_bound = listed.last().map(|change| change.item_id.clone());
+                (GroupKind::Ordered { lower_bound: lower_bound.clone(), upper_bound }, Vec::new())
+            }
+            GroupKind::Unordered { all_changes_for_knowledge } => {
+                let all_changes_for_knowledge = whole && *all_changes_for_knowledge;
+                (GroupKind::Unordered { all_changes_for_knowledge }, listed.to_vec())
+            }
+        };
+        let made_with_knowledge = section.group.made_with_knowledge.clone();
+        let learned = Knowledge::learned_from(&ChangeGroup { kind, made_with_knowledge, changes });
+        if self.has_prerequisite {
+            return learned;
+        }
+        learned.project_with_prerequisite(&self.batch.prerequisite_knowledge, &self.known)
+    }
+
+    /// The safety stop, before anything of the batch is carried out. What is still to come counts where the source says.
+    fn check_mass_delete(&self) -> Result<(), CallError> {
+        let counters = &self.session.counters;
+        let alive = counters.alive.load(Ordering::Relaxed);
+        let coming = match self.batch.remaining_deletions {
+            Some(remaining) => remaining,
+            None => self.deletions_of_batch()?,
+        };
+        let deletions = counters.deletions.load(Ordering::Relaxed) + coming;
+        if coming > 0 && is_mass_delete(deletions, alive) {
+            return Err(mass_delete(format!(
+                "the source has deleted {deletions} of {alive} items; nothing of this batch was applied; \
+                 if that is meant, begin the session with allow_mass_delete"
+            ))
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Live items that the batch deletes, without those whose content comes again or lives on under another name.
+    fn deletions_of_batch(&self) -> Result<u64, CallError> {
+        let metadata = self.shared.metadata();
+        let mut coming: HashMap<Digest, u64> = HashMap::new();
+        for digest in self.batch.changes().filter_map(|(_, change)| change.content_digest) {
+            *coming.entry(digest).or_default() += 1;
+        }
+        let mut deletions = 0;
+        for (_, change) in self.batch.changes().filter(|(_, change)| change.flags.is_deleted()) {
+            let Some(row) = metadata.row(&change.item_id).map_err(metadata_failed)? else { continue };
+            if row.item.deleted {
+                continue;
+            }
+            let state = &row.item.state;
+            let reappears =
+                coming.get_mut(&state.digest).filter(|count| **count > 0).map(|count| *count -= 1).is_some();
+            deletions += u64::from(!reappears);
+        }
+        Ok(deletions)
+    }
+}
+
+fn section_end(group: &ChangeGroup, begin: usize) -> usize {
+    let mut bytes: u64 = 0;
+    let fits = |change: &&ItemChange| {
+        let first = bytes == 0;
+        bytes = bytes.saturating_add(change.data_size.unwrap_or(0));
+        first || bytes <= SECTION_BYTES
+    };
+    begin + group.changes[begin..].iter().take(SECTION_CHANGES).take_while(fits).count()
+}
+
+/// R18. Full enumeration and partial sync are not offered.
+fn out_of_date(action: FullEnumerationAction) -> Refusal {
+    match action {
+        FullEnumerationAction::Abort => Refusal::winsync(
+            RefusalCode::FailedPrecondition,
+            Hresult::SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED,
+            "this replica is out of date: the source has forgotten deletions that it has not seen",
+        ),
+        FullEnumerationAction::FullEnumeration | FullEnumerationAction::PartialSync => Refusal::winsync(
+            RefusalCode::Unimplemented,
+            Hresult::E_NOTIMPL,
+            "this replica is out of date, and full enumeration and partial sync are not offered; use ABORT",
+        ),
+    }
+}
+
+/// A stream that nobody holds any more, or a cancelled session.
+fn stopped() -> CallError {
+    canceled().into()
+}

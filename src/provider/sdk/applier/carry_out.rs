@@ -1,0 +1,187 @@
+//! Carrying a section out: durable content, intents, the store, rows and knowledge, in this order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+
+use super::fetch::Obtained;
+use super::plan::{Action, Plan, Step, Verdict};
+use super::{Applier, Section};
+use crate::knowledge::{ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, RecoverableError};
+use crate::provider::CallError;
+use crate::provider::sdk::metadata::{Commit, Intent, Row};
+use crate::provider::sdk::{Applied, Fingerprint, ItemError, Replaces, lock, metadata_failed, store_failed};
+
+impl Applier<'_> {
+    /// Applies a section. `left_out` gains what must not be learned. One outcome per change.
+    pub(super) fn carry_out(
+        &self,
+        section: &Section<'_>,
+        obtained: Vec<Obtained>,
+        left_out: &mut BTreeSet<ItemId>,
+    ) -> Result<Vec<ChangeOutcome>, CallError> {
+        let _gate = lock(&self.shared.gate);
+        let Plan { mut verdicts, mut actions, tick } = self.plan(section, obtained)?;
+        let mut learned = self.learned(section);
+        if actions.values().any(|action| matches!(action.step, Step::Put(_))) {
+            self.shared.store.sync_staged().map_err(store_failed)?;
+        }
+        let intended = self.intend(&actions, &learned, tick)?;
+
+        let failures = self.change_store(&mut actions);
+        for (index, error) in failures {
+            verdicts[index] = Verdict::Failed(error);
+        }
+        if !intended.is_empty() {
+            self.shared.store.sync_applied().map_err(store_failed)?;
+        }
+
+        for (change, verdict) in section.changes.iter().zip(&verdicts) {
+            if matches!(verdict, Verdict::Failed(_) | Verdict::Deferred) {
+                left_out.insert(change.item_id.clone());
+            }
+        }
+        learned.exclude_items(&*left_out);
+        self.conclude(actions, intended, &learned, tick)?;
+        Ok(section.changes.iter().zip(verdicts).map(|(change, verdict)| outcome(change, verdict)).collect())
+    }
+
+    /// Commits what is about to be done to the store, and to which items.
+    fn intend(
+        &self,
+        actions: &BTreeMap<ItemId, Action>,
+        learned: &Knowledge,
+        tick: u64,
+    ) -> Result<Vec<ItemId>, CallError> {
+        let intents: Vec<_> = actions
+            .iter()
+            .filter(|(_, action)| !matches!(action.step, Step::None))
+            .map(|(id, action)| {
+                let mut vector =
+                    if action.is_copy { Default::default() } else { (**learned.vector_for_item(id)).clone() };
+                vector.learn(&action.after.version);
+                (id.clone(), Intent { row: action.after.clone(), learned: vector })
+            })
+            .collect();
+        if intents.is_empty() {
+            return Ok(Vec::new());
+        }
+        let intended = intents.iter().map(|(id, _)| id.clone()).collect();
+        self.shared.metadata().commit(Commit { intents, tick, ..Commit::default() }).map_err(metadata_failed)?;
+        Ok(intended)
+    }
+
+    /// Deletions from the last id to the first, so that children go before their container; then the copies of losers, which
+    /// must stand before anything takes their place; then the rest from the first id to the last. What fails leaves the
+    /// actions and is returned with its change.
+    fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> Vec<(usize, RecoverableError)> {
+        let deletes = |action: &Action| matches!(action.step, Step::Delete);
+        let ids = |wanted: &dyn Fn(&Action) -> bool| -> Vec<ItemId> {
+            actions.iter().filter(|(_, action)| wanted(action)).map(|(id, _)| id.clone()).collect()
+        };
+        let mut order = ids(&deletes);
+        order.reverse();
+        order.extend(ids(&|action| action.is_copy));
+        order.extend(ids(&|action| !action.is_copy && !deletes(action)));
+
+        let mut failures: BTreeMap<usize, RecoverableError> = BTreeMap::new();
+        for id in order {
+            let Some(action) = actions.get_mut(&id) else { continue };
+            let failed = match failures.get(&action.index) {
+                // Its loser could not be kept.
+                Some(error) => Some(error.clone()),
+                None => self.change_item(&id, action).err().map(|error| error.into_recoverable(&id)),
+            };
+            if let Some(error) = failed {
+                failures.insert(action.index, error);
+                actions.remove(&id);
+            }
+        }
+        failures.into_iter().collect()
+    }
+
+    fn change_item(&self, id: &ItemId, action: &mut Action) -> Result<(), ItemError> {
+        let store = &self.shared.store;
+        let before = action.before.as_ref().filter(|row| row.is_there()).map(Row::in_store);
+        let applied = match (std::mem::replace(&mut action.step, Step::None), before) {
+            (Step::None, _) => return Ok(()),
+            (Step::Put(staged), before) => {
+                let replaces = before.map_or(Replaces::Nothing, Replaces::Item);
+                store.put(id, staged, &action.after.item.state, &replaces)?
+            }
+            (Step::SetProperties, Some(known)) => store.set_properties(id, &action.after.item.state, &known)?,
+            (Step::Delete, Some(known)) => {
+                let applied = store.delete(id, &known)?;
+                self.session.counters.deletions.fetch_add(1, Ordering::Relaxed);
+                self.session.remember_deleted(id, known);
+                applied
+            }
+            (Step::SetProperties | Step::Delete, None) => return Err(ItemError::Changed),
+        };
+        match applied {
+            Applied::Done(fingerprint) => action.after.item.fingerprint = fingerprint,
+            // Of a deletion: the container stays until it is empty. The tombstone stands.
+            Applied::NotEmpty => action.after.lingering = true,
+        }
+        Ok(())
+    }
+
+    /// Rows, knowledge and the end of the intents, in one transaction; also of the intents of what failed, where nothing was
+    /// changed.
+    fn conclude(
+        &self,
+        actions: BTreeMap<ItemId, Action>,
+        intended: Vec<ItemId>,
+        learned: &Knowledge,
+        tick: u64,
+    ) -> Result<(), CallError> {
+        let mut metadata = self.shared.metadata();
+        let mut knowledge = metadata.knowledge().union(learned);
+        if tick > 0 {
+            knowledge.set_local_tick(metadata.replica(), tick);
+        }
+        let rows = actions.into_iter().map(|(id, action)| (id, action.after)).collect();
+        metadata
+            .commit(Commit { rows, dropped_intents: intended, knowledge: Some(knowledge), tick, ..Commit::default() })
+            .map_err(metadata_failed)?;
+        Ok(())
+    }
+
+    /// Containers whose deletion waited for their last child.
+    pub(super) fn empty_containers(&self) -> Result<(), CallError> {
+        let _gate = lock(&self.shared.gate);
+        let lingering = self.shared.metadata().lingering().map_err(metadata_failed)?;
+        let mut rows = Vec::new();
+        for (id, row) in lingering {
+            if let Ok(Applied::Done(_)) = self.shared.store.delete(&id, &row.in_store()) {
+                let mut row = Row { lingering: false, ..row };
+                row.item.fingerprint = Fingerprint::default();
+                rows.push((id, row));
+            }
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.shared.store.sync_applied().map_err(store_failed)?;
+        let mut metadata = self.shared.metadata();
+        let tick = metadata.tick();
+        metadata.commit(Commit { rows, tick, ..Commit::default() }).map_err(metadata_failed)?;
+        Ok(())
+    }
+}
+
+fn outcome(change: &ItemChange, verdict: Verdict) -> ChangeOutcome {
+    let (kind, conflict, error) = match verdict {
+        Verdict::Obsolete => (OutcomeKind::Obsolete, false, None),
+        Verdict::Deferred => (OutcomeKind::Deferred, true, None),
+        Verdict::Failed(error) => (OutcomeKind::RecoverableError, false, Some(error)),
+        Verdict::Planned { conflict } => (OutcomeKind::Applied, conflict, None),
+    };
+    ChangeOutcome {
+        item_id: change.item_id.clone(),
+        kind,
+        failed_change_unit_ids: Vec::new(),
+        conflict,
+        tombstone: change.flags.is_deleted(),
+        error,
+    }
+}

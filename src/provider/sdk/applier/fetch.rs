@@ -1,0 +1,427 @@
+//! Getting what a section needs: inline data and local copies are staged while loads are under way.
+//!
+//! Loads are asked for in order, at most [`MAX_OUTSTANDING_LOADS`] ahead, and only for the section in hand: when outcomes are
+//! sent no load is outstanding, so that a coordinator which reads and writes in one task cannot lock up with us.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use sha2::{Digest as _, Sha256};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::settle::{Incoming, Settlement, Winner, settle};
+use super::{Applier, Section, stopped};
+use crate::knowledge::{Digest, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, RecoverableError, Version};
+use crate::provider::sdk::session::Session;
+use crate::provider::sdk::{ItemError, KnownItem, Staged, Staging, lock, metadata_failed};
+use crate::provider::{
+    CallError, DataPart, Load, MAX_OUTSTANDING_LOADS, ProcessInput, ProcessInputs, ProcessOutput, Refusal, RefusalCode,
+};
+use crate::types::Hresult;
+
+/// The two channels of a batch, used from a blocking thread.
+pub(super) struct Wire {
+    runtime: Handle,
+    inputs: ProcessInputs,
+    outputs: mpsc::Sender<Result<ProcessOutput, CallError>>,
+    session: Arc<Session>,
+    next_load: u64,
+}
+
+impl Wire {
+    pub(super) fn new(
+        runtime: Handle,
+        inputs: ProcessInputs,
+        outputs: mpsc::Sender<Result<ProcessOutput, CallError>>,
+        session: Arc<Session>,
+    ) -> Self {
+        Self { runtime, inputs, outputs, session, next_load: 1 }
+    }
+
+    /// An error when the batch is to stop.
+    pub(super) fn check(&self) -> Result<(), CallError> {
+        if self.session.cancel.is_cancelled() || self.outputs.is_closed() || self.inputs.is_closed() {
+            return Err(stopped());
+        }
+        Ok(())
+    }
+
+    pub(super) fn send(&self, output: ProcessOutput) -> Result<(), CallError> {
+        self.session.renew_lease();
+        match self.outputs.try_send(Ok(output)) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(stopped()),
+            Err(mpsc::error::TrySendError::Full(output)) => self.runtime.block_on(async {
+                tokio::select! {
+                    () = self.session.cancel.cancelled() => Err(stopped()),
+                    sent = self.outputs.send(output) => sent.map_err(|_| stopped()),
+                }
+            }),
+        }
+    }
+
+    /// False when there is no room at the moment.
+    fn try_send(&self, output: ProcessOutput) -> Result<bool, CallError> {
+        match self.outputs.try_send(Ok(output)) {
+            Ok(()) => Ok(true),
+            Err(mpsc::error::TrySendError::Full(_)) => Ok(false),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(stopped()),
+        }
+    }
+
+    /// The next part, waiting for it; `None` at once when `wait` is false and none is there.
+    fn receive(&mut self, wait: bool) -> Result<Option<(u64, DataPart)>, CallError> {
+        self.check()?;
+        let input = match self.inputs.try_recv() {
+            Ok(input) => input,
+            Err(mpsc::error::TryRecvError::Disconnected) => return Err(stopped()),
+            Err(mpsc::error::TryRecvError::Empty) if !wait => return Ok(None),
+            Err(mpsc::error::TryRecvError::Empty) => {
+                let (session, outputs, inputs) = (&self.session, &self.outputs, &mut self.inputs);
+                self.runtime.block_on(async {
+                    tokio::select! {
+                        () = session.cancel.cancelled() => Err(stopped()),
+                        () = outputs.closed() => Err(stopped()),
+                        input = inputs.recv() => input.ok_or_else(stopped),
+                    }
+                })?
+            }
+        };
+        self.session.renew_lease();
+        match input {
+            ProcessInput::Data { load_id, part } => Ok(Some((load_id, part))),
+            ProcessInput::Cancel => {
+                self.session.cancel.cancel();
+                Err(stopped())
+            }
+        }
+    }
+}
+
+/// What was obtained for one change before it is settled for good.
+pub(super) struct Obtained {
+    pub(super) incoming: Incoming,
+    pub(super) staged: Option<Staged>,
+    pub(super) error: Option<RecoverableError>,
+}
+
+/// Where content comes from that need not travel.
+struct Source {
+    id: ItemId,
+    known: KnownItem,
+}
+
+/// What a change needs of the source.
+enum Want {
+    /// Properties only: the content is here, under this name or, with `Some`, under another.
+    Header(Option<Source>),
+    Content,
+}
+
+/// A load that is under way.
+struct Underway {
+    load_id: u64,
+    index: usize,
+    want: Want,
+    header: Option<ItemDataHeader>,
+    staging: Option<Box<dyn Staging>>,
+    hasher: Sha256,
+    received: u64,
+    error: Option<RecoverableError>,
+}
+
+impl Applier<'_> {
+    /// Obtains all that the section needs.
+    pub(super) fn fetch(&mut self, section: &Section<'_>) -> Result<Vec<Obtained>, CallError> {
+        let mut obtained = Vec::with_capacity(section.changes.len());
+        let mut wanted = VecDeque::new();
+        let mut inline = VecDeque::new();
+        for (index, change) in section.changes.iter().enumerate() {
+            let mut item = Obtained { incoming: Incoming::of(change), staged: None, error: None };
+            match self.need(section, change, &item.incoming) {
+                Ok(None) => {}
+                Ok(Some(Want::Content)) if change.inline_data.is_some() => inline.push_back(index),
+                Ok(Some(Want::Header(_))) if change.inline_data.is_some() => {}
+                Ok(Some(want)) => wanted.push_back((index, want)),
+                Err(Need::Failed(error)) => item.error = Some(error),
+                Err(Need::Call(error)) => return Err(error),
+            }
+            obtained.push(item);
+        }
+        let mut underway = VecDeque::new();
+        loop {
+            self.ask(section, &mut wanted, &mut underway)?;
+            let wait = inline.is_empty();
+            if wait && underway.is_empty() {
+                return Ok(obtained);
+            }
+            if let Some((load_id, part)) = self.wire.receive(wait)? {
+                self.part(section, load_id, part, &mut underway, &mut wanted, &mut obtained)?;
+            } else if let Some(index) = inline.pop_front() {
+                let change = &section.changes[index];
+                let item = &mut obtained[index];
+                match change.inline_data.as_ref().map(|data| self.stage_inline(change, data)) {
+                    Some(Ok((staged, digest))) => {
+                        item.staged = Some(staged);
+                        item.incoming.digest = Some(digest);
+                    }
+                    Some(Err(error)) => item.error = Some(error),
+                    None => {}
+                }
+            }
+        }
+    }
+
+    /// Sends as many loads as may be outstanding and as there is room for.
+    fn ask(
+        &mut self,
+        section: &Section<'_>,
+        wanted: &mut VecDeque<(usize, Want)>,
+        underway: &mut VecDeque<Underway>,
+    ) -> Result<(), CallError> {
+        while underway.len() < MAX_OUTSTANDING_LOADS {
+            let Some((index, want)) = wanted.pop_front() else { break };
+            let change = &section.changes[index];
+            // Validated before anything was wanted.
+            let Some(version) = change.change_version.clone() else { continue };
+            let load = Load {
+                load_id: self.wire.next_load,
+                item_id: change.item_id.clone(),
+                change_unit_ids: Vec::new(),
+                version,
+                // With nothing left to send the source answers with header and end.
+                offset: if matches!(want, Want::Header(_)) { change.data_size.unwrap_or(0) } else { 0 },
+            };
+            let load_id = load.load_id;
+            if underway.is_empty() {
+                self.wire.send(ProcessOutput::Load(load))?;
+            } else if !self.wire.try_send(ProcessOutput::Load(load))? {
+                wanted.push_front((index, want));
+                break;
+            }
+            self.wire.next_load += 1;
+            underway.push_back(Underway {
+                load_id,
+                index,
+                want,
+                header: None,
+                staging: None,
+                hasher: Sha256::new(),
+                received: 0,
+                error: None,
+            });
+        }
+        Ok(())
+    }
+
+    /// What has to come from the source before the change can be settled and carried out.
+    fn need(&self, section: &Section<'_>, change: &ItemChange, incoming: &Incoming) -> Result<Option<Want>, Need> {
+        let version = self.check_change(section, change)?;
+        let metadata = self.shared.metadata();
+        let row = metadata.row(&change.item_id).map_err(|error| Need::Call(metadata_failed(error).into()))?;
+        let knowledge = (&*section.group.made_with_knowledge, &*self.known);
+        let policy = self.start.conflict_resolution_policy;
+        let winner = match settle(change, version, knowledge, row.as_ref(), incoming, policy) {
+            Settlement::NeedsHeader => return Ok(Some(Want::Header(None))),
+            Settlement::NeedsContent => return Ok(Some(Want::Content)),
+            Settlement::Failed(error) => return Err(Need::Failed(error)),
+            Settlement::Obsolete | Settlement::Deferred => return Ok(None),
+            Settlement::Settled { winner, .. } => winner,
+        };
+        match winner {
+            Winner::Destination | Winner::Deletion => return Ok(None),
+            Winner::Source | Winner::SourceAndCopy | Winner::DestinationAndCopy => {}
+        }
+        let there = row.as_ref().filter(|row| row.is_there());
+        if there.is_some_and(|row| incoming.has_content_of(&row.item.state) == Some(true)) {
+            // Mere properties; but an inline content is staged all the same, for a store that has to put it.
+            return Ok(Some(if change.inline_data.is_some() { Want::Content } else { Want::Header(None) }));
+        }
+        let (Some(size @ 1..), Some(digest)) = (incoming.size, incoming.digest) else { return Ok(Some(Want::Content)) };
+        if change.inline_data.is_some() {
+            return Ok(Some(Want::Content));
+        }
+        let holder = metadata
+            .holder(&digest, size, &change.item_id)
+            .map_err(|error| Need::Call(metadata_failed(error).into()))?
+            .map(|(id, row)| Source { id, known: row.item });
+        let source = holder.or_else(|| {
+            let deleted = lock(&self.session.deleted);
+            let (id, known) = deleted.get(&digest).filter(|(_, known)| known.state.size == size)?;
+            Some(Source { id: id.clone(), known: known.clone() })
+        });
+        Ok(Some(source.map_or(Want::Content, |source| Want::Header(Some(source)))))
+    }
+
+    /// What can be said against a change as such.
+    fn check_change<'c>(&self, section: &Section<'_>, change: &'c ItemChange) -> Result<&'c Version, Need> {
+        let fail = |hresult, description: &str| {
+            Need::Failed(RecoverableError {
+                hresult,
+                item_display_name: change.item_id.to_string(),
+                error_description: description.to_owned(),
+            })
+        };
+        let Some(version) = &change.change_version else {
+            return Err(fail(Hresult::SYNC_E_ITEM_HAS_CHANGE_UNITS, "items with change units are not offered"));
+        };
+        if !IdParameters::BUILT_IN.item_id.fits(change.item_id.as_bytes().len()) {
+            return Err(fail(Hresult::SYNC_E_ID_FORMAT_MISMATCH, "the item's id does not fit the schema"));
+        }
+        let most = i64::MAX as u64;
+        if version.tick > most
+            || change.creation_version.tick > most
+            || change.data_size.is_some_and(|size| size > most)
+        {
+            return Err(fail(Hresult::SYNC_E_INVALID_VERSION, "a tick or size is out of range"));
+        }
+        if !section.group.made_with_knowledge.contains_change(&change.item_id, version) {
+            return Err(fail(Hresult::SYNC_E_CHANGE_NOT_IN_KNOWLEDGE, "its version is not in the source's knowledge"));
+        }
+        let prerequisite = &self.batch.prerequisite_knowledge;
+        if !self.has_prerequisite
+            && !self.known.contains_change(&change.item_id, version)
+            && !self.known.contains_for_item(prerequisite, &change.item_id)
+        {
+            // R19, item by item: nothing could be learned of it.
+            return Err(fail(Hresult::SYNC_E_CHANGE_NEEDS_KNOWLEDGE, "an earlier change of it was left out"));
+        }
+        Ok(version)
+    }
+
+    fn stage_inline(&self, change: &ItemChange, data: &ItemData) -> Result<(Staged, Digest), RecoverableError> {
+        let id = &change.item_id;
+        let digest = Digest(Sha256::digest(&data.content).into());
+        let announced = [change.content_digest, data.header.content_digest];
+        let size = data.content.len() as u64;
+        if announced.into_iter().flatten().any(|announced| announced != digest)
+            || change.data_size.unwrap_or(size) != size
+            || data.header.content_size != size
+        {
+            return Err(not_as_announced(id));
+        }
+        let mut staging = self.shared.store.stage(id, &data.header).map_err(|error| error.into_recoverable(id))?;
+        staging.write_all(&data.content).map_err(|error| cannot_write(id, &error))?;
+        let staged = staging.finish().map_err(|error| error.into_recoverable(id))?;
+        self.session.counters.bytes.fetch_add(size, Ordering::Relaxed);
+        Ok((staged, digest))
+    }
+
+    /// Takes one part of the oldest load. An item that fails here is drained to its end.
+    fn part(
+        &mut self,
+        section: &Section<'_>,
+        load_id: u64,
+        part: DataPart,
+        underway: &mut VecDeque<Underway>,
+        wanted: &mut VecDeque<(usize, Want)>,
+        obtained: &mut [Obtained],
+    ) -> Result<(), CallError> {
+        let load = underway.front_mut().filter(|load| load.load_id == load_id).ok_or_else(|| out_of_order(load_id))?;
+        let change = &section.changes[load.index];
+        let id = &change.item_id;
+        match part {
+            DataPart::Header(_) if load.header.is_some() => return Err(out_of_order(load_id)),
+            DataPart::Header(header) => {
+                if change.data_size.is_some_and(|size| size != header.content_size) {
+                    load.error = Some(not_as_announced(id));
+                } else if matches!(load.want, Want::Content) {
+                    match self.shared.store.stage(id, &header) {
+                        Ok(staging) => load.staging = Some(staging),
+                        Err(error) => load.error = Some(error.into_recoverable(id)),
+                    }
+                }
+                load.header = Some(header);
+                return Ok(());
+            }
+            DataPart::Chunk(chunk) => {
+                let Some(header) = &load.header else { return Err(out_of_order(load_id)) };
+                load.received += chunk.len() as u64;
+                if load.received > header.content_size || !matches!(load.want, Want::Content) {
+                    return Err(out_of_order(load_id));
+                }
+                self.session.counters.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                if let Some(staging) = &mut load.staging {
+                    load.hasher.update(&chunk);
+                    if let Err(error) = staging.write_all(&chunk) {
+                        load.error = Some(cannot_write(id, &error));
+                        load.staging = None;
+                    }
+                }
+                return Ok(());
+            }
+            DataPart::End { .. } if load.header.is_none() => return Err(out_of_order(load_id)),
+            DataPart::End { .. } | DataPart::Failed(_) => {}
+        }
+        let Some(load) = underway.pop_front() else { return Ok(()) };
+        let item = &mut obtained[load.index];
+        let content_digest = match part {
+            DataPart::Failed(error) => {
+                item.error = Some(load.error.unwrap_or(error));
+                return Ok(());
+            }
+            DataPart::End { content_digest } => content_digest,
+            DataPart::Header(_) | DataPart::Chunk(_) => return Ok(()),
+        };
+        let Some(header) = load.header else { return Ok(()) };
+        let announced = [change.content_digest, header.content_digest];
+        let as_announced = announced.into_iter().flatten().all(|announced| announced == content_digest);
+        if let Some(error) = load.error.or_else(|| (!as_announced).then(|| not_as_announced(id))) {
+            item.error = Some(error);
+            return Ok(());
+        }
+        item.incoming.size = Some(header.content_size);
+        item.incoming.digest = Some(content_digest);
+        item.incoming.properties = Some(header.properties);
+        match load.want {
+            Want::Header(None) => {}
+            Want::Header(Some(source)) => match self.shared.store.stage_copy(id, &source.id, &source.known) {
+                Ok(staged) => item.staged = Some(staged),
+                // The content is not there any more, or cannot be copied: it has to travel.
+                Err(_) => wanted.push_back((load.index, Want::Content)),
+            },
+            Want::Content => {
+                let whole =
+                    load.received == header.content_size && Digest(load.hasher.finalize().into()) == content_digest;
+                match load.staging {
+                    Some(staging) if whole => match staging.finish() {
+                        Ok(staged) => item.staged = Some(staged),
+                        Err(error) => item.error = Some(error.into_recoverable(id)),
+                    },
+                    _ => item.error = Some(not_as_announced(id)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why it cannot be said what a change needs.
+enum Need {
+    Failed(RecoverableError),
+    Call(CallError),
+}
+
+fn out_of_order(load_id: u64) -> CallError {
+    Refusal::winsync(
+        RefusalCode::InvalidArgument,
+        Hresult::SYNC_E_NOT_EXPECTED_CHANGE,
+        format!("data of load {load_id} came out of order, twice, or longer than announced"),
+    )
+    .into()
+}
+
+fn not_as_announced(id: &ItemId) -> RecoverableError {
+    RecoverableError {
+        hresult: Hresult::SYNC_E_DATA_MODIFIED_CONCURRENTLY,
+        item_display_name: id.to_string(),
+        error_description: "the content that came is not the one that was announced".to_owned(),
+    }
+}
+
+fn cannot_write(id: &ItemId, error: &std::io::Error) -> RecoverableError {
+    ItemError::Failed(format!("cannot be written: {error}")).into_recoverable(id)
+}

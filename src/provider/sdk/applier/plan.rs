@@ -1,0 +1,268 @@
+//! From settlements to actions: what is done to the store, in which rows it results, and where a conflict's loser is kept.
+
+use std::collections::BTreeMap;
+
+use super::fetch::Obtained;
+use super::settle::{NewVersion, Settlement, Winner, settle};
+use super::{Applier, Section};
+use crate::knowledge::{Digest, ItemChange, ItemId, RecoverableError, ReplicaId, Version};
+use crate::provider::CallError;
+use crate::provider::sdk::metadata::Row;
+use crate::provider::sdk::{Fingerprint, ItemError, ItemState, KnownItem, Staged, metadata_failed};
+
+/// Names that are tried for a conflict's loser before the conflict is deferred.
+const MAX_COPY_NAMES: u32 = 1_000;
+
+/// What is done to the store for one item.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Nothing: only the row changes.
+    None,
+    Put(Staged),
+    SetProperties,
+    Delete,
+}
+
+/// One item's way from the row before to the row after.
+#[derive(Debug)]
+pub(super) struct Action {
+    /// Index of the change that it belongs to.
+    pub(super) index: usize,
+    pub(super) before: Option<Row>,
+    /// Its fingerprint is set once the step is done.
+    pub(super) after: Row,
+    pub(super) step: Step,
+    /// It keeps a conflict's loser: if it fails, the action of its change must not be carried out.
+    pub(super) is_copy: bool,
+}
+
+/// What becomes of one change before the store is touched.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    Obsolete,
+    Deferred,
+    Failed(RecoverableError),
+    /// An action is planned.
+    Planned {
+        conflict: bool,
+    },
+}
+
+/// A section, decided.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) verdicts: Vec<Verdict>,
+    pub(super) actions: BTreeMap<ItemId, Action>,
+    /// The local tick after it.
+    pub(super) tick: u64,
+}
+
+/// Gives out local versions.
+struct Ticks {
+    replica: ReplicaId,
+    tick: u64,
+}
+
+impl Ticks {
+    fn version(&mut self, wanted: NewVersion) -> Version {
+        match wanted {
+            NewVersion::Given(version) => version,
+            NewVersion::Local => {
+                self.tick += 1;
+                Version::new(self.replica.clone(), self.tick)
+            }
+        }
+    }
+}
+
+/// The place for a conflict's loser.
+enum CopyName {
+    Free(ItemId, Option<Row>),
+    /// A name that it could have holds the same content already.
+    Kept,
+    /// The store cannot keep both, or has no name left.
+    None,
+}
+
+impl Applier<'_> {
+    /// Settles every change of the section against the rows as they are now, and stages copies of losers.
+    pub(super) fn plan(&self, section: &Section<'_>, obtained: Vec<Obtained>) -> Result<Plan, CallError> {
+        let mut ticks = {
+            let metadata = self.shared.metadata();
+            Ticks { replica: metadata.replica().clone(), tick: metadata.tick() }
+        };
+        let mut plan = Plan { verdicts: Vec::with_capacity(obtained.len()), actions: BTreeMap::new(), tick: 0 };
+        for (index, obtained) in obtained.into_iter().enumerate() {
+            let change = &section.changes[index];
+            let verdict = match obtained.error {
+                Some(error) => Verdict::Failed(error),
+                None => self.plan_change(section, change, index, obtained, &mut plan.actions, &mut ticks)?,
+            };
+            plan.verdicts.push(verdict);
+        }
+        plan.tick = ticks.tick;
+        Ok(plan)
+    }
+
+    fn plan_change(
+        &self,
+        section: &Section<'_>,
+        change: &ItemChange,
+        index: usize,
+        obtained: Obtained,
+        actions: &mut BTreeMap<ItemId, Action>,
+        ticks: &mut Ticks,
+    ) -> Result<Verdict, CallError> {
+        let id = &change.item_id;
+        let Some(change_version) = &change.change_version else {
+            return Ok(Verdict::Failed(ItemError::Changed.into_recoverable(id)));
+        };
+        // An item that is listed twice in a section, or that a copy took for its name: the row that it will have decides.
+        let row = match actions.get(id) {
+            Some(_) => return Ok(Verdict::Failed(ItemError::Changed.into_recoverable(id))),
+            None => self.shared.metadata().row(id).map_err(metadata_failed)?,
+        };
+        let knowledge = (&*section.group.made_with_knowledge, &*self.known);
+        let policy = self.start.conflict_resolution_policy;
+        let (winner, version, conflict) =
+            match settle(change, change_version, knowledge, row.as_ref(), &obtained.incoming, policy) {
+                Settlement::Obsolete => return Ok(Verdict::Obsolete),
+                Settlement::Deferred => return Ok(Verdict::Deferred),
+                Settlement::Failed(error) => return Ok(Verdict::Failed(error)),
+                // The row is another one than when it was decided what to ask for.
+                Settlement::NeedsHeader | Settlement::NeedsContent => {
+                    return Ok(Verdict::Failed(ItemError::Changed.into_recoverable(id)));
+                }
+                Settlement::Settled { winner, version, conflict } => (winner, version, conflict),
+            };
+        let incoming = || obtained.incoming.state().ok_or_else(|| ItemError::Changed.into_recoverable(id));
+        let mut staged = obtained.staged;
+        if matches!(winner, Winner::SourceAndCopy | Winner::DestinationAndCopy) {
+            let source_wins = winner == Winner::SourceAndCopy;
+            let loser = match (source_wins, &row) {
+                (true, Some(row)) => row.item.state.clone(),
+                _ => match incoming() {
+                    Ok(state) => state,
+                    Err(error) => return Ok(Verdict::Failed(error)),
+                },
+            };
+            match self.copy_name(id, &loser, section, actions)? {
+                CopyName::None => return Ok(Verdict::Deferred),
+                CopyName::Kept => {}
+                CopyName::Free(name, before) => {
+                    let content = match (source_wins, &row) {
+                        (true, Some(row)) => self.shared.store.stage_copy(&name, id, &row.in_store()),
+                        _ => staged.take().ok_or(ItemError::Changed),
+                    };
+                    let content = match content {
+                        Ok(content) => content,
+                        Err(error) => return Ok(Verdict::Failed(error.into_recoverable(id))),
+                    };
+                    let version = ticks.version(NewVersion::Local);
+                    let after = row_of(loser, version.clone(), version);
+                    actions.insert(name, Action { index, before, after, step: Step::Put(content), is_copy: true });
+                }
+            }
+        }
+        let version = ticks.version(version);
+        let planned = match (winner, row) {
+            (Winner::Source | Winner::SourceAndCopy, row) => {
+                incoming().and_then(|state| take(change, row, state, version, staged))
+            }
+            (Winner::Deletion, row) => Ok(delete(change, row, version)),
+            (Winner::Destination | Winner::DestinationAndCopy, Some(row)) => {
+                Ok((Some(row.clone()), Row { version, ..row }, Step::None))
+            }
+            (Winner::Destination | Winner::DestinationAndCopy, None) => Err(ItemError::Changed.into_recoverable(id)),
+        };
+        match planned {
+            Ok((before, after, step)) => {
+                actions.insert(id.clone(), Action { index, before, after, step, is_copy: false });
+                Ok(Verdict::Planned { conflict })
+            }
+            Err(error) => Ok(Verdict::Failed(error)),
+        }
+    }
+
+    /// Finds a name beside `id` that holds nothing, or already holds the loser's content. Never one with other content, nor
+    /// one that this section is about to change into something else.
+    fn copy_name(
+        &self,
+        id: &ItemId,
+        loser: &ItemState,
+        section: &Section<'_>,
+        actions: &BTreeMap<ItemId, Action>,
+    ) -> Result<CopyName, CallError> {
+        for attempt in 1..=MAX_COPY_NAMES {
+            let Some(name) = self.shared.store.conflict_copy_id(id, loser, attempt) else { break };
+            if let Some(action) = actions.get(&name) {
+                if action.after.is_there() && action.after.item.state.same_content(loser) {
+                    return Ok(CopyName::Kept);
+                }
+                continue;
+            }
+            if let Some(change) = section.changes.iter().find(|change| change.item_id == name) {
+                if change.content_digest == Some(loser.digest) && !change.flags.is_deleted() {
+                    return Ok(CopyName::Kept);
+                }
+                continue;
+            }
+            match self.shared.metadata().row(&name).map_err(metadata_failed)? {
+                Some(row) if row.is_there() && row.item.state.same_content(loser) => return Ok(CopyName::Kept),
+                Some(row) if row.is_there() => {}
+                row => return Ok(CopyName::Free(name, row)),
+            }
+        }
+        Ok(CopyName::None)
+    }
+}
+
+type Planned = (Option<Row>, Row, Step);
+
+fn row_of(state: ItemState, creation: Version, version: Version) -> Row {
+    let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: false };
+    Row { item, lingering: false, creation, version }
+}
+
+/// The source's state is written, with as little as it takes.
+fn take(
+    change: &ItemChange,
+    before: Option<Row>,
+    state: ItemState,
+    version: Version,
+    staged: Option<Staged>,
+) -> Result<Planned, RecoverableError> {
+    let mut after = row_of(state, change.creation_version.clone(), version);
+    let there = before.as_ref().filter(|row| row.is_there());
+    let step = match there {
+        Some(row) if row.item.state == after.item.state => {
+            after.item.fingerprint = row.item.fingerprint.clone();
+            Step::None
+        }
+        Some(row) if row.item.state.same_content(&after.item.state) => Step::SetProperties,
+        _ => match staged {
+            Some(staged) => Step::Put(staged),
+            None => return Err(ItemError::Changed.into_recoverable(&change.item_id)),
+        },
+    };
+    Ok((before, after, step))
+}
+
+fn delete(change: &ItemChange, before: Option<Row>, version: Version) -> Planned {
+    match before {
+        Some(row) => {
+            let step = if row.item.deleted { Step::None } else { Step::Delete };
+            let item = KnownItem { deleted: true, ..row.item.clone() };
+            let after = Row { item, version, ..row.clone() };
+            (Some(row), after, step)
+        }
+        None => {
+            // Nothing is known of the item but that it was deleted.
+            let state =
+                ItemState { properties: BTreeMap::new(), size: 0, digest: Digest([0; 32]), modification_time: None };
+            let mut after = row_of(state, change.creation_version.clone(), version);
+            after.item.deleted = true;
+            (None, after, Step::None)
+        }
+    }
+}

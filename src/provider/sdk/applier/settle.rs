@@ -1,0 +1,178 @@
+//! What becomes of one change: the table of `windows-sync.md` 6.1, and the policies for its conflicts.
+//!
+//! ‡ Whoever wins a conflict, the result gets a new local version, which dominates both sides. Only where nothing is decided
+//! (the same state, or both deleted) the greater of the two versions stays, which every replica finds alike.
+
+use std::collections::BTreeMap;
+
+use crate::knowledge::{
+    Conflict, Decision, DestinationItem, Digest, ItemChange, Knowledge, RecoverableError, Version, decide,
+};
+use crate::provider::sdk::ItemState;
+use crate::provider::sdk::metadata::Row;
+use crate::types::{ConflictResolutionPolicy as Policy, Hresult};
+
+/// As much as is known of what the source has.
+#[derive(Clone, Debug)]
+pub(super) struct Incoming {
+    /// `None` until a header has come.
+    pub(super) properties: Option<BTreeMap<String, String>>,
+    pub(super) size: Option<u64>,
+    pub(super) digest: Option<Digest>,
+    pub(super) modification_time: Option<jiff::Timestamp>,
+}
+
+impl Incoming {
+    /// What the change itself says, with its inline header.
+    pub(super) fn of(change: &ItemChange) -> Self {
+        let header = change.inline_data.as_ref().map(|data| &data.header);
+        Self {
+            properties: header.map(|header| header.properties.clone()),
+            size: change.data_size.or(header.map(|header| header.content_size)),
+            digest: change.content_digest.or(header.and_then(|header| header.content_digest)),
+            modification_time: change.modification_time,
+        }
+    }
+
+    /// The whole state, once all of it is known.
+    pub(super) fn state(&self) -> Option<ItemState> {
+        Some(ItemState {
+            properties: self.properties.clone()?,
+            size: self.size?,
+            digest: self.digest?,
+            modification_time: self.modification_time,
+        })
+    }
+
+    /// Whether the content is that of `state`; `None` when that cannot be said yet.
+    pub(super) fn has_content_of(&self, state: &ItemState) -> Option<bool> {
+        match (self.size, self.digest) {
+            (Some(size), _) if size != state.size => Some(false),
+            (Some(_), Some(digest)) => Some(digest == state.digest),
+            _ => None,
+        }
+    }
+}
+
+/// The version that an item gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NewVersion {
+    /// One that came with the change, or that is there already.
+    Given(Version),
+    /// The next local one.
+    Local,
+}
+
+/// Whose state an item gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Winner {
+    /// The destination's stays.
+    Destination,
+    /// The source's is written.
+    Source,
+    /// The item is deleted.
+    Deletion,
+    /// The destination's stays; the source's is kept beside it.
+    DestinationAndCopy,
+    /// The source's is written; the destination's is kept beside it.
+    SourceAndCopy,
+}
+
+/// What becomes of a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Settlement {
+    Obsolete,
+    Deferred,
+    Failed(RecoverableError),
+    /// It cannot be said before the item's properties are known.
+    NeedsHeader,
+    /// Nor before all of its content is.
+    NeedsContent,
+    Settled {
+        winner: Winner,
+        version: NewVersion,
+        conflict: bool,
+    },
+}
+
+fn settled(winner: Winner, version: NewVersion) -> Settlement {
+    Settlement::Settled { winner, version, conflict: false }
+}
+
+fn resolved(winner: Winner) -> Settlement {
+    Settlement::Settled { winner, version: NewVersion::Local, conflict: true }
+}
+
+/// Settles one change against the row as it is now. `version` is the change's.
+pub(super) fn settle(
+    change: &ItemChange,
+    version: &Version,
+    (made_with, known): (&Knowledge, &Knowledge),
+    row: Option<&Row>,
+    incoming: &Incoming,
+    policy: Policy,
+) -> Settlement {
+    let given = || NewVersion::Given(version.clone());
+    let item = match row {
+        None => DestinationItem::Missing,
+        Some(row) if row.item.deleted => DestinationItem::Deleted(row.version.clone()),
+        Some(row) => DestinationItem::Alive(row.version.clone()),
+    };
+    let conflict = match decide(change, made_with, known, &item) {
+        Decision::Obsolete => return Settlement::Obsolete,
+        Decision::MustExist => {
+            return Settlement::Failed(RecoverableError {
+                hresult: Hresult::SYNC_E_ITEM_MUST_EXIST,
+                item_display_name: change.item_id.to_string(),
+                error_description: "its creation is known here, but the item is not".to_owned(),
+            });
+        }
+        // The very version is here, only not in the knowledge: nothing is to be written.
+        _ if row.is_some_and(|row| row.version == *version) => return settled(Winner::Destination, given()),
+        Decision::Create | Decision::Update => return settled(Winner::Source, given()),
+        Decision::StoreTombstone | Decision::Delete => return settled(Winner::Deletion, given()),
+        Decision::Conflict(conflict) => conflict,
+    };
+    // A conflict is with something.
+    let Some(row) = row else { return settled(Winner::Source, given()) };
+    let greater = || NewVersion::Given(row.version.clone().max(version.clone()));
+    match (conflict, policy) {
+        (Conflict::DeleteDelete, _) => settled(Winner::Destination, greater()),
+        (Conflict::UpdateUpdate, _) => match update_update(incoming, &row.item.state, policy) {
+            Settlement::Settled { winner, conflict: false, .. } => settled(winner, greater()),
+            settlement => settlement,
+        },
+        (_, Policy::None) => Settlement::Deferred,
+        // An edit beats a deletion, unless the policy names a side.
+        (Conflict::UpdateDelete, Policy::DestinationProviderWins) => resolved(Winner::Destination),
+        (Conflict::UpdateDelete, _) => resolved(Winner::Source),
+        (Conflict::DeleteUpdate, Policy::SourceProviderWins) => resolved(Winner::Deletion),
+        (Conflict::DeleteUpdate, _) => resolved(Winner::Destination),
+    }
+}
+
+/// Both sides have changed the item. The answer does not depend on which side is the source, but by policy.
+fn update_update(incoming: &Incoming, local: &ItemState, policy: Policy) -> Settlement {
+    let Some(same_content) = incoming.has_content_of(local) else { return Settlement::NeedsContent };
+    let digest = incoming.digest;
+    let incoming_is_later = if same_content {
+        let Some(properties) = &incoming.properties else { return Settlement::NeedsHeader };
+        let theirs = (incoming.modification_time, properties);
+        let ours = (local.modification_time, &local.properties);
+        if theirs == ours {
+            return settled(Winner::Destination, NewVersion::Local);
+        }
+        theirs > ours
+    } else {
+        (incoming.modification_time, digest) > (local.modification_time, Some(local.digest))
+    };
+    let (wins, loses) = match policy {
+        Policy::None => return Settlement::Deferred,
+        Policy::DestinationProviderWins => return resolved(Winner::Destination),
+        Policy::SourceProviderWins => return resolved(Winner::Source),
+        // Nothing is lost that would need a copy when the content is the same.
+        Policy::KeepBoth if !same_content => (Winner::SourceAndCopy, Winner::DestinationAndCopy),
+        Policy::LastWriterWins | Policy::KeepBoth => (Winner::Source, Winner::Destination),
+    };
+    resolved(if incoming_is_later { wins } else { loses })
+}

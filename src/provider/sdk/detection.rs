@@ -1,0 +1,304 @@
+//! Local changes become versions (R14), and what a crash left half-done is recognised.
+//!
+//! ‡ An item whose content equals an *intent* was changed by the SDK and not by a user: it takes the intent's version, and what
+//! the intent would have taught is learned for it. An item that is still as recorded drops its intent. Only the rest gets new
+//! versions. All of it is one transaction.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::metadata::{Commit, Intent, Metadata, Row, Snapshot};
+use super::{
+    Applied, Detection, Fingerprint, ItemError, ItemState, KnownItem, Observation, Shared, StoreError, lock,
+    metadata_failed, store_failed,
+};
+use crate::knowledge::{ClockVector, Digest, ItemId, Knowledge, Version};
+use crate::provider::{Refusal, RefusalCode};
+use crate::types::Hresult;
+
+/// A store with more live items than this is guarded against the deletion of more than half of them.
+const MASS_DELETE_FROM: u64 = 100;
+
+/// True when so many deletions of `alive` items look like an accident (design section 6).
+pub(super) fn is_mass_delete(deletions: u64, alive: u64) -> bool {
+    alive > MASS_DELETE_FROM && deletions > alive / 2
+}
+
+/// The safety stop.
+pub(super) fn mass_delete(message: String) -> Refusal {
+    Refusal::own(RefusalCode::FailedPrecondition, "MASS_DELETE", Hresult::E_ABORT, message)
+}
+
+/// Folds local changes into the metadata; the number of live items after it. Refused, nothing is changed.
+pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Refusal> {
+    let _gate = lock(&shared.gate);
+    let (snapshot, intents) = {
+        let metadata = shared.metadata();
+        (metadata.snapshot().map_err(metadata_failed)?, metadata.intents().map_err(metadata_failed)?)
+    };
+    // The metadata is not locked while the store is searched, which may take minutes; the gate keeps its rows as they are.
+    let detection = shared.store.detect(&snapshot).map_err(store_failed)?;
+    for skipped in &detection.skipped {
+        tracing::warn!(item = %skipped.display_name, reason = %skipped.reason, "left out");
+    }
+    let intents: BTreeMap<_, _> = intents.into_iter().collect();
+    let alive = snapshot.iter().filter(|(_, row)| !row.item.deleted).count() as u64;
+    if !allow_mass_delete {
+        let deletions = vanished(&snapshot, &intents, &detection);
+        if is_mass_delete(deletions, alive) {
+            return Err(mass_delete(format!(
+                "{deletions} of {alive} items are gone since the last look; nothing was done; \
+                 if that is meant, begin the session with allow_mass_delete"
+            )));
+        }
+    }
+    let mut metadata = shared.metadata();
+    let mut fold = Fold::new(shared, &metadata, &snapshot, intents);
+    fold.observations(detection.observations);
+    fold.unobserved_intents();
+    fold.lingering();
+    let alive = alive.saturating_add_signed(fold.alive);
+    fold.commit(&mut metadata).map_err(metadata_failed)?;
+    Ok(alive)
+}
+
+/// Live items that are gone, without those whose content appears under a new name: a rename deletes nothing.
+fn vanished(snapshot: &Snapshot, intents: &BTreeMap<ItemId, Intent>, detection: &Detection) -> u64 {
+    let mut appeared: HashMap<Digest, u64> = HashMap::new();
+    let mut gone: HashMap<Digest, u64> = HashMap::new();
+    for observation in &detection.observations {
+        match observation {
+            Observation::Present { id, state, .. } => {
+                if snapshot.row(id).is_none_or(|row| row.item.deleted) {
+                    *appeared.entry(state.digest).or_default() += 1;
+                }
+            }
+            Observation::Missing { id } => {
+                let Some(row) = snapshot.row(id).filter(|row| !row.item.deleted) else { continue };
+                if !intents.get(id).is_some_and(|intent| intent.row.item.deleted) {
+                    *gone.entry(row.item.state.digest).or_default() += 1;
+                }
+            }
+        }
+    }
+    gone.iter().map(|(digest, count)| count.saturating_sub(appeared.get(digest).copied().unwrap_or(0))).sum()
+}
+
+/// One pass over what was observed.
+struct Fold<'a> {
+    shared: &'a Shared,
+    snapshot: &'a Snapshot,
+    intents: BTreeMap<ItemId, Intent>,
+    replica: crate::knowledge::ReplicaId,
+    knowledge: Arc<Knowledge>,
+    tick: u64,
+    rows: BTreeMap<ItemId, Row>,
+    learned: BTreeMap<ItemId, Arc<ClockVector>>,
+    dropped: Vec<ItemId>,
+    seen: HashSet<ItemId>,
+    /// Live items gained or lost.
+    alive: i64,
+}
+
+impl<'a> Fold<'a> {
+    fn new(shared: &'a Shared, metadata: &Metadata, snapshot: &'a Snapshot, intents: BTreeMap<ItemId, Intent>) -> Self {
+        Self {
+            shared,
+            snapshot,
+            intents,
+            replica: metadata.replica().clone(),
+            knowledge: metadata.knowledge().clone(),
+            tick: metadata.tick(),
+            rows: BTreeMap::new(),
+            learned: BTreeMap::new(),
+            dropped: Vec::new(),
+            seen: HashSet::new(),
+            alive: 0,
+        }
+    }
+
+    fn next_version(&mut self) -> Version {
+        self.tick += 1;
+        Version::new(self.replica.clone(), self.tick)
+    }
+
+    fn set(&mut self, id: ItemId, row: Row) {
+        let was_alive = self.snapshot.row(&id).is_some_and(|row| !row.item.deleted);
+        self.alive += i64::from(!row.item.deleted) - i64::from(was_alive);
+        self.rows.insert(id, row);
+    }
+
+    fn observations(&mut self, observations: Vec<Observation>) {
+        for observation in observations {
+            match observation {
+                Observation::Present { id, state, fingerprint } => self.present(id, state, fingerprint),
+                Observation::Missing { id } => self.missing(id),
+            }
+        }
+    }
+
+    fn present(&mut self, id: ItemId, state: ItemState, fingerprint: Fingerprint) {
+        self.seen.insert(id.clone());
+        let before = self.snapshot.row(&id);
+        if let Some(intent) = self.intents.remove(&id) {
+            if let Some(fingerprint) = self.carried_out(&id, &intent, before, &state, &fingerprint) {
+                return self.adopt(id, intent, fingerprint);
+            }
+            self.dropped.push(id.clone());
+        }
+        let item = KnownItem { state, fingerprint, deleted: false };
+        match before {
+            Some(row) if row.is_there() && row.item.state == item.state => {
+                // Only the evidence is new. A lingering tombstone is looked at later.
+                self.set(id, Row { item: KnownItem { deleted: row.item.deleted, ..item }, ..row.clone() });
+            }
+            Some(row) if !row.item.deleted => {
+                let version = self.next_version();
+                self.set(id, Row { item, lingering: false, creation: row.creation.clone(), version });
+            }
+            _ => {
+                let version = self.next_version();
+                self.set(id, Row { item, lingering: false, creation: version.clone(), version });
+            }
+        }
+    }
+
+    /// Whether what is in the store is what the intent was about to make of it; if so, its fingerprint. A change of properties
+    /// that stopped half-way is completed first.
+    fn carried_out(
+        &self,
+        id: &ItemId,
+        intent: &Intent,
+        before: Option<&Row>,
+        state: &ItemState,
+        fingerprint: &Fingerprint,
+    ) -> Option<Fingerprint> {
+        let target = &intent.row.item;
+        if target.deleted {
+            return None;
+        }
+        if *state == target.state {
+            return Some(fingerprint.clone());
+        }
+        let old = &before.filter(|row| row.is_there())?.item.state;
+        if *state == *old || !is_between(state, old, &target.state) {
+            return None;
+        }
+        let known = KnownItem { state: state.clone(), fingerprint: fingerprint.clone(), deleted: false };
+        match self.shared.store.set_properties(id, &target.state, &known) {
+            Ok(Applied::Done(fingerprint)) => Some(fingerprint),
+            Ok(Applied::NotEmpty) | Err(_) => None,
+        }
+    }
+
+    fn adopt(&mut self, id: ItemId, intent: Intent, fingerprint: Fingerprint) {
+        self.learned.insert(id.clone(), Arc::new(intent.learned));
+        let mut row = intent.row;
+        row.item.fingerprint = fingerprint;
+        self.set(id, row);
+    }
+
+    fn missing(&mut self, id: ItemId) {
+        let Some(before) = self.snapshot.row(&id).cloned() else { return };
+        if let Some(intent) = self.intents.remove(&id) {
+            if intent.row.item.deleted {
+                return self.adopt(id, intent, Fingerprint::default());
+            }
+            self.dropped.push(id.clone());
+        }
+        if !before.item.deleted {
+            let version = self.next_version();
+            let item = KnownItem { deleted: true, ..before.item };
+            self.set(id, Row { item, lingering: false, version, ..before });
+        } else if before.lingering {
+            self.set(id, Row { lingering: false, ..before });
+        }
+    }
+
+    /// What was not observed is as recorded, or cannot be seen now. Only in the second case the intent must stay.
+    fn unobserved_intents(&mut self) {
+        for id in std::mem::take(&mut self.intents).into_keys() {
+            let before = self.snapshot.row(&id).filter(|row| row.is_there());
+            if before.is_some_and(|row| self.shared.store.is_unchanged(&id, &row.in_store())) {
+                self.dropped.push(id);
+            }
+        }
+    }
+
+    /// Containers that were to be deleted and still held something: now empty, they go; holding live items, they live on with
+    /// a version of their own; else they wait on.
+    fn lingering(&mut self) {
+        let current = |rows: &BTreeMap<ItemId, Row>, id: &ItemId, row: &Row| rows.get(id).unwrap_or(row).clone();
+        let waiting: Vec<(ItemId, Row)> = self
+            .snapshot
+            .iter()
+            .filter(|(_, row)| row.lingering)
+            .map(|(id, row)| (id.clone(), current(&self.rows, id, row)))
+            .filter(|(_, row)| row.lingering)
+            .collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let mut inhabited = HashSet::new();
+        let alive = |id: &ItemId, row: &Row| !self.rows.get(id).unwrap_or(row).item.deleted;
+        let old = self.snapshot.iter().filter(|(id, row)| alive(id, row)).map(|(id, _)| id);
+        let new = self.rows.iter().filter(|(_, row)| !row.item.deleted).map(|(id, _)| id);
+        for id in old.chain(new) {
+            inhabited.extend(self.shared.store.containers(id));
+        }
+        for (id, row) in waiting.into_iter().rev() {
+            if inhabited.contains(&id) {
+                let version = self.next_version();
+                let item = row.in_store();
+                self.set(id, Row { item, lingering: false, creation: version.clone(), version });
+                continue;
+            }
+            match self.shared.store.delete(&id, &row.in_store()) {
+                Ok(Applied::Done(_)) => self.set(id, Row { lingering: false, ..row }),
+                Err(ItemError::Changed) if !self.seen.contains(&id) => self.set(id, Row { lingering: false, ..row }),
+                Ok(Applied::NotEmpty) | Err(_) => {}
+            }
+        }
+    }
+
+    fn commit(self, metadata: &mut Metadata) -> rusqlite::Result<()> {
+        if self.rows.is_empty() && self.dropped.is_empty() {
+            return Ok(());
+        }
+        let mut knowledge = if self.learned.is_empty() {
+            (*self.knowledge).clone()
+        } else {
+            self.knowledge.union(&Knowledge::from_items(self.knowledge.item_format(), self.learned))
+        };
+        if self.tick > 0 {
+            knowledge.set_local_tick(&self.replica, self.tick);
+        }
+        metadata.commit(Commit {
+            rows: self.rows.into_iter().collect(),
+            dropped_intents: self.dropped,
+            knowledge: Some(knowledge),
+            tick: self.tick,
+            ..Commit::default()
+        })
+    }
+}
+
+/// True for a state on the way from `old` to `new` when only properties change: the content of both, each property from one of
+/// them.
+fn is_between(state: &ItemState, old: &ItemState, new: &ItemState) -> bool {
+    let of_either = |key: &String| {
+        let value = state.properties.get(key);
+        value == old.properties.get(key) || value == new.properties.get(key)
+    };
+    state.same_content(new)
+        && state.same_content(old)
+        && [&state.properties, &old.properties, &new.properties].iter().all(|map| map.keys().all(of_either))
+        && (state.modification_time == old.modification_time || state.modification_time == new.modification_time)
+}
+
+/// The store's own word that it cannot be used, at the end of a batch.
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        store_failed(error)
+    }
+}

@@ -1,0 +1,285 @@
+//! GetChangeBatch: what a destination lacks, in ascending order of the item id (`windows-sync.md` 5.6, 5.10).
+//!
+//! A batch is one ordered group. Its lower bound is the lowest item of which the destination lacks anything, its upper bound
+//! the last item listed, or infinity in the last batch: what was learned of a batch survives an interruption, and the next
+//! one begins behind it. Versions, knowledge and rows of a batch are read under one lock, so that they fit together.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::metadata::{Candidate, Metadata, Row, encode_knowledge};
+use super::session::Session;
+use super::{Shared, canceled, loading, lock, metadata_failed};
+use crate::knowledge::{
+    ChangeBatch, ChangeFlags, ChangeGroup, GroupKind, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge,
+};
+use crate::provider::{CallError, ChangeBatchRequest, MAX_KNOWLEDGE_BYTES, MAX_MESSAGE_BYTES, Refusal, RefusalCode};
+use crate::types::Hresult;
+
+/// Bytes of content for one unit of work.
+const WORK_UNIT: u64 = 64 * 1024;
+/// Encoded bytes of a change beside its id, properties and content, rounded up.
+const CHANGE_OVERHEAD: u64 = 192;
+/// Room for the framing of a batch.
+const BATCH_OVERHEAD: u64 = 16 * 1024;
+
+/// What a session's source still has to send.
+#[derive(Debug)]
+pub(super) struct Enumeration {
+    /// Of the metadata when it was listed; any commit since makes it useless.
+    generation: u64,
+    known: Knowledge,
+    candidates: Vec<Candidate>,
+}
+
+pub(super) fn knowledge_too_large(bytes: usize) -> Refusal {
+    Refusal::own(
+        RefusalCode::ResourceExhausted,
+        "KNOWLEDGE_TOO_LARGE",
+        Hresult::E_OUTOFMEMORY,
+        format!(
+            "the knowledge takes {bytes} bytes, at most {MAX_KNOWLEDGE_BYTES} can be sent; settle what is deferred or fails"
+        ),
+    )
+}
+
+fn work(size: u64) -> u64 {
+    1 + size / WORK_UNIT
+}
+
+fn saturated(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// A change of the batch in the making.
+struct Listed {
+    id: ItemId,
+    row: Row,
+    inline: bool,
+}
+
+/// Everything of a batch but its inline data, read under the metadata's lock.
+struct Listing {
+    made_with: Arc<Knowledge>,
+    lower_bound: ItemId,
+    listed: Vec<Listed>,
+    remaining_updates: u64,
+    remaining_work: u64,
+    remaining_deletions: u64,
+}
+
+/// The next batch for a destination with the requested knowledge.
+pub(super) fn change_batch(
+    shared: &Shared,
+    session: &Session,
+    request: ChangeBatchRequest,
+) -> Result<ChangeBatch, CallError> {
+    let listing = list(shared, session, &request)?;
+    let Some(listing) = listing else { return Ok(nothing(shared, request)) };
+    if session.cancel.is_cancelled() {
+        return Err(canceled().into());
+    }
+    let contents = read_inline(shared, &listing.listed);
+    let is_last_batch = listing.remaining_updates == 0;
+    let upper_bound = if is_last_batch { None } else { listing.listed.last().map(|last| last.id.clone()) };
+    let mut work_estimate = 0;
+    let changes: Vec<ItemChange> = listing
+        .listed
+        .into_iter()
+        .zip(contents)
+        .map(|(listed, content)| {
+            let work = if listed.row.item.deleted { 1 } else { work(listed.row.item.state.size) };
+            work_estimate += work;
+            change(listed, content, saturated(work))
+        })
+        .collect();
+    let work_done = session.counters.completed_work.fetch_add(saturated(work_estimate), Ordering::Relaxed);
+    let total = u64::from(work_done).saturating_add(work_estimate).saturating_add(listing.remaining_work);
+    session.counters.total_work.store(saturated(total), Ordering::Relaxed);
+    let item_format = listing.made_with.item_format();
+    Ok(ChangeBatch {
+        groups: vec![ChangeGroup {
+            kind: GroupKind::Ordered { lower_bound: listing.lower_bound, upper_bound },
+            made_with_knowledge: listing.made_with,
+            changes,
+        }],
+        prerequisite_knowledge: Arc::new(request.destination_knowledge),
+        forgotten_knowledge: Arc::new(Knowledge::new(item_format)),
+        work_estimate: saturated(work_estimate),
+        remaining_work_estimate: saturated(listing.remaining_work),
+        remaining_updates: Some(saturated(listing.remaining_updates)),
+        remaining_deletions: Some(listing.remaining_deletions),
+        is_last_batch,
+    })
+}
+
+/// The destination knows all that there is.
+fn nothing(shared: &Shared, request: ChangeBatchRequest) -> ChangeBatch {
+    let item_format = shared.metadata().knowledge().item_format();
+    ChangeBatch {
+        groups: Vec::new(),
+        prerequisite_knowledge: Arc::new(request.destination_knowledge),
+        forgotten_knowledge: Arc::new(Knowledge::new(item_format)),
+        work_estimate: 0,
+        remaining_work_estimate: 0,
+        remaining_updates: Some(0),
+        remaining_deletions: Some(0),
+        is_last_batch: true,
+    }
+}
+
+/// `None` when the destination lacks nothing.
+fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Result<Option<Listing>, CallError> {
+    let known = &request.destination_knowledge;
+    let mut metadata = shared.metadata();
+    let seen = known.max_tick(metadata.replica());
+    if seen > metadata.tick() {
+        return Err(shared.went_back(&mut metadata, seen).into());
+    }
+    let made_with = metadata.knowledge().clone();
+    let Some(lower_bound) = known.lowest_uncontained(&made_with) else { return Ok(None) };
+
+    let mut enumeration = lock(&session.enumeration);
+    let usable = enumeration
+        .as_ref()
+        .is_some_and(|earlier| earlier.generation == metadata.generation() && known.contains(&earlier.known));
+    if !usable {
+        let candidates = metadata.uncontained(known).map_err(metadata_failed)?;
+        *enumeration = Some(Enumeration { generation: metadata.generation(), known: known.clone(), candidates });
+    }
+    let candidates = enumeration.as_ref().map_or(&[][..], |enumeration| &enumeration.candidates);
+    let mut missing =
+        candidates.iter().filter(|candidate| !known.contains_change(&candidate.item_id, &candidate.version)).peekable();
+
+    let mut limits = Limits::of(shared, request, &made_with)?;
+    let mut listing = Listing {
+        made_with,
+        lower_bound,
+        listed: Vec::new(),
+        remaining_updates: 0,
+        remaining_work: 0,
+        remaining_deletions: 0,
+    };
+    // Only what the destination has had can be deleted there; tombstones of items that it never knew do not count.
+    let deletes = |candidate: &Candidate| {
+        u64::from(candidate.content_gone && known.contains_change(&candidate.item_id, &candidate.creation))
+    };
+    while let Some(candidate) = missing.peek() {
+        let Some(listed) = limits.take(&metadata, candidate).map_err(metadata_failed)? else { break };
+        listing.remaining_deletions += deletes(candidate);
+        listing.listed.push(listed);
+        missing.next();
+    }
+    for candidate in missing {
+        listing.remaining_updates += 1;
+        listing.remaining_work += if candidate.deleted { 1 } else { work(candidate.size) };
+        listing.remaining_deletions += deletes(candidate);
+    }
+    Ok(Some(listing))
+}
+
+/// What still fits into the batch.
+struct Limits {
+    changes: u32,
+    bytes: u64,
+    inline: u64,
+    /// One change always goes in, without its data if need be.
+    empty: bool,
+}
+
+impl Limits {
+    fn of(shared: &Shared, request: &ChangeBatchRequest, made_with: &Knowledge) -> Result<Self, Refusal> {
+        let mut knowledge = 0;
+        for part in [made_with, &request.destination_knowledge] {
+            let bytes = encode_knowledge(part).len();
+            if bytes > MAX_KNOWLEDGE_BYTES {
+                return Err(knowledge_too_large(bytes));
+            }
+            // On the wire bounds and indices carry tags and lengths that our own form does without.
+            knowledge += bytes as u64 + 4 * part.range_count() as u64;
+        }
+        let most = MAX_MESSAGE_BYTES as u64;
+        let bytes = if request.max_bytes == 0 { most } else { request.max_bytes.min(most) };
+        let own = if shared.options.max_changes == 0 { u32::MAX } else { shared.options.max_changes };
+        Ok(Self {
+            changes: request.requested_batch_size.clamp(1, own),
+            bytes: bytes.saturating_sub(knowledge + BATCH_OVERHEAD),
+            inline: request.max_inline_bytes.min(shared.options.max_inline_bytes),
+            empty: true,
+        })
+    }
+
+    fn take(&mut self, metadata: &Metadata, candidate: &Candidate) -> rusqlite::Result<Option<Listed>> {
+        if self.changes == 0 {
+            return Ok(None);
+        }
+        // The candidate was listed under this very generation; without its row there would be nothing to say.
+        let Some(row) = metadata.row(&candidate.item_id)? else { return Ok(None) };
+        let state = &row.item.state;
+        let mut inline = !row.item.deleted && self.inline > 0 && state.size <= self.inline;
+        let mut bytes = CHANGE_OVERHEAD + candidate.item_id.as_bytes().len() as u64;
+        let properties: usize = state.properties.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
+        let data = properties as u64 + state.size;
+        if inline && bytes + data > self.bytes && self.empty {
+            inline = false;
+        }
+        if inline {
+            bytes += data;
+        }
+        if bytes > self.bytes && !self.empty {
+            return Ok(None);
+        }
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.changes -= 1;
+        self.empty = false;
+        Ok(Some(Listed { id: candidate.item_id.clone(), row, inline }))
+    }
+}
+
+/// Reads the contents that go inline, on two threads when there are many: opening small files is what takes the time.
+fn read_inline(shared: &Shared, listed: &[Listed]) -> Vec<Option<bytes::Bytes>> {
+    const WORTH_A_THREAD: usize = 64;
+    let read = |listed: &[Listed]| -> Vec<_> {
+        listed.iter().map(|item| item.inline.then(|| loading::whole(shared, &item.id, &item.row)).flatten()).collect()
+    };
+    if listed.len() < WORTH_A_THREAD {
+        return read(listed);
+    }
+    let (first, second) = listed.split_at(listed.len() / 2);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| read(second));
+        let mut contents = read(first);
+        match other.join() {
+            Ok(rest) => contents.extend(rest),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+        contents
+    })
+}
+
+/// Content that changed meanwhile is left to be loaded, which then says so.
+fn change(listed: Listed, content: Option<bytes::Bytes>, work_estimate: u32) -> ItemChange {
+    let Row { item, creation, version, .. } = listed.row;
+    let alive = !item.deleted;
+    let state = item.state;
+    ItemChange {
+        item_id: listed.id,
+        creation_version: creation,
+        change_version: Some(version),
+        flags: if alive { ChangeFlags::NONE } else { ChangeFlags::DELETED },
+        change_units: Vec::new(),
+        winner_item_id: None,
+        work_estimate,
+        data_size: alive.then_some(state.size),
+        content_digest: alive.then_some(state.digest),
+        modification_time: if alive { state.modification_time } else { None },
+        inline_data: content.map(|content| ItemData {
+            header: ItemDataHeader {
+                properties: state.properties,
+                content_size: state.size,
+                content_digest: Some(state.digest),
+            },
+            content,
+        }),
+    }
+}

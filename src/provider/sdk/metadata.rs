@@ -1,0 +1,560 @@
+//! The replica's own book: which version of which item it has, and what it knows.
+//!
+//! One SQLite file, `metadata.db`, held exclusively. Every method is one statement or one transaction, so that a crash at any
+//! point leaves either all of a change or nothing of it. Versions name replicas by small integers of the `replicas` table.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use uuid::Uuid;
+
+use crate::knowledge::{ClockVector, Digest, IdParameters, ItemId, Knowledge, ReplicaId, Version};
+use crate::provider::sdk::{Fingerprint, ItemState, Known, KnownItem};
+
+mod codec;
+
+pub(super) use codec::encode_knowledge;
+
+const FILE_NAME: &str = "metadata.db";
+/// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.
+const APPLICATION_ID: i32 = 0x5379_6e63;
+const SCHEMA_VERSION: i32 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE replicas (key INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE);
+CREATE TABLE items (
+    item_id BLOB PRIMARY KEY,
+    properties TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    modified_s INTEGER,
+    modified_ns INTEGER,
+    fingerprint BLOB NOT NULL,
+    deleted INTEGER NOT NULL,
+    lingering INTEGER NOT NULL,
+    creation_replica INTEGER NOT NULL,
+    creation_tick INTEGER NOT NULL,
+    version_replica INTEGER NOT NULL,
+    version_tick INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX items_by_digest ON items (digest) WHERE deleted = 0;
+CREATE INDEX items_by_version ON items (version_replica, version_tick);
+CREATE INDEX items_lingering ON items (item_id) WHERE lingering = 1;
+CREATE TABLE intents (
+    item_id BLOB PRIMARY KEY,
+    properties TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    modified_s INTEGER,
+    modified_ns INTEGER,
+    fingerprint BLOB NOT NULL,
+    deleted INTEGER NOT NULL,
+    lingering INTEGER NOT NULL,
+    creation_replica INTEGER NOT NULL,
+    creation_tick INTEGER NOT NULL,
+    version_replica INTEGER NOT NULL,
+    version_tick INTEGER NOT NULL,
+    learned BLOB NOT NULL
+) WITHOUT ROWID;
+";
+
+macro_rules! columns {
+    () => {
+        "item_id, properties, size, digest, modified_s, modified_ns, fingerprint, deleted, lingering, \
+         creation_replica, creation_tick, version_replica, version_tick"
+    };
+}
+
+/// Why the metadata cannot be opened. The file is left as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum MetadataError {
+    /// The directory cannot be made.
+    #[error("cannot create {path}: {source}", path = path.display())]
+    Directory {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another process, or another provider of this one, has it open.
+    #[error("{path} is in use by another provider; stop that one first", path = path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Written by a later version of this program.
+    #[error("{path} has schema {found}, this program knows {SCHEMA_VERSION}; use a newer synclave", path = path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema version.
+        found: i32,
+    },
+    /// Not a metadata file, or damaged.
+    #[error("{path} is not usable metadata ({reason}); move it away to start as a new replica", path = path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// One line.
+        reason: String,
+    },
+}
+
+/// What is known of one item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) item: KnownItem,
+    /// A tombstone whose container could not be deleted yet: the store still has it.
+    pub(super) lingering: bool,
+    pub(super) creation: Version,
+    pub(super) version: Version,
+}
+
+impl Row {
+    /// True when the store is expected to hold the item.
+    pub(super) fn is_there(&self) -> bool {
+        !self.item.deleted || self.lingering
+    }
+
+    /// The item as the store must find it; meaningful when it [is there](Self::is_there).
+    pub(super) fn in_store(&self) -> KnownItem {
+        KnownItem { deleted: false, ..self.item.clone() }
+    }
+}
+
+/// What the SDK is about to do to an item of the store, committed beforehand.
+#[derive(Clone, Debug)]
+pub(super) struct Intent {
+    /// The row as it will be; its fingerprint is not known yet.
+    pub(super) row: Row,
+    /// What will be learned for the item.
+    pub(super) learned: ClockVector,
+}
+
+/// All that one transaction changes.
+#[derive(Debug, Default)]
+pub(super) struct Commit {
+    /// New or changed rows; an intent for the same item is settled by it and goes.
+    pub(super) rows: Vec<(ItemId, Row)>,
+    pub(super) intents: Vec<(ItemId, Intent)>,
+    /// Intents that came to nothing.
+    pub(super) dropped_intents: Vec<ItemId>,
+    /// `None`: unchanged.
+    pub(super) knowledge: Option<Knowledge>,
+    /// The local tick; never lower than before.
+    pub(super) tick: u64,
+}
+
+/// A change that a destination may lack, as enumeration lists them.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub(super) item_id: ItemId,
+    pub(super) version: Version,
+    pub(super) size: u64,
+    /// A tombstone whose content no live item has.
+    pub(super) content_gone: bool,
+    pub(super) creation: Version,
+    pub(super) deleted: bool,
+}
+
+/// Every row at one moment, in ascending order of the id.
+#[derive(Debug)]
+pub(super) struct Snapshot(Vec<(ItemId, Row)>);
+
+impl Snapshot {
+    pub(super) fn row(&self, id: &ItemId) -> Option<&Row> {
+        self.0.binary_search_by(|(at, _)| at.cmp(id)).ok().map(|at| &self.0[at].1)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &(ItemId, Row)> {
+        self.0.iter()
+    }
+}
+
+impl Known for Snapshot {
+    fn get(&self, id: &ItemId) -> Option<KnownItem> {
+        self.row(id).map(|row| row.item.clone())
+    }
+
+    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &KnownItem)) {
+        self.0.iter().filter(|(_, row)| !row.item.deleted).for_each(|(id, row)| visit(id, &row.item));
+    }
+}
+
+/// The open file, with what every call needs held in memory.
+#[derive(Debug)]
+pub(super) struct Metadata {
+    connection: Connection,
+    replica: ReplicaId,
+    tick: u64,
+    knowledge: Arc<Knowledge>,
+    generation: u64,
+    replica_of_key: HashMap<i64, ReplicaId>,
+    key_of_replica: HashMap<ReplicaId, i64>,
+}
+
+impl Metadata {
+    /// Opens or creates the file in `dir`. Another `identity` than the recorded one starts as a new replica.
+    pub(super) fn open(dir: &Path, identity: &str) -> Result<Self, MetadataError> {
+        std::fs::create_dir_all(dir).map_err(|source| MetadataError::Directory { path: dir.to_owned(), source })?;
+        let path = dir.join(FILE_NAME);
+        let broken = |error: rusqlite::Error| match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+                MetadataError::InUse { path: path.clone() }
+            }
+            _ => MetadataError::Broken { path: path.clone(), reason: error.to_string() },
+        };
+        let connection = Connection::open(&path).map_err(broken)?;
+        // Whoever holds the file keeps it as long as it runs: waiting would not help.
+        connection.busy_timeout(std::time::Duration::ZERO).map_err(broken)?;
+        let pragma = |name| connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i32>(0));
+        // Reading comes first: what is not ours, or newer, must not be touched.
+        connection.execute_batch("PRAGMA locking_mode = EXCLUSIVE").map_err(broken)?;
+        let (application, version) =
+            (pragma("application_id").map_err(broken)?, pragma("user_version").map_err(broken)?);
+        let tables = connection
+            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))
+            .map_err(broken)?;
+        if tables > 0 && application != APPLICATION_ID {
+            return Err(MetadataError::Broken { path, reason: "it belongs to another program".to_owned() });
+        }
+        if version > SCHEMA_VERSION {
+            return Err(MetadataError::Newer { path, found: version });
+        }
+        connection
+            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;")
+            .map_err(broken)?;
+        connection.set_prepared_statement_cache_capacity(32);
+        if tables == 0 {
+            create(&connection, identity).map_err(broken)?;
+        }
+        let mut metadata = Self {
+            connection,
+            replica: ReplicaId::default(),
+            tick: 0,
+            knowledge: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
+            generation: 0,
+            replica_of_key: HashMap::new(),
+            key_of_replica: HashMap::new(),
+        };
+        let same = metadata.meta("identity").map_err(broken)?.as_deref() == Some(identity.as_bytes());
+        let went_back = metadata.meta("went_back").map_err(broken)?.is_some();
+        if !same || went_back {
+            metadata.start_anew(identity).map_err(broken)?;
+        }
+        metadata.load().map_err(broken)?;
+        Ok(metadata)
+    }
+
+    fn load(&mut self) -> rusqlite::Result<()> {
+        let replica = self.meta("replica_id")?.ok_or_else(|| corrupt("no replica id"))?;
+        self.replica = ReplicaId::from(replica);
+        self.tick = match self.meta("tick")?.as_deref().map(<[u8; 8]>::try_from) {
+            Some(Ok(bytes)) => u64::from_le_bytes(bytes),
+            _ => return Err(corrupt("no tick")),
+        };
+        let mut knowledge = match self.meta("knowledge")? {
+            Some(bytes) => codec::decode_knowledge(&bytes).ok_or_else(|| corrupt("the knowledge does not parse"))?,
+            None => Knowledge::new(IdParameters::BUILT_IN.item_id),
+        };
+        if self.tick > 0 {
+            knowledge.set_local_tick(&self.replica, self.tick);
+        }
+        self.knowledge = Arc::new(knowledge);
+        self.replica_of_key.clear();
+        self.key_of_replica.clear();
+        let mut statement = self.connection.prepare("SELECT key, id FROM replicas")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (key, id) = (row.get(0)?, ReplicaId::from(row.get::<_, Vec<u8>>(1)?));
+            self.replica_of_key.insert(key, id.clone());
+            self.key_of_replica.insert(id, key);
+        }
+        self.generation += 1;
+        Ok(())
+    }
+
+    fn meta(&self, key: &str) -> rusqlite::Result<Option<Vec<u8>>> {
+        self.connection
+            .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
+            .query_row([key], |row| row.get(0))
+            .optional()
+    }
+
+    /// The replica's id.
+    pub(super) fn replica(&self) -> &ReplicaId {
+        &self.replica
+    }
+
+    /// The highest local tick that was given out.
+    pub(super) fn tick(&self) -> u64 {
+        self.tick
+    }
+
+    /// What the replica knows, with its local tick.
+    pub(super) fn knowledge(&self) -> &Arc<Knowledge> {
+        &self.knowledge
+    }
+
+    /// Changes with every commit.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// One item, tombstones too.
+    pub(super) fn row(&self, id: &ItemId) -> rusqlite::Result<Option<Row>> {
+        self.connection
+            .prepare_cached(concat!("SELECT ", columns!(), " FROM items WHERE item_id = ?1"))?
+            .query_row([id.as_bytes()], |row| self.read(row))
+            .optional()
+            .map(|found| found.map(|(_, row)| row))
+    }
+
+    /// All items.
+    pub(super) fn snapshot(&self) -> rusqlite::Result<Snapshot> {
+        let mut statement =
+            self.connection.prepare_cached(concat!("SELECT ", columns!(), " FROM items ORDER BY item_id"))?;
+        let rows = statement.query_map([], |row| self.read(row))?.collect::<Result<_, _>>()?;
+        Ok(Snapshot(rows))
+    }
+
+    /// A live item other than `except` with this content.
+    pub(super) fn holder(
+        &self,
+        digest: &Digest,
+        size: u64,
+        except: &ItemId,
+    ) -> rusqlite::Result<Option<(ItemId, Row)>> {
+        self.connection
+            .prepare_cached(concat!(
+                "SELECT ",
+                columns!(),
+                " FROM items WHERE deleted = 0 AND digest = ?1 AND size = ?2 AND item_id <> ?3 LIMIT 1"
+            ))?
+            .query_row(params![digest.0, size as i64, except.as_bytes()], |row| self.read(row))
+            .optional()
+    }
+
+    /// Tombstones whose item the store could not delete yet, children before their containers.
+    pub(super) fn lingering(&self) -> rusqlite::Result<Vec<(ItemId, Row)>> {
+        self.connection
+            .prepare_cached(concat!("SELECT ", columns!(), " FROM items WHERE lingering = 1 ORDER BY item_id DESC"))?
+            .query_map([], |row| self.read(row))?
+            .collect()
+    }
+
+    /// What was about to be done when the last commit was made.
+    pub(super) fn intents(&self) -> rusqlite::Result<Vec<(ItemId, Intent)>> {
+        self.connection
+            .prepare_cached(concat!("SELECT ", columns!(), ", learned FROM intents ORDER BY item_id"))?
+            .query_map([], |row| {
+                let (id, read) = self.read(row)?;
+                let learned = codec::decode_vector(row.get_ref(13)?.as_blob()?)
+                    .ok_or_else(|| corrupt("an intent's vector does not parse"))?;
+                Ok((id, Intent { row: read, learned }))
+            })?
+            .collect()
+    }
+
+    /// Every item whose version is not in `known`, in ascending order of the id. Looks only at rows that are newer than the
+    /// lowest tick that `known` has of their replica, so that a destination which lacks little costs little.
+    pub(super) fn uncontained(&self, known: &Knowledge) -> rusqlite::Result<Vec<Candidate>> {
+        let mut newer = self.connection.prepare_cached(
+            "SELECT item_id, version_tick, size, deleted, creation_replica, creation_tick, digest \
+             FROM items WHERE version_replica = ?1 AND version_tick > ?2",
+        )?;
+        let mut held =
+            self.connection.prepare_cached("SELECT 1 FROM items WHERE deleted = 0 AND digest = ?1 LIMIT 1")?;
+        let mut candidates = Vec::new();
+        for (key, replica) in &self.replica_of_key {
+            let mut rows = newer.query(params![key, known.min_tick(replica) as i64])?;
+            while let Some(row) = rows.next()? {
+                let item_id = ItemId::from(row.get_ref(0)?.as_blob()?);
+                let version = Version::new(replica.clone(), row.get::<_, i64>(1)? as u64);
+                if known.contains_change(&item_id, &version) {
+                    continue;
+                }
+                let deleted: bool = row.get(3)?;
+                candidates.push(Candidate {
+                    item_id,
+                    version,
+                    size: row.get::<_, i64>(2)? as u64,
+                    content_gone: deleted && !held.exists([row.get_ref(6)?.as_blob()?])?,
+                    creation: self.version(row.get(4)?, row.get(5)?)?,
+                    deleted,
+                });
+            }
+        }
+        candidates.sort_unstable_by(|a, b| a.item_id.cmp(&b.item_id));
+        Ok(candidates)
+    }
+
+    /// Carries a commit out, whole or not at all.
+    pub(super) fn commit(&mut self, commit: Commit) -> rusqlite::Result<()> {
+        debug_assert!(commit.tick >= self.tick, "ticks never go back");
+        let mut interned = Vec::new();
+        let transaction = self.connection.transaction()?;
+        {
+            let mut key = |replica: &ReplicaId| -> rusqlite::Result<i64> {
+                if let Some(key) = self.key_of_replica.get(replica) {
+                    return Ok(*key);
+                }
+                if let Some((_, key)) = interned.iter().find(|(id, _)| id == replica) {
+                    return Ok(*key);
+                }
+                transaction.prepare_cached("INSERT INTO replicas (id) VALUES (?1)")?.execute([replica.as_bytes()])?;
+                let key = transaction.last_insert_rowid();
+                interned.push((replica.clone(), key));
+                Ok(key)
+            };
+            let mut put = transaction.prepare_cached(concat!(
+                "INSERT OR REPLACE INTO items (",
+                columns!(),
+                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
+            ))?;
+            let mut settle = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
+            for (id, row) in &commit.rows {
+                let versions = (key(&row.creation.replica)?, key(&row.version.replica)?);
+                write(&mut put, id, row, versions)?;
+                put.raw_execute()?;
+                settle.execute([id.as_bytes()])?;
+            }
+            for id in &commit.dropped_intents {
+                settle.execute([id.as_bytes()])?;
+            }
+            let mut intend = transaction.prepare_cached(concat!(
+                "INSERT OR REPLACE INTO intents (",
+                columns!(),
+                ", learned) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
+            ))?;
+            for (id, intent) in &commit.intents {
+                let versions = (key(&intent.row.creation.replica)?, key(&intent.row.version.replica)?);
+                write(&mut intend, id, &intent.row, versions)?;
+                intend.raw_bind_parameter(14, codec::encode_vector(&intent.learned))?;
+                intend.raw_execute()?;
+            }
+        }
+        if let Some(knowledge) = &commit.knowledge {
+            set_meta(&transaction, "knowledge", &encode_knowledge(knowledge))?;
+        }
+        set_meta(&transaction, "tick", &commit.tick.to_le_bytes())?;
+        transaction.commit()?;
+        for (replica, key) in interned {
+            self.replica_of_key.insert(key, replica.clone());
+            self.key_of_replica.insert(replica, key);
+        }
+        if let Some(knowledge) = commit.knowledge {
+            self.knowledge = Arc::new(knowledge);
+        }
+        self.tick = commit.tick;
+        self.generation += 1;
+        Ok(())
+    }
+
+    /// Remembers that a partner knows more of this replica than it does itself: it becomes a new replica at the next
+    /// [`Self::renew`] or open.
+    pub(super) fn mark_went_back(&mut self) -> rusqlite::Result<()> {
+        let transaction = self.connection.transaction()?;
+        set_meta(&transaction, "went_back", b"1")?;
+        transaction.commit()
+    }
+
+    /// Becomes a new replica if it [went back](Self::mark_went_back).
+    pub(super) fn renew(&mut self) -> rusqlite::Result<()> {
+        if self.meta("went_back")?.is_none() {
+            return Ok(());
+        }
+        let identity = self.meta("identity")?.unwrap_or_default();
+        self.start_anew(&String::from_utf8_lossy(&identity))?;
+        self.load()
+    }
+
+    fn start_anew(&mut self, identity: &str) -> rusqlite::Result<()> {
+        let transaction = self.connection.transaction()?;
+        transaction.execute_batch("DELETE FROM meta; DELETE FROM replicas; DELETE FROM items; DELETE FROM intents;")?;
+        begin_replica(&transaction, identity)?;
+        transaction.commit()
+    }
+
+    fn version(&self, key: i64, tick: i64) -> rusqlite::Result<Version> {
+        let replica = self.replica_of_key.get(&key).ok_or_else(|| corrupt("a version of an unlisted replica"))?;
+        Ok(Version::new(replica.clone(), tick as u64))
+    }
+
+    fn read(&self, row: &rusqlite::Row<'_>) -> rusqlite::Result<(ItemId, Row)> {
+        let modified: Option<(i64, i32)> = row.get::<_, Option<i64>>(4)?.zip(row.get(5)?);
+        let modification_time = modified
+            .map(|(seconds, nanoseconds)| jiff::Timestamp::new(seconds, nanoseconds))
+            .transpose()
+            .map_err(|_| corrupt("a time is out of range"))?;
+        let digest = row.get_ref(3)?.as_blob()?.try_into().map_err(|_| corrupt("a digest is not of 32 bytes"))?;
+        let properties =
+            serde_json::from_str(row.get_ref(1)?.as_str()?).map_err(|_| corrupt("properties do not parse"))?;
+        let state =
+            ItemState { properties, size: row.get::<_, i64>(2)? as u64, digest: Digest(digest), modification_time };
+        let known = KnownItem { state, fingerprint: Fingerprint(row.get(6)?), deleted: row.get(7)? };
+        Ok((
+            ItemId::from(row.get_ref(0)?.as_blob()?),
+            Row {
+                item: known,
+                lingering: row.get(8)?,
+                creation: self.version(row.get(9)?, row.get(10)?)?,
+                version: self.version(row.get(11)?, row.get(12)?)?,
+            },
+        ))
+    }
+}
+
+fn corrupt(what: &str) -> rusqlite::Error {
+    rusqlite::Error::ToSqlConversionFailure(what.into())
+}
+
+fn create(connection: &Connection, identity: &str) -> rusqlite::Result<()> {
+    let transaction = connection.unchecked_transaction()?;
+    transaction.execute_batch(SCHEMA)?;
+    begin_replica(&transaction, identity)?;
+    transaction
+        .execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"))?;
+    transaction.commit()
+}
+
+fn begin_replica(transaction: &Transaction<'_>, identity: &str) -> rusqlite::Result<()> {
+    set_meta(transaction, "identity", identity.as_bytes())?;
+    set_meta(transaction, "replica_id", Uuid::new_v4().as_bytes())?;
+    set_meta(transaction, "tick", &0_u64.to_le_bytes())
+}
+
+fn set_meta(transaction: &Transaction<'_>, key: &str, value: &[u8]) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
+        .execute(params![key, value])
+        .map(drop)
+}
+
+/// Binds the thirteen columns that `items` and `intents` share. Sizes and ticks above `i64::MAX` are refused before.
+fn write(
+    statement: &mut rusqlite::CachedStatement<'_>,
+    id: &ItemId,
+    row: &Row,
+    (creation, version): (i64, i64),
+) -> rusqlite::Result<()> {
+    let state = &row.item.state;
+    let properties = serde_json::to_string(&state.properties)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    statement.raw_bind_parameter(1, id.as_bytes())?;
+    statement.raw_bind_parameter(2, properties)?;
+    statement.raw_bind_parameter(3, state.size as i64)?;
+    statement.raw_bind_parameter(4, state.digest.0.as_slice())?;
+    statement.raw_bind_parameter(5, state.modification_time.map(|time| time.as_second()))?;
+    statement.raw_bind_parameter(6, state.modification_time.map(|time| time.subsec_nanosecond()))?;
+    statement.raw_bind_parameter(7, row.item.fingerprint.0.as_slice())?;
+    statement.raw_bind_parameter(8, row.item.deleted)?;
+    statement.raw_bind_parameter(9, row.lingering)?;
+    statement.raw_bind_parameter(10, creation)?;
+    statement.raw_bind_parameter(11, row.creation.tick as i64)?;
+    statement.raw_bind_parameter(12, version)?;
+    statement.raw_bind_parameter(13, row.version.tick as i64)
+}

@@ -1,0 +1,409 @@
+//! Sessions: who is in, for how long, and how one ends (design section 4; R2 to R5).
+//!
+//! A session stands in the registry from BeginSession until all of its work has stopped. Work enters through [`enter`], which
+//! hands out a token of the session's tracker under the registry's lock; an end marks the session under the same lock and
+//! then waits for the tokens. So no work can slip in behind an end, and EndSession is answered only when nothing runs.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::enumeration::Enumeration;
+use super::{KnownItem, Shared, canceled, detection, lock, panicked};
+use crate::knowledge::{Digest, ItemId};
+use crate::provider::{
+    BeginSession, CallError, EndSession, ProgressReport, ProgressTotals, Refusal, RefusalCode, Renewal, SessionKey,
+};
+use crate::types::{Epoch, Hresult, ProviderRole, SyncGuid, SyncProgressStage};
+
+/// How long an ended session is remembered at least, so that a BeginSession which was overtaken is refused.
+const REMEMBER_ENDED: Duration = Duration::from_secs(600);
+/// Ended sessions that are remembered at most; beyond it the one that would be forgotten first goes.
+const MAX_ENDED: usize = 10_000;
+/// Contents of deleted items that a session remembers as sources for copies; a rename beyond it moves its bytes.
+const MAX_DELETED_CONTENTS: usize = 100_000;
+
+/// Every session that a provider is in or remembers.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    live: HashMap<SyncGuid, Arc<Session>>,
+    ended: HashMap<SyncGuid, Ended>,
+}
+
+#[derive(Debug)]
+struct Ended {
+    epoch: Epoch,
+    until: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// BeginSession is not answered yet; its lease does not run.
+    Beginning,
+    Active,
+    /// Its work is being stopped.
+    Ending,
+}
+
+#[derive(Debug)]
+struct Standing {
+    phase: Phase,
+    epoch: Epoch,
+    lease: Duration,
+    deadline: Instant,
+}
+
+/// One session.
+#[derive(Debug)]
+pub(super) struct Session {
+    sync_guid: SyncGuid,
+    role: ProviderRole,
+    pub(super) allow_mass_delete: bool,
+    /// Stops all work of the session.
+    pub(super) cancel: CancellationToken,
+    /// A batch is being processed; a second one at once is refused.
+    pub(super) processing: AtomicBool,
+    pub(super) counters: Counters,
+    /// What the source still has to send; kept from batch to batch.
+    pub(super) enumeration: Mutex<Option<Enumeration>>,
+    /// Contents that this session deleted, which the store still holds until its end.
+    pub(super) deleted: Mutex<HashMap<Digest, (ItemId, KnownItem)>>,
+    standing: Mutex<Standing>,
+    work: TaskTracker,
+    /// It has left the registry.
+    gone: CancellationToken,
+}
+
+/// Totals of a session, for its progress reports.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) completed_work: AtomicU32,
+    pub(super) total_work: AtomicU32,
+    pub(super) applied: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    pub(super) conflicts: AtomicU64,
+    pub(super) tombstones: AtomicU64,
+    /// Live items deleted by the session.
+    pub(super) deletions: AtomicU64,
+    /// Live items when it began.
+    pub(super) alive: AtomicU64,
+}
+
+impl Session {
+    /// The lease starts anew: something of the session came or went.
+    pub(super) fn renew_lease(&self) {
+        let mut standing = lock(&self.standing);
+        standing.deadline = Instant::now() + standing.lease;
+    }
+
+    /// Remembers content that a deletion leaves in the store until the session ends.
+    pub(super) fn remember_deleted(&self, id: &ItemId, known: KnownItem) {
+        let mut deleted = lock(&self.deleted);
+        if deleted.len() < MAX_DELETED_CONTENTS && known.state.size > 0 {
+            deleted.insert(known.state.digest, (id.clone(), known));
+        }
+    }
+}
+
+/// A call at work in a session. The session cannot end before it is dropped.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) session: Arc<Session>,
+    _token: TaskTrackerToken,
+}
+
+fn stale(guid: SyncGuid, seen: Epoch) -> CallError {
+    let message = format!("session {guid} has been taken over: epoch {seen} was seen");
+    Refusal::own(RefusalCode::Aborted, "STALE_EPOCH", Hresult::SYNC_E_INVALID_OPERATION, message).into()
+}
+
+fn not_in_session(guid: SyncGuid) -> CallError {
+    Refusal::invalid_operation(format!("not in session {guid}; begin it first")).into()
+}
+
+/// Joins a session: local changes become versions (R14), then it is answered. When the caller goes away meanwhile, the session
+/// is joined all the same, to be ended by EndSession or by its lease.
+pub(super) async fn begin(shared: &Arc<Shared>, request: BeginSession) -> Result<(), CallError> {
+    for lapsed in lapsed(shared) {
+        let shared = shared.clone();
+        // A task of its own, so that the end is completed also when the caller goes away.
+        tokio::spawn(async move { finish(&shared, &lapsed).await }).await.map_err(panicked)?;
+    }
+    let Work { session, _token: token } = admit(shared, &request)?;
+    let (answer, answered) = oneshot::channel();
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let detected = {
+            let (shared, allow_mass_delete) = (shared.clone(), request.allow_mass_delete);
+            let look = move || detection::detect(&shared, allow_mass_delete);
+            tokio::task::spawn_blocking(look).await.map_err(panicked).and_then(|result| result.map_err(CallError::from))
+        };
+        let outcome = match detected {
+            Ok(alive) => {
+                session.counters.alive.store(alive, Ordering::Relaxed);
+                activate(&shared, &session)
+            }
+            Err(error) => {
+                // Refused: nothing is owed, and the SyncGuid may be used again.
+                lock(&shared.registry).live.remove(&session.sync_guid);
+                session.gone.cancel();
+                Err(error)
+            }
+        };
+        drop(token);
+        // Without a receiver the caller has gone; see above.
+        let _ = answer.send(outcome);
+    });
+    answered.await.unwrap_or_else(|_| Err(Refusal::invalid_operation("the provider is shutting down").into()))
+}
+
+fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError> {
+    let SessionKey { sync_guid, epoch } = request.session.key;
+    let mut registry = lock(&shared.registry);
+    let seen = match (registry.live.get(&sync_guid), registry.ended.get(&sync_guid)) {
+        (Some(session), _) => Some(lock(&session.standing).epoch),
+        (None, Some(ended)) if ended.until > Instant::now() => Some(ended.epoch),
+        _ => None,
+    };
+    match seen {
+        Some(seen) if epoch < seen => return Err(stale(sync_guid, seen)),
+        Some(_) => {
+            return Err(Refusal::invalid_operation(format!("session {sync_guid} has begun already or is over")).into());
+        }
+        None => {}
+    }
+    let sources = registry.live.values().filter(|session| session.role == ProviderRole::Source).count();
+    let destinations = registry.live.len() - sources;
+    let busy = match (shared.options.max_source_sessions, request.role) {
+        (0 | 1, _) => sources + destinations > 0,
+        (_, ProviderRole::Destination) => destinations > 0,
+        (limit, ProviderRole::Source) => sources >= limit as usize,
+    };
+    if busy {
+        return Err(Refusal::own(
+            RefusalCode::Unavailable,
+            "BUSY",
+            Hresult::SYNC_E_INVALID_OPERATION,
+            "the provider is in as many sessions as it takes; try again when one has ended",
+        )
+        .into());
+    }
+    let session = Arc::new(Session {
+        sync_guid,
+        role: request.role,
+        allow_mass_delete: request.allow_mass_delete,
+        cancel: CancellationToken::new(),
+        processing: AtomicBool::new(false),
+        counters: Counters::default(),
+        enumeration: Mutex::new(None),
+        deleted: Mutex::new(HashMap::new()),
+        standing: Mutex::new(Standing {
+            phase: Phase::Beginning,
+            epoch,
+            lease: request.session.lease,
+            deadline: Instant::now() + request.session.lease,
+        }),
+        work: TaskTracker::new(),
+        gone: CancellationToken::new(),
+    });
+    registry.live.insert(sync_guid, session.clone());
+    let token = session.work.token();
+    Ok(Work { session, _token: token })
+}
+
+/// The end of BeginSession: the lease runs from here on.
+fn activate(shared: &Arc<Shared>, session: &Arc<Session>) -> Result<(), CallError> {
+    let mut standing = lock(&session.standing);
+    if standing.phase == Phase::Ending {
+        return Err(canceled().into());
+    }
+    standing.phase = Phase::Active;
+    standing.deadline = Instant::now() + standing.lease;
+    tokio::spawn(watch_lease(Arc::downgrade(shared), session.clone()));
+    Ok(())
+}
+
+/// Ends the session when its lease runs out. Stops when the session is gone.
+async fn watch_lease(shared: Weak<Shared>, session: Arc<Session>) {
+    loop {
+        let deadline = lock(&session.standing).deadline;
+        tokio::select! {
+            () = session.gone.cancelled() => return,
+            () = tokio::time::sleep_until(deadline) => {}
+        }
+        if lock(&session.standing).deadline <= Instant::now() {
+            if let Some(shared) = shared.upgrade() {
+                tracing::warn!(sync_guid = %session.sync_guid, "the lease ran out, the session is ended");
+                finish(&shared, &session).await;
+            }
+            return;
+        }
+    }
+}
+
+fn lapsed(shared: &Shared) -> Vec<Arc<Session>> {
+    let now = Instant::now();
+    let over = |session: &&Arc<Session>| {
+        let standing = lock(&session.standing);
+        standing.phase == Phase::Ending || (standing.phase == Phase::Active && standing.deadline <= now)
+    };
+    lock(&shared.registry).live.values().filter(over).cloned().collect()
+}
+
+/// Finds a session for a call, renews its lease, and checks the epoch. `role` is the one that the call belongs to.
+fn find(
+    registry: &Registry,
+    key: SessionKey,
+    role: Option<ProviderRole>,
+    lease: Option<Duration>,
+) -> Result<Arc<Session>, CallError> {
+    let session = registry.live.get(&key.sync_guid).ok_or_else(|| not_in_session(key.sync_guid))?;
+    let mut standing = lock(&session.standing);
+    if key.epoch < standing.epoch {
+        return Err(stale(key.sync_guid, standing.epoch));
+    }
+    let now = Instant::now();
+    match standing.phase {
+        Phase::Active if standing.deadline > now => {}
+        Phase::Beginning if role.is_none() => {}
+        _ => return Err(not_in_session(key.sync_guid)),
+    }
+    if let Some(role) = role.filter(|role| *role != session.role) {
+        let message = format!("in session {} this provider is not the {role}", key.sync_guid);
+        return Err(Refusal::invalid_operation(message).into());
+    }
+    standing.epoch = key.epoch;
+    standing.lease = lease.unwrap_or(standing.lease);
+    standing.deadline = now + standing.lease;
+    Ok(session.clone())
+}
+
+/// Lets a call of the given role work in its session.
+pub(super) fn enter(shared: &Shared, key: SessionKey, role: ProviderRole) -> Result<Work, CallError> {
+    let registry = lock(&shared.registry);
+    let session = find(&registry, key, Some(role), None)?;
+    if session.cancel.is_cancelled() {
+        return Err(canceled().into());
+    }
+    // Under the registry's lock, where an end marks the session before it waits for the tokens.
+    let token = session.work.token();
+    Ok(Work { session, _token: token })
+}
+
+/// RenewSession.
+pub(super) fn renew(shared: &Shared, key: SessionKey, lease: Duration, canceled: bool) -> Result<Renewal, CallError> {
+    let session = find(&lock(&shared.registry), key, None, Some(lease))?;
+    if canceled {
+        session.cancel.cancel();
+    }
+    let counters = &session.counters;
+    let total = |counter: &AtomicU64| Some(counter.load(Ordering::Relaxed));
+    let (stage, totals) = match session.role {
+        ProviderRole::Source => (SyncProgressStage::ChangeEnumeration, ProgressTotals::default()),
+        ProviderRole::Destination => (
+            SyncProgressStage::ChangeApplication,
+            ProgressTotals {
+                updates_transferred: total(&counters.applied),
+                bytes_transferred: total(&counters.bytes),
+                conflicts_generated: total(&counters.conflicts),
+                tombstones_generated: total(&counters.tombstones),
+                ..ProgressTotals::default()
+            },
+        ),
+    };
+    let progress = ProgressReport {
+        role: session.role,
+        stage,
+        completed_work: counters.completed_work.load(Ordering::Relaxed),
+        total_work: counters.total_work.load(Ordering::Relaxed),
+        totals,
+    };
+    Ok(Renewal { progress: Some(progress), provider_with_error: None })
+}
+
+/// EndSession. A session that is not known is remembered as ended, so that a BeginSession on its way is refused.
+pub(super) async fn end(shared: &Arc<Shared>, request: EndSession) -> Result<(), CallError> {
+    let SessionKey { sync_guid, epoch } = request.key;
+    let session = {
+        let mut registry = lock(&shared.registry);
+        match registry.live.get(&sync_guid).cloned() {
+            Some(session) => session,
+            None => {
+                let seen = registry.ended.get(&sync_guid).map_or(epoch, |ended| ended.epoch);
+                registry.remember(sync_guid, epoch.max(seen), REMEMBER_ENDED);
+                return Err(if epoch < seen { stale(sync_guid, seen) } else { not_in_session(sync_guid) });
+            }
+        }
+    };
+    {
+        let standing = lock(&session.standing);
+        if epoch < standing.epoch {
+            return Err(stale(sync_guid, standing.epoch));
+        }
+    }
+    // A task of its own, so that the end is completed also when the caller goes away.
+    let shared = shared.clone();
+    let ended = tokio::spawn(async move { finish(&shared, &session).await }).await.map_err(panicked)?;
+    if ended { Ok(()) } else { Err(not_in_session(sync_guid)) }
+}
+
+/// Stops all work of a session, waits until none is left, and forgets it. False when another end came first; also then it
+/// returns only when no work is left.
+async fn finish(shared: &Arc<Shared>, session: &Arc<Session>) -> bool {
+    let first = {
+        // The registry's lock orders this against `enter`.
+        let _registry = lock(&shared.registry);
+        let mut standing = lock(&session.standing);
+        std::mem::replace(&mut standing.phase, Phase::Ending) != Phase::Ending
+    };
+    if !first {
+        session.gone.cancelled().await;
+        return false;
+    }
+    session.cancel.cancel();
+    session.work.close();
+    session.work.wait().await;
+    if session.role == ProviderRole::Destination {
+        let store = shared.store.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || store.end_session()).await {
+            tracing::error!(%error, "the store failed at the end of a session");
+        }
+    }
+    let alone = lock(&shared.registry).live.len() == 1;
+    if alone && shared.went_back.load(Ordering::Relaxed) {
+        let shared = shared.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || shared.renew_replica()).await {
+            tracing::error!(%error, "cannot start as a new replica");
+        }
+    }
+    let mut registry = lock(&shared.registry);
+    registry.live.remove(&session.sync_guid);
+    let (epoch, lease) = {
+        let standing = lock(&session.standing);
+        (standing.epoch, standing.lease)
+    };
+    registry.remember(session.sync_guid, epoch, lease.max(REMEMBER_ENDED));
+    session.gone.cancel();
+    true
+}
+
+impl Registry {
+    fn remember(&mut self, sync_guid: SyncGuid, epoch: Epoch, span: Duration) {
+        let now = Instant::now();
+        if self.ended.len() >= MAX_ENDED {
+            self.ended.retain(|_, ended| ended.until > now);
+        }
+        if self.ended.len() >= MAX_ENDED {
+            let first = self.ended.iter().min_by_key(|(_, ended)| ended.until).map(|(guid, _)| *guid);
+            first.map(|guid| self.ended.remove(&guid));
+        }
+        self.ended.insert(sync_guid, Ended { epoch, until: now + span });
+    }
+}

@@ -1,6 +1,7 @@
 //! Synclave coordinates sync sessions between remote stores.
 
 pub mod knowledge;
+pub mod pb;
 pub mod provider;
 pub mod store;
 pub mod types;

@@ -46,7 +46,7 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Coordinator {
     /// What lasts.
-    pub store: Store,
+    pub store: Arc<Store>,
     /// What is watched.
     pub hub: Arc<Hub>,
     /// Sessions that run.
@@ -61,16 +61,14 @@ impl Coordinator {
     /// # Errors
     /// When the store is in use, broken, newer, or cannot be written: nothing was changed then.
     pub async fn start(options: Options, dial: Dial) -> Result<Self, Error> {
-        let opened = Store::open(&options.data_dir)?;
-        let recovered = opened.recovered();
+        let (opened, recovered) = Store::open(&options.data_dir)?;
         let hub = Arc::new(Hub::new(&recovered));
         let publish = hub.clone();
-        let store = opened.start(move |published| publish.publish(published));
+        let store = Arc::new(opened.start(move |published| publish.publish(published))?);
         let sessions = Sessions::new(store.clone(), dial, options.timing, options.advertise);
-        sessions.recover(&recovered.sessions, &recovered.owed).await?;
+        sessions.recover(&recovered).await?;
         let operations = Operations::new(store.clone(), sessions.clone());
-        let running = recovered.operations.into_iter().filter(|operation| !operation.state.is_final()).collect();
-        operations.recover(running).await?;
+        operations.recover(&recovered).await?;
         info!(data_dir = %options.data_dir.display(), "coordinator started");
         Ok(Self { store, hub, sessions, operations })
     }
@@ -80,7 +78,7 @@ impl Coordinator {
         self.operations.close();
         self.sessions.shutdown(grace).await;
         self.operations.closed().await;
-        self.store.close().await;
+        self.store.close();
     }
 }
 

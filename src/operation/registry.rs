@@ -12,7 +12,7 @@ use tracing::{Instrument, error_span};
 use super::course::Course;
 use super::task::OperationTask;
 use crate::session::Sessions;
-use crate::store::{InitiatedBy, OperationRecord, OperationState, Store, SyncDirection, Write};
+use crate::store::{InitiatedBy, OperationRecord, OperationState, Recovered, Store, SyncDirection, Write};
 use crate::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction, OperationId};
 
 /// An operation that is to start.
@@ -56,7 +56,7 @@ pub struct Operations {
 }
 
 struct Inner {
-    store: Store,
+    store: Arc<Store>,
     sessions: Sessions,
     running: Mutex<Running>,
     tracker: TaskTracker,
@@ -65,14 +65,9 @@ struct Inner {
 
 #[derive(Default)]
 struct Running {
-    operations: HashMap<OperationId, Handle>,
+    /// How each is cancelled.
+    operations: HashMap<OperationId, CancellationToken>,
     closed: bool,
-}
-
-#[derive(Clone)]
-struct Handle {
-    cancel: CancellationToken,
-    visible: watch::Receiver<OperationRecord>,
 }
 
 impl std::fmt::Debug for Operations {
@@ -83,7 +78,7 @@ impl std::fmt::Debug for Operations {
 
 impl Operations {
     /// Operations whose sessions run in `sessions`.
-    pub fn new(store: Store, sessions: Sessions) -> Self {
+    pub fn new(store: Arc<Store>, sessions: Sessions) -> Self {
         let inner = Inner {
             store,
             sessions,
@@ -99,10 +94,11 @@ impl Operations {
     }
 
     /// Goes on with the operations that the process before this one left running.
-    pub async fn recover(&self, left_behind: Vec<OperationRecord>) -> Result<(), Error> {
-        for record in left_behind {
+    pub async fn recover(&self, recovered: &Recovered) -> Result<(), Error> {
+        for record in recovered.operations.iter().filter(|record| !record.state.is_final()) {
+            let record = OperationRecord::clone(record);
             match record.initiated_by {
-                InitiatedBy::Operation => drop(self.run(record)),
+                InitiatedBy::Operation => self.run(record),
                 // One session, no retries: it ended with its session.
                 InitiatedBy::Session => {
                     let end_time = Some(Timestamp::now());
@@ -118,7 +114,7 @@ impl Operations {
     ///
     /// # Errors
     /// When it could not be stored; then nothing was started.
-    pub async fn start(&self, new: NewOperation) -> Result<watch::Receiver<OperationRecord>, Error> {
+    pub async fn start(&self, new: NewOperation) -> Result<OperationId, Error> {
         if self.running().closed {
             return Err(Error::ShuttingDown);
         }
@@ -142,15 +138,15 @@ impl Operations {
             end_time: None,
         };
         self.inner.store.commit(vec![Write::Operation(Box::new(record.clone()))]).await?;
-        Ok(self.run(record))
+        let id = record.operation_id;
+        self.run(record);
+        Ok(id)
     }
 
-    fn run(&self, record: OperationRecord) -> watch::Receiver<OperationRecord> {
+    fn run(&self, record: OperationRecord) {
         let id = record.operation_id;
-        let (visible, receiver) = watch::channel(record.clone());
         let cancel = CancellationToken::new();
-        let handle = Handle { cancel: cancel.clone(), visible: receiver.clone() };
-        self.running().operations.insert(id, handle);
+        self.running().operations.insert(id, cancel.clone());
         let task = OperationTask {
             course: Course::new(record.direction, record.max_attempts, record.max_sessions),
             record,
@@ -158,7 +154,6 @@ impl Operations {
             sessions: self.inner.sessions.clone(),
             cancel,
             shutdown: self.inner.shutdown.clone(),
-            visible,
         };
         let registered = Registered { operations: self.clone(), id };
         self.inner.tracker.spawn(
@@ -168,22 +163,31 @@ impl Operations {
             }
             .instrument(error_span!("operation", operation_id = %id)),
         );
-        receiver
     }
 
-    /// The record of an operation that runs, as it changes; `None` when it is over or unknown (the store then has its last word).
-    pub fn watch(&self, id: OperationId) -> Option<watch::Receiver<OperationRecord>> {
-        self.running().operations.get(&id).map(|handle| handle.visible.clone())
+    /// An operation's record, as it changes; `None` when it is unknown.
+    pub fn watch(&self, id: OperationId) -> Option<watch::Receiver<Arc<OperationRecord>>> {
+        self.inner.store.operations().watch(id)
     }
 
-    /// Asks an operation to end, and waits until it has; `None` when it does not run.
-    pub async fn cancel(&self, id: OperationId) -> Option<OperationRecord> {
-        let mut handle = self.running().operations.get(&id).cloned()?;
-        handle.cancel.cancel();
-        match handle.visible.wait_for(|record| record.state.is_final()).await {
-            Ok(record) => Some(record.clone()),
-            // The coordinator stops: the operation goes on after the next start.
-            Err(_) => Some(handle.visible.borrow().clone()),
+    /// Waits until an operation is over, or the coordinator stops; `None` when it is unknown.
+    pub async fn ended(&self, id: OperationId) -> Option<Arc<OperationRecord>> {
+        let mut record = self.watch(id)?;
+        tokio::select! {
+            ended = record.wait_for(|record| record.state.is_final()) => Some(ended.ok()?.clone()),
+            () = self.inner.shutdown.cancelled() => self.inner.store.operations().get(id),
+        }
+    }
+
+    /// Asks an operation to end, and waits until it has; one that is over is answered as it is. `None` when it is unknown.
+    pub async fn cancel(&self, id: OperationId) -> Option<Arc<OperationRecord>> {
+        let cancel = self.running().operations.get(&id).cloned();
+        match cancel {
+            Some(cancel) => {
+                cancel.cancel();
+                self.ended(id).await
+            }
+            None => self.inner.store.operations().get(id),
         }
     }
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -16,12 +15,10 @@ use crate::types::{Hresult, InitiationReason, ProviderWithError, SyncState};
 pub(super) struct OperationTask {
     pub record: OperationRecord,
     pub course: Course,
-    pub store: Store,
+    pub store: Arc<Store>,
     pub sessions: Sessions,
     pub cancel: CancellationToken,
     pub shutdown: CancellationToken,
-    /// Everyone who waits for this operation reads its record here, after it is stored.
-    pub visible: watch::Sender<OperationRecord>,
 }
 
 impl OperationTask {
@@ -147,6 +144,5 @@ impl OperationTask {
         if let Err(failure) = self.store.commit(vec![Write::Operation(Box::new(self.record.clone()))]).await {
             warn!(%failure, "an operation's state is not stored; after a restart it goes on from the state before");
         }
-        self.visible.send_replace(self.record.clone());
     }
 }

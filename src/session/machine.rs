@@ -62,7 +62,9 @@ pub enum Event {
     Waiting(String),
     /// What was asked to be committed is durable.
     Committed(Commit),
-    /// The coordinator itself failed, such as a commit that did not become durable: one line.
+    /// What was asked to be committed is not durable: why, one line.
+    NotCommitted(Commit, String),
+    /// The coordinator itself failed, in a way that should not be: one line.
     CoordinatorFailed(String),
     /// A provider answered, or did not.
     Answered {
@@ -373,7 +375,8 @@ impl Machine {
             }
             Event::Admitted => self.admitted(now, &mut effects),
             Event::Committed(commit) => self.committed(commit, now, &mut effects),
-            Event::CoordinatorFailed(message) => self.coordinator_failed(message, now, &mut effects),
+            Event::NotCommitted(commit, message) => self.not_committed(commit, message, now, &mut effects),
+            Event::CoordinatorFailed(message) => self.conclude(Failure::coordinator(message), now, &mut effects),
             Event::Answered { role, sent, answer } => {
                 self.hear(role, sent, &answer);
                 self.answered(role, sent, answer, now, &mut effects);
@@ -512,21 +515,19 @@ impl Machine {
 
     /// The store does not take what must be durable. Nothing was sent that is not recorded, so the session can only stop;
     /// what it owes is delivered by the next process that can read the store, or lapses with the lease.
-    fn coordinator_failed(&mut self, message: String, now: Now, effects: &mut Vec<Effect>) {
-        match self.step {
-            Step::Finishing => {
-                self.step = Step::Done;
-                effects.push(Effect::Finish);
-            }
-            Step::Concluding => {
-                // The notice is not durable, but the duty is (the row of `Recording`): say it all the same.
-                self.send_ends(now, effects);
-            }
-            Step::Recording => {
+    fn not_committed(&mut self, commit: Commit, message: String, now: Now, effects: &mut Vec<Effect>) {
+        match (commit, self.step) {
+            (Commit::Begin, Step::Recording) => {
                 self.ends.nothing_sent();
                 self.conclude(Failure::coordinator(message), now, effects);
             }
-            _ => self.conclude(Failure::coordinator(message), now, effects),
+            // The notice is not durable, but the duty is (the row of `Recording`): say it all the same.
+            (Commit::Outcome, Step::Concluding) => self.send_ends(now, effects),
+            (Commit::Final, Step::Finishing) => {
+                self.step = Step::Done;
+                effects.push(Effect::Finish);
+            }
+            _ => {}
         }
     }
 

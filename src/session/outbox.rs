@@ -25,7 +25,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// Delivers what is owed. Cheap to clone.
 #[derive(Clone)]
 pub struct Outbox {
-    store: Store,
+    store: Arc<Store>,
     admission: Admission,
     timing: Timing,
     tracker: TaskTracker,
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Outbox {
 
 impl Outbox {
     pub(super) fn new(
-        store: Store,
+        store: Arc<Store>,
         admission: Admission,
         timing: Timing,
         tracker: TaskTracker,

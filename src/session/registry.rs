@@ -17,7 +17,7 @@ use super::task::{Links, Parts, SessionHandle, SessionStatus, SessionTask, handl
 use super::timing::Timing;
 use super::Dial;
 use crate::provider::{CallError, ProgressTotals, ProviderFault};
-use crate::store::{Counters, Member, OwedEnd, SessionEvent, SessionRecord, Store, Write};
+use crate::store::{Counters, Member, OwedEnd, Recovered, SessionEvent, SessionRecord, Store, Write};
 use crate::types::{
     ConflictResolutionPolicy, Endpoint, FullEnumerationAction, Hresult, InitiationReason, OperationId, ProviderRole,
     SessionKind, SyncGuid, SyncState,
@@ -98,7 +98,7 @@ impl std::fmt::Debug for Sessions {
 
 impl Sessions {
     /// `coordinator_address` is where providers find SessionStateService; `None` when they cannot.
-    pub fn new(store: Store, dial: Dial, timing: Timing, coordinator_address: Option<String>) -> Self {
+    pub fn new(store: Arc<Store>, dial: Dial, timing: Timing, coordinator_address: Option<String>) -> Self {
         let admission = Admission::default();
         let (tracker, deliveries, shutdown) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
         let outbox = Outbox::new(store.clone(), admission.clone(), timing, deliveries.clone(), shutdown.clone());
@@ -111,15 +111,17 @@ impl Sessions {
     }
 
     /// Ends what the process before this one left behind, and delivers what it owed. Before anything else begins.
-    pub async fn recover(&self, sessions: &[SessionRecord], owed: &[OwedEnd]) -> Result<(), Error> {
+    pub async fn recover(&self, recovered: &Recovered) -> Result<(), Error> {
         let now = Timestamp::now();
-        let mut writes: Vec<Write> = sessions.iter().flat_map(|record| end_left_behind(record, now)).collect();
+        let sessions = || recovered.sessions.iter().map(|session| &*session.record);
+        let mut writes: Vec<Write> = sessions().flat_map(|record| end_left_behind(record, now)).collect();
         let left_behind = writes.len();
-        let owed: Vec<OwedEnd> = owed
+        let owed: Vec<OwedEnd> = recovered
+            .owed
             .iter()
-            .map(|owed| notice_left_behind(owed, sessions.iter().find(|record| record.sync_guid == owed.sync_guid)))
+            .map(|owed| notice_left_behind(owed, sessions().find(|record| record.sync_guid == owed.sync_guid)))
             .collect();
-        writes.extend(owed.iter().cloned().map(Write::Owe));
+        writes.extend(owed.iter().map(|owed| Write::Owe(Box::new(owed.clone()))));
         let mut deliverable = Vec::new();
         for owed in owed {
             match (self.inner.dial)(&owed.endpoint) {

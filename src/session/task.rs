@@ -109,7 +109,7 @@ impl SessionHandle {
 /// What a session's task works with.
 #[derive(Clone)]
 pub(super) struct Parts {
-    pub store: Store,
+    pub store: Arc<Store>,
     pub admission: Admission,
     pub outbox: Outbox,
     pub timing: Timing,
@@ -409,7 +409,7 @@ impl SessionTask {
 
     async fn commit(&mut self, commit: Commit, owed: Vec<OwedEnd>) -> Event {
         let mut writes = self.take_writes();
-        writes.extend(owed.iter().cloned().map(Write::Owe));
+        writes.extend(owed.iter().map(|owed| Write::Owe(Box::new(owed.clone()))));
         if !owed.is_empty() {
             self.owed = owed;
         }
@@ -417,7 +417,7 @@ impl SessionTask {
             Ok(()) => Event::Committed(commit),
             Err(failure) => {
                 error!(%failure, "the store did not take a session's state");
-                Event::CoordinatorFailed(format!("the store did not take the session's state: {failure}"))
+                Event::NotCommitted(commit, format!("the store did not take the session's state: {failure}"))
             }
         }
     }

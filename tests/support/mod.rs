@@ -12,10 +12,9 @@ use synclave::coordinator::{Coordinator, Options, Providers};
 use synclave::grpc::provider::{DialOptions, serve};
 use synclave::operation::NewOperation;
 use synclave::session::Timing;
-use synclave::store::{InitiatedBy, OperationRecord, SessionRecord, SyncDirection};
-use synclave::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction};
+use synclave::store::{InitiatedBy, SessionRecord, SyncDirection};
+use synclave::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction, OperationId};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Short spans: long enough for a loaded machine, short enough for a table of faults.
@@ -76,7 +75,7 @@ impl Bench {
     }
 
     /// Begins one session, as SessionService.BeginSession does.
-    pub async fn begin(&self) -> watch::Receiver<OperationRecord> {
+    pub async fn begin(&self) -> OperationId {
         let new = NewOperation {
             initiated_by: InitiatedBy::Session,
             source: self.source.clone(),
@@ -92,8 +91,8 @@ impl Bench {
     }
 
     /// Waits for the operation's only session.
-    pub async fn finished(&self, mut operation: watch::Receiver<OperationRecord>) -> SessionRecord {
-        let record = operation.wait_for(|record| record.state.is_final()).await.expect("runs to its end").clone();
+    pub async fn finished(&self, operation: OperationId) -> SessionRecord {
+        let record = self.coordinator.operations.ended(operation).await.expect("runs to its end");
         let guid = record.sync_guids[0];
         (*self.coordinator.hub.get(guid).expect("visible")).clone()
     }

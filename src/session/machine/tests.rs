@@ -1,0 +1,318 @@
+//! Random histories of one session: whatever the providers, the store and the clock do, the rules of the life cycle hold.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::knowledge::{ClockVector, GroupKind, IdFormat, ItemId, Knowledge, ReplicaId, ChangeGroup};
+use crate::provider::{ProviderLimits, Refusal, RefusalCode};
+use crate::store::{Counters, Member};
+use crate::types::{
+    ConflictResolutionPolicy, Endpoint, FullEnumerationAction, InitiationReason, OperationId, SessionKind, SyncGuid,
+};
+
+const FORMAT: IdFormat = IdFormat::Variable(4096);
+
+fn record() -> SessionRecord {
+    let member = |name: &str| Member {
+        endpoint: Endpoint::Address(format!("http://{name}")),
+        replica_id: None,
+        instance_id: String::new(),
+        name: name.to_owned(),
+    };
+    SessionRecord {
+        sync_guid: SyncGuid::generate(),
+        operation_id: OperationId::generate(),
+        kind: SessionKind::Coordinated,
+        source: member("source"),
+        destination: member("destination"),
+        conflict_resolution_policy: ConflictResolutionPolicy::KeepBoth,
+        full_enumeration_action: FullEnumerationAction::Abort,
+        allow_mass_delete: false,
+        state: SyncState::Initialized,
+        epoch: 1,
+        initiation_reason: InitiationReason::Forced,
+        create_time: Timestamp::UNIX_EPOCH,
+        end_time: None,
+        phase: String::new(),
+        waiting_reason: String::new(),
+        provider_with_error: None,
+        hresult: Hresult::S_OK,
+        error_message: String::new(),
+        outcome: None,
+        counters: Counters::default(),
+        bytes_per_second: 0,
+        estimated_seconds_left: None,
+        revision: 0,
+    }
+}
+
+fn info(role: ProviderRole) -> ProviderInfo {
+    ProviderInfo {
+        id_parameters: IdParameters::BUILT_IN,
+        replica_id: replica(role),
+        instance_id: "1".to_owned(),
+        member_name: role.to_string(),
+        limits: ProviderLimits::default(),
+        capabilities: Vec::new(),
+    }
+}
+
+fn replica(role: ProviderRole) -> ReplicaId {
+    ReplicaId::from(vec![role as u8; 16])
+}
+
+fn knowledge(role: ProviderRole, tick: u64) -> Knowledge {
+    Knowledge::from_vector(FORMAT, ClockVector::from_iter([(replica(role), tick)]))
+}
+
+fn batch(request: &ChangeBatchRequest, is_last_batch: bool) -> ChangeBatch {
+    ChangeBatch {
+        groups: vec![ChangeGroup {
+            kind: GroupKind::Ordered { lower_bound: ItemId::default(), upper_bound: None },
+            made_with_knowledge: Arc::new(knowledge(ProviderRole::Source, 3)),
+            changes: Vec::new(),
+        }],
+        prerequisite_knowledge: Arc::new(request.destination_knowledge.clone()),
+        forgotten_knowledge: Arc::new(Knowledge::new(FORMAT)),
+        work_estimate: 0,
+        remaining_work_estimate: 0,
+        remaining_updates: None,
+        remaining_deletions: None,
+        is_last_batch,
+    }
+}
+
+/// A world that answers as the bytes of a history say: 0 means "as it should be", so that shrinking tends to calm.
+struct World {
+    machine: Machine,
+    now: Now,
+    pending: Vec<Effect>,
+    timers: BTreeMap<(Instant, u8), Timer>,
+    begins: [u32; 2],
+    begin_may_have_succeeded: [bool; 2],
+    cleared: [bool; 2],
+    owed_recorded: bool,
+    outcome_recorded: bool,
+    finished: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        let machine = Machine::new(record(), Timing::default());
+        let mut world = Self {
+            machine,
+            now: Now { instant: Instant::now(), wall: Timestamp::UNIX_EPOCH },
+            pending: Vec::new(),
+            timers: BTreeMap::new(),
+            begins: [0; 2],
+            begin_may_have_succeeded: [false; 2],
+            cleared: [false; 2],
+            owed_recorded: false,
+            outcome_recorded: false,
+            finished: false,
+        };
+        world.feed(Event::Started);
+        world
+    }
+
+    fn feed(&mut self, event: Event) {
+        let was_final = self.machine.record().state.is_final();
+        let effects = self.machine.handle(event, self.now);
+        for event in self.machine.take_events() {
+            assert!(is_edge(event.from_state, event.to_state), "{event:?}");
+            assert!(!was_final, "nothing leaves a final state: {event:?}");
+        }
+        let record = self.machine.record();
+        assert_eq!(record.state.is_final(), record.end_time.is_some(), "end_time is set exactly when a final state is entered");
+        for effect in effects {
+            assert!(!self.finished, "nothing follows Finish: {effect:?}");
+            self.take(effect);
+        }
+    }
+
+    fn take(&mut self, effect: Effect) {
+        match effect {
+            Effect::Begin(role) => {
+                self.begins[role as usize] += 1;
+                assert_eq!(self.begins[role as usize], 1, "BeginSession goes out at most once");
+                assert!(self.owed_recorded, "the EndSession that is owed is recorded before BeginSession goes out");
+                self.begin_may_have_succeeded[role as usize] = true;
+                self.pending.push(effect);
+            }
+            Effect::End(..) => {
+                assert!(self.outcome_recorded, "the outcome is recorded before EndSession goes out");
+                self.pending.push(effect);
+            }
+            Effect::HandOver(role) => self.cleared[role as usize] = true,
+            Effect::Settle(role) => {
+                self.cleared[role as usize] = true;
+            }
+            Effect::SetTimer(timer, after) => {
+                self.timers.retain(|_, other| *other != timer);
+                let at = self.now.instant + after;
+                let slot = (0..).find(|slot| !self.timers.contains_key(&(at, *slot))).expect("few timers");
+                self.timers.insert((at, slot), timer);
+            }
+            Effect::AbortWork => {
+                self.pending.retain(|effect| matches!(effect, Effect::End(..) | Effect::Commit(..)));
+                self.timers.retain(|_, timer| matches!(timer, Timer::EndGrace | Timer::RetryEnd(_)));
+            }
+            Effect::Finish => {
+                self.finished = true;
+                assert!(self.machine.record().state.is_final());
+                for role in ProviderRole::BOTH {
+                    let role = role as usize;
+                    assert!(
+                        !self.begin_may_have_succeeded[role] || self.cleared[role],
+                        "who may be in the session was told, or the outbox has it"
+                    );
+                }
+            }
+            Effect::Publish | Effect::CancelWork => {}
+            effect => self.pending.push(effect),
+        }
+    }
+
+    fn step(&mut self, dice: u8) {
+        if dice >= 250 {
+            let fault = ProviderFault { caller_at_fault: dice % 2 == 0, hresult: None, message: String::new() };
+            return match dice {
+                250..=251 => self.feed(Event::Cancel { cause: "CANCELED".to_owned(), reason: "a test".to_owned() }),
+                252..=253 => self.feed(Event::Fault { by: ProviderRole::Destination, fault }),
+                _ => self.feed(Event::CoordinatorFailed("a test".to_owned())),
+            };
+        }
+        if self.pending.is_empty() || dice % 16 == 15 {
+            if let Some((&(at, slot), &timer)) = self.timers.iter().next() {
+                self.timers.remove(&(at, slot));
+                let passed = at.saturating_duration_since(self.now.instant);
+                self.now.instant += passed;
+                self.now.wall += passed;
+                self.feed(Event::Timer(timer));
+            }
+            return;
+        }
+        let effect = self.pending.remove(usize::from(dice / 16) % self.pending.len());
+        let event = self.answer(effect, dice % 16);
+        self.feed(event);
+    }
+
+    fn error(choice: u8) -> Option<CallError> {
+        match choice {
+            10 => Some(CallError::Unreachable("refused".to_owned())),
+            11 => Some(CallError::ConnectionLost("reset".to_owned())),
+            12 => Some(CallError::Deadline(Duration::from_secs(30))),
+            13 => Some(CallError::Garbage { hresult: Hresult::E_UNEXPECTED, message: "?".to_owned() }),
+            14 => Some(CallError::Refused(Refusal::own(RefusalCode::Internal, "NO", Hresult::E_FAIL, "no"))),
+            _ => None,
+        }
+    }
+
+    fn answer(&mut self, effect: Effect, choice: u8) -> Event {
+        let error = Self::error(choice);
+        let sent = self.now.instant;
+        let answered = |role, answer| Event::Answered { role, sent, answer };
+        match effect {
+            Effect::Identify(role) => answered(role, Answer::Identified(error.map_or_else(|| Ok(info(role)), Err))),
+            Effect::Admit => Event::Admitted,
+            Effect::Begin(role) => {
+                if error.as_ref().is_some_and(CallError::had_no_effect) {
+                    self.begin_may_have_succeeded[role as usize] = false;
+                }
+                answered(role, Answer::Begun(error.map_or(Ok(()), Err)))
+            }
+            Effect::Renew { role, .. } => {
+                answered(role, Answer::Renewed(error.map_or_else(|| Ok(Renewal::default()), Err)))
+            }
+            Effect::GetParameters => {
+                let parameters = SyncBatchParameters {
+                    knowledge: knowledge(ProviderRole::Destination, 5),
+                    requested_batch_size: 10,
+                };
+                answered(ProviderRole::Destination, Answer::Parameters(error.map_or(Ok(parameters), Err)))
+            }
+            Effect::GetBatch(request) => {
+                let batch = batch(&request, choice % 2 == 0);
+                answered(ProviderRole::Source, Answer::Batch(error.map_or(Ok(batch), Err)))
+            }
+            Effect::Process { mut referee, .. } => {
+                let result = match error {
+                    Some(error) => {
+                        Err(RelayError::Call { role: ProviderRole::Source, call: "LoadChangeData", error })
+                    }
+                    None => {
+                        let after = knowledge(ProviderRole::Destination, 5).union(&knowledge(ProviderRole::Source, 3));
+                        let result = crate::provider::ProcessResult {
+                            learned_knowledge: after,
+                            changes_applied: 0,
+                            changes_failed: 0,
+                            provider_with_error: None,
+                        };
+                        referee.result(&result).map_err(RelayError::Breach)
+                    }
+                };
+                Event::Processed { referee, result }
+            }
+            Effect::End(role, _) => answered(role, Answer::Ended(error.map_or(Ok(()), Err))),
+            Effect::Commit(commit, _) => {
+                if choice == 14 {
+                    // A notice that cannot be stored is said all the same.
+                    self.outcome_recorded |= commit == Commit::Outcome;
+                    return Event::NotCommitted(commit, "disk full".to_owned());
+                }
+                match commit {
+                    Commit::Begin => self.owed_recorded = true,
+                    Commit::Outcome => self.outcome_recorded = true,
+                    Commit::Final => {}
+                }
+                Event::Committed(commit)
+            }
+            other => unreachable!("{other:?} asks for no answer"),
+        }
+    }
+
+    /// Everything answers as it should from here on: the session comes to its end.
+    fn calm_down(&mut self) {
+        for _ in 0..2_000 {
+            if self.finished {
+                return;
+            }
+            self.step(0);
+        }
+        panic!("the session does not end: {:?}, waiting for {:?} and {:?}", self.machine, self.pending, self.timers);
+    }
+}
+
+#[test]
+fn a_calm_session_goes_through_the_four_states() {
+    let mut world = World::new();
+    let mut states = vec![world.machine.record().state];
+    while !world.finished {
+        world.step(0);
+        let state = world.machine.record().state;
+        if states.last() != Some(&state) {
+            states.push(state);
+        }
+    }
+    assert_eq!(states, [SyncState::Initialized, SyncState::Connecting, SyncState::InProgress, SyncState::InSync]);
+    assert_eq!(world.machine.record().provider_with_error, None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn every_history_keeps_the_rules_and_ends(history in proptest::collection::vec(any::<u8>(), 0..60)) {
+        let mut world = World::new();
+        for dice in history {
+            if world.finished {
+                break;
+            }
+            world.step(dice);
+        }
+        world.calm_down();
+    }
+}

@@ -3,4 +3,5 @@
 pub mod knowledge;
 pub mod provider;
 pub mod store;
+pub mod sync_info;
 pub mod types;

@@ -1,8 +1,9 @@
-use super::harness::{PLAN, Plan, Replica, key, settle, sync};
+use std::sync::Arc;
+
+use super::harness::{PLAN, Plan, Replica, settle, sync};
 use super::memory::MemoryStore;
 use crate::provider::sdk::{MetadataError, Options, ReplicaProvider};
 use crate::provider::{CallError, Provider};
-use std::sync::Arc;
 
 #[track_caller]
 fn reason<T: std::fmt::Debug>(result: Result<T, CallError>) -> String {
@@ -138,5 +139,4 @@ async fn metadata_that_is_newer_or_broken_is_refused_and_left_alone() {
     assert!(matches!(error, MetadataError::Newer { found: 99, .. }), "{error}");
     assert!(!error.to_string().contains('\n'));
     assert_eq!(std::fs::read(&path).unwrap(), before);
-    let _ = key();
 }

@@ -257,9 +257,13 @@ impl Provider for ReplicaProvider {
     async fn get_change_batch(&self, key: SessionKey, request: ChangeBatchRequest) -> Result<ChangeBatch, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Source)?;
         let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || enumeration::change_batch(&shared, &work.session, request))
-            .await
-            .map_err(panicked)?
+        tokio::task::spawn_blocking(move || {
+            // Whole, token and all: a closure that names only a field of it would leave the token behind.
+            let (work, shared) = (work, shared);
+            enumeration::change_batch(&shared, &work.session, request)
+        })
+        .await
+        .map_err(panicked)?
     }
 
     async fn process_change_batch(
@@ -277,7 +281,11 @@ impl Provider for ReplicaProvider {
         let work = session::enter(&self.shared, key, ProviderRole::Source)?;
         let (sender, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
         let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || loading::load(&shared, &work.session, &load, &sender));
+        tokio::task::spawn_blocking(move || {
+            // Whole, as above, and dropped in the reverse order: the work is over when nothing of it is left.
+            let (work, shared, sender) = (work, shared, sender);
+            loading::load(&shared, &work.session, &load, &sender);
+        });
         Ok(receiver)
     }
 

@@ -69,8 +69,9 @@ fn content(shared: &Shared, session: &Session, load: &Load, parts: &Parts) -> Re
         content_digest: Some(state.digest),
     };
     send(DataPart::Header(header))?;
-    // Only the header is wanted: the content need not be read to say that it is still this.
-    if load.offset < state.size || state.size == 0 {
+    // With nothing to send the content need not be read to say that it is still this; what is empty may not be readable at
+    // all, such as a directory.
+    if load.offset < state.size {
         let mut reader = shared.store.open(id, &known).map_err(|error| error.into_recoverable(id))?;
         let mut hasher = Sha256::new();
         let mut offset = 0;

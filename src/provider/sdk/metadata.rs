@@ -10,12 +10,14 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
-use crate::knowledge::{ClockVector, Digest, IdParameters, ItemId, Knowledge, ReplicaId, Version};
-use crate::provider::sdk::{Fingerprint, ItemState, Known, KnownItem};
+use crate::knowledge::{Digest, IdParameters, ItemId, Knowledge, ReplicaId, Version};
+use crate::provider::sdk::{Fingerprint, ItemState, KnownItem};
 
 mod codec;
+mod row;
 
 pub(super) use codec::encode_knowledge;
+pub(super) use row::{Candidate, Commit, Intent, Row, Snapshot};
 
 const FILE_NAME: &str = "metadata.db";
 /// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.
@@ -101,87 +103,6 @@ pub enum MetadataError {
         /// One line.
         reason: String,
     },
-}
-
-/// What is known of one item.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Row {
-    pub(super) item: KnownItem,
-    /// A tombstone whose container could not be deleted yet: the store still has it.
-    pub(super) lingering: bool,
-    pub(super) creation: Version,
-    pub(super) version: Version,
-}
-
-impl Row {
-    /// True when the store is expected to hold the item.
-    pub(super) fn is_there(&self) -> bool {
-        !self.item.deleted || self.lingering
-    }
-
-    /// The item as the store must find it; meaningful when it [is there](Self::is_there).
-    pub(super) fn in_store(&self) -> KnownItem {
-        KnownItem { deleted: false, ..self.item.clone() }
-    }
-}
-
-/// What the SDK is about to do to an item of the store, committed beforehand.
-#[derive(Clone, Debug)]
-pub(super) struct Intent {
-    /// The row as it will be; its fingerprint is not known yet.
-    pub(super) row: Row,
-    /// What will be learned for the item.
-    pub(super) learned: ClockVector,
-}
-
-/// All that one transaction changes.
-#[derive(Debug, Default)]
-pub(super) struct Commit {
-    /// New or changed rows; an intent for the same item is settled by it and goes.
-    pub(super) rows: Vec<(ItemId, Row)>,
-    pub(super) intents: Vec<(ItemId, Intent)>,
-    /// Intents that came to nothing.
-    pub(super) dropped_intents: Vec<ItemId>,
-    /// `None`: unchanged.
-    pub(super) knowledge: Option<Knowledge>,
-    /// The local tick; never lower than before.
-    pub(super) tick: u64,
-}
-
-/// A change that a destination may lack, as enumeration lists them.
-#[derive(Clone, Debug)]
-pub(super) struct Candidate {
-    pub(super) item_id: ItemId,
-    pub(super) version: Version,
-    pub(super) size: u64,
-    /// A tombstone whose content no live item has.
-    pub(super) content_gone: bool,
-    pub(super) creation: Version,
-    pub(super) deleted: bool,
-}
-
-/// Every row at one moment, in ascending order of the id.
-#[derive(Debug)]
-pub(super) struct Snapshot(Vec<(ItemId, Row)>);
-
-impl Snapshot {
-    pub(super) fn row(&self, id: &ItemId) -> Option<&Row> {
-        self.0.binary_search_by(|(at, _)| at.cmp(id)).ok().map(|at| &self.0[at].1)
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &(ItemId, Row)> {
-        self.0.iter()
-    }
-}
-
-impl Known for Snapshot {
-    fn get(&self, id: &ItemId) -> Option<KnownItem> {
-        self.row(id).map(|row| row.item.clone())
-    }
-
-    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &KnownItem)) {
-        self.0.iter().filter(|(_, row)| !row.item.deleted).for_each(|(id, row)| visit(id, &row.item));
-    }
 }
 
 /// The open file, with what every call needs held in memory.
@@ -318,7 +239,7 @@ impl Metadata {
         let mut statement =
             self.connection.prepare_cached(concat!("SELECT ", columns!(), " FROM items ORDER BY item_id"))?;
         let rows = statement.query_map([], |row| self.read(row))?.collect::<Result<_, _>>()?;
-        Ok(Snapshot(rows))
+        Ok(Snapshot::new(rows))
     }
 
     /// A live item other than `except` with this content.

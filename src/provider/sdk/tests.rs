@@ -1,1 +1,9 @@
+//! Replicas over an in-memory store, driven through the [`Provider`](crate::provider::Provider) trait as a coordinator would.
 
+mod conflicts;
+mod convergence;
+mod crashes;
+mod harness;
+mod life_cycle;
+mod memory;
+mod safety;

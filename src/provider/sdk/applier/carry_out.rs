@@ -111,8 +111,10 @@ impl Applier<'_> {
             (Step::SetProperties, Some(known)) => store.set_properties(id, &action.after.item.state, &known)?,
             (Step::Delete, Some(known)) => {
                 let applied = store.delete(id, &known)?;
-                self.session.counters.deletions.fetch_add(1, Ordering::Relaxed);
-                self.session.remember_deleted(id, known);
+                if matches!(applied, Applied::Done(_)) {
+                    self.session.counters.deletions.fetch_add(1, Ordering::Relaxed);
+                    self.session.remember_deleted(id, known);
+                }
                 applied
             }
             (Step::SetProperties | Step::Delete, None) => return Err(ItemError::Changed),

@@ -12,9 +12,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::settle::{Incoming, Settlement, Winner, settle};
+use super::settle::{Incoming, Settlement, Winner, kind_of, settle};
 use super::{Applier, Section, stopped};
 use crate::knowledge::{Digest, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, RecoverableError, Version};
+use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::session::Session;
 use crate::provider::sdk::{ItemError, KnownItem, Staged, Staging, lock, metadata_failed};
 use crate::provider::{
@@ -116,8 +117,11 @@ struct Source {
 
 /// What a change needs of the source.
 enum Want {
-    /// Properties only: the content is here, under this name or, with `Some`, under another.
-    Header(Option<Source>),
+    /// Properties only: the item here has the content. An item of another kind than this one has to be put all the same.
+    Properties { kind: Option<String> },
+    /// Properties only: another item here has the content.
+    Copy(Source),
+    /// Everything.
     Content,
 }
 
@@ -144,7 +148,7 @@ impl Applier<'_> {
             match self.need(section, change, &item.incoming) {
                 Ok(None) => {}
                 Ok(Some(Want::Content)) if change.inline_data.is_some() => inline.push_back(index),
-                Ok(Some(Want::Header(_))) if change.inline_data.is_some() => {}
+                Ok(Some(Want::Properties { .. } | Want::Copy(_))) if change.inline_data.is_some() => {}
                 Ok(Some(want)) => wanted.push_back((index, want)),
                 Err(Need::Failed(error)) => item.error = Some(error),
                 Err(Need::Call(error)) => return Err(error),
@@ -193,7 +197,7 @@ impl Applier<'_> {
                 change_unit_ids: Vec::new(),
                 version,
                 // With nothing left to send the source answers with header and end.
-                offset: if matches!(want, Want::Header(_)) { change.data_size.unwrap_or(0) } else { 0 },
+                offset: if matches!(want, Want::Content) { 0 } else { change.data_size.unwrap_or(0) },
             };
             let load_id = load.load_id;
             if underway.is_empty() {
@@ -225,7 +229,7 @@ impl Applier<'_> {
         let knowledge = (&*section.group.made_with_knowledge, &*self.known);
         let policy = self.start.conflict_resolution_policy;
         let winner = match settle(change, version, knowledge, row.as_ref(), incoming, policy) {
-            Settlement::NeedsHeader => return Ok(Some(Want::Header(None))),
+            Settlement::NeedsHeader => return Ok(Some(Want::Properties { kind: kind_of_row(row.as_ref()) })),
             Settlement::NeedsContent => return Ok(Some(Want::Content)),
             Settlement::Failed(error) => return Err(Need::Failed(error)),
             Settlement::Obsolete | Settlement::Deferred => return Ok(None),
@@ -238,7 +242,8 @@ impl Applier<'_> {
         let there = row.as_ref().filter(|row| row.is_there());
         if there.is_some_and(|row| incoming.has_content_of(&row.item.state) == Some(true)) {
             // Mere properties; but an inline content is staged all the same, for a store that has to put it.
-            return Ok(Some(if change.inline_data.is_some() { Want::Content } else { Want::Header(None) }));
+            let inline = change.inline_data.is_some();
+            return Ok(Some(if inline { Want::Content } else { Want::Properties { kind: kind_of_row(there) } }));
         }
         let (Some(size @ 1..), Some(digest)) = (incoming.size, incoming.digest) else { return Ok(Some(Want::Content)) };
         if change.inline_data.is_some() {
@@ -253,7 +258,7 @@ impl Applier<'_> {
             let (id, known) = deleted.get(&digest).filter(|(_, known)| known.state.size == size)?;
             Some(Source { id: id.clone(), known: known.clone() })
         });
-        Ok(Some(source.map_or(Want::Content, |source| Want::Header(Some(source)))))
+        Ok(Some(source.map_or(Want::Content, Want::Copy)))
     }
 
     /// What can be said against a change as such.
@@ -377,8 +382,13 @@ impl Applier<'_> {
         item.incoming.digest = Some(content_digest);
         item.incoming.properties = Some(header.properties);
         match load.want {
-            Want::Header(None) => {}
-            Want::Header(Some(source)) => match self.shared.store.stage_copy(id, &source.id, &source.known) {
+            Want::Properties { kind } => {
+                let theirs = item.incoming.properties.as_ref().and_then(kind_of);
+                if theirs != kind.as_deref() {
+                    wanted.push_back((load.index, Want::Content));
+                }
+            }
+            Want::Copy(source) => match self.shared.store.stage_copy(id, &source.id, &source.known) {
                 Ok(staged) => item.staged = Some(staged),
                 // The content is not there any more, or cannot be copied: it has to travel.
                 Err(_) => wanted.push_back((load.index, Want::Content)),
@@ -397,6 +407,10 @@ impl Applier<'_> {
         }
         Ok(())
     }
+}
+
+fn kind_of_row(row: Option<&Row>) -> Option<String> {
+    row.and_then(|row| kind_of(&row.item.state.properties)).map(str::to_owned)
 }
 
 /// Why it cannot be said what a change needs.

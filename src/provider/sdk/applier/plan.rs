@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::fetch::Obtained;
-use super::settle::{NewVersion, Settlement, Winner, settle};
+use super::settle::{NewVersion, Settlement, Winner, kind_of, settle};
 use super::{Applier, Section};
 use crate::knowledge::{Digest, ItemChange, ItemId, RecoverableError, ReplicaId, Version};
 use crate::provider::CallError;
@@ -217,6 +217,10 @@ impl Applier<'_> {
     }
 }
 
+fn same_but_properties(before: &ItemState, after: &ItemState) -> bool {
+    before.same_content(after) && kind_of(&before.properties) == kind_of(&after.properties)
+}
+
 type Planned = (Option<Row>, Row, Step);
 
 fn row_of(state: ItemState, creation: Version, version: Version) -> Row {
@@ -239,7 +243,7 @@ fn take(
             after.item.fingerprint = row.item.fingerprint.clone();
             Step::None
         }
-        Some(row) if row.item.state.same_content(&after.item.state) => Step::SetProperties,
+        Some(row) if same_but_properties(&row.item.state, &after.item.state) => Step::SetProperties,
         _ => match staged {
             Some(staged) => Step::Put(staged),
             None => return Err(ItemError::Changed.into_recoverable(&change.item_id)),

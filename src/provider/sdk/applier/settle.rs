@@ -12,6 +12,12 @@ use crate::provider::sdk::ItemState;
 use crate::provider::sdk::metadata::Row;
 use crate::types::{ConflictResolutionPolicy as Policy, Hresult};
 
+/// What sort of thing an item is, for stores that have several (the property `kind`): an item of another kind is put anew,
+/// since no change of properties makes a directory of an empty file.
+pub(super) fn kind_of(properties: &BTreeMap<String, String>) -> Option<&str> {
+    properties.get("kind").map(String::as_str)
+}
+
 /// As much as is known of what the source has.
 #[derive(Clone, Debug)]
 pub(super) struct Incoming {

@@ -1,0 +1,176 @@
+use super::harness::{PLAN, Plan, Replica, settle, sync};
+use crate::knowledge::OutcomeKind;
+
+#[tokio::test]
+async fn creations_updates_and_deletions_travel() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.make_directory("d");
+    a.store.write("d/inline", "short", 1);
+    a.store.write("d/loaded", &"long ".repeat(200_000), 2);
+    let report = sync(&a, &b, PLAN).await.unwrap();
+    assert_eq!(report.count(OutcomeKind::Applied), 3);
+    assert_eq!((report.loads, report.bytes_loaded), (1, 1_000_000));
+    assert_eq!(a.store.contents(), b.store.contents());
+
+    b.store.write("d/inline", "changed", 3);
+    b.store.remove("d/loaded");
+    let report = sync(&b, &a, PLAN).await.unwrap();
+    assert_eq!((report.count(OutcomeKind::Applied), report.conflicts()), (2, 0));
+    assert_eq!(a.store.contents(), b.store.contents());
+    assert_eq!(sync(&a, &b, PLAN).await.unwrap().outcomes, []);
+    assert!(a.knowledge().contains(&b.knowledge()) && b.knowledge().contains(&a.knowledge()));
+}
+
+#[tokio::test]
+async fn metadata_alone_moves_no_bytes() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.write("f", &"x".repeat(1_000), 1);
+    sync(&a, &b, PLAN).await.unwrap();
+    a.store.set_property("f", "mode", "600");
+    let report = sync(&a, &b, PLAN).await.unwrap();
+    assert_eq!((report.count(OutcomeKind::Applied), report.bytes_loaded), (1, 0));
+    assert_eq!(a.store.contents(), b.store.contents());
+}
+
+#[tokio::test]
+async fn a_rename_moves_no_bytes() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    let content = "x".repeat(1_000);
+    a.store.write("m", &content, 1);
+    sync(&a, &b, PLAN).await.unwrap();
+    for (old, new) in [("m", "z"), ("z", "a")] {
+        a.store.remove(old);
+        a.store.write(new, &content, 1);
+        // With one change a batch, the old name is gone before the new one comes, or the other way round.
+        let report = sync(&a, &b, Plan { batch_size: 1, ..PLAN }).await.unwrap();
+        assert_eq!((report.count(OutcomeKind::Applied), report.bytes_loaded), (2, 0));
+        assert_eq!(a.store.contents(), b.store.contents());
+    }
+    assert_eq!(b.store.copies(), 2);
+}
+
+#[tokio::test]
+async fn a_ring_transfers_nothing_twice() {
+    let (a, b, c) = (Replica::new("a"), Replica::new("b"), Replica::new("c"));
+    for name in ["p", "q", "r"] {
+        a.store.write(name, name, 1);
+    }
+    assert_eq!(sync(&a, &b, PLAN).await.unwrap().outcomes.len(), 3);
+    assert_eq!(sync(&b, &c, PLAN).await.unwrap().outcomes.len(), 3);
+    assert_eq!(sync(&c, &a, PLAN).await.unwrap().outcomes, []);
+    assert_eq!(sync(&a, &c, PLAN).await.unwrap().outcomes, []);
+    c.store.remove("q");
+    b.store.write("p", "new", 9);
+    settle(&[&a, &b, &c], PLAN).await;
+    assert_eq!(a.store.contents(), b.store.contents());
+    assert_eq!(a.store.contents(), c.store.contents());
+    assert_eq!((a.store.read("p").as_deref(), a.store.read("q")), (Some("new"), None));
+}
+
+/// Design section 5: KD {A:2}; i5 (A,3), i6 (A,4) fails, i7 (A,5); size 1 makes 3 batches and KD' = {A:5}, i6→{A:2}.
+#[tokio::test]
+async fn what_is_skipped_is_neither_sent_again_nor_learned() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.write("i1", "1", 1);
+    a.store.write("i2", "2", 1);
+    sync(&a, &b, PLAN).await.unwrap();
+    for name in ["i5", "i6", "i7"] {
+        a.store.write(name, name, 1);
+    }
+    b.store.make_unwritable(Some("i6"));
+    let one = Plan { batch_size: 1, ..PLAN };
+    let report = sync(&a, &b, one).await.unwrap();
+    let kinds: Vec<_> = report.outcomes.iter().map(|outcome| outcome.kind).collect();
+    assert_eq!(kinds, [OutcomeKind::Applied, OutcomeKind::RecoverableError, OutcomeKind::Applied]);
+    assert_eq!(report.batches, 3);
+    let source = a.provider.replica_id();
+    let known = b.knowledge();
+    let tick = |item: &str| known.vector_for_item(&item.into()).get(&source);
+    assert_eq!([tick("i1"), tick("i5"), tick("i6"), tick("i7"), tick("zz")], [5, 5, 2, 5, 5]);
+    b.store.make_unwritable(None);
+    let report = sync(&a, &b, one).await.unwrap();
+    assert_eq!(report.outcomes.len(), 1);
+    assert_eq!(a.store.contents(), b.store.contents());
+}
+
+#[tokio::test]
+async fn an_unreadable_item_is_left_out_and_the_others_go_on() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    for name in ["p", "q", "r"] {
+        a.store.write(name, name, 1);
+    }
+    a.store.make_unreadable(Some("q"));
+    let report = sync(&a, &b, Plan { inline: 0, ..PLAN }).await.unwrap();
+    assert_eq!((report.count(OutcomeKind::Applied), report.count(OutcomeKind::RecoverableError)), (2, 1));
+    a.store.make_unreadable(None);
+    sync(&a, &b, PLAN).await.unwrap();
+    assert_eq!(a.store.contents(), b.store.contents());
+}
+
+#[tokio::test]
+async fn a_container_goes_with_its_last_child_or_lives_on_with_a_new_one() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.make_directory("d");
+    a.store.write("d/f", "f", 1);
+    a.store.make_directory("e");
+    settle(&[&a, &b], PLAN).await;
+
+    for name in ["d/f", "d", "e"] {
+        a.store.remove(name);
+    }
+    b.store.write("e/new", "new", 2);
+    // One change a batch: the container's turn comes before its child's.
+    sync(&a, &b, Plan { batch_size: 1, ..PLAN }).await.unwrap();
+    assert_eq!(b.store.contents().into_keys().collect::<Vec<_>>(), ["e", "e/new"]);
+    settle(&[&a, &b], PLAN).await;
+    assert_eq!(a.store.contents(), b.store.contents());
+    assert_eq!(a.store.contents().into_keys().collect::<Vec<_>>(), ["e", "e/new"]);
+}
+
+#[tokio::test]
+async fn many_items_in_many_batches() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    for n in 0..2_500 {
+        a.store.write(&format!("{n:05}"), &n.to_string().repeat(1 + n % 7), 1);
+    }
+    let report = sync(&a, &b, Plan { batch_size: 1_200, inline: 8, ..PLAN }).await.unwrap();
+    assert_eq!((report.count(OutcomeKind::Applied), report.batches), (2_500, 3));
+    assert_eq!(a.store.contents(), b.store.contents());
+    assert_eq!(b.knowledge().range_count(), 1);
+}
+
+#[tokio::test]
+async fn a_local_edit_that_was_not_detected_is_never_overwritten() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.write("f", "1", 1);
+    sync(&a, &b, PLAN).await.unwrap();
+    a.store.write("f", "2", 2);
+    // The edit at the destination comes after its detection, here through the unreadable gap between begin and apply.
+    let edit = async {
+        use super::harness::{begin, end, key, request};
+        use crate::provider::Provider;
+        use crate::types::ProviderRole;
+        let session = key();
+        b.provider.begin_session(begin(ProviderRole::Destination, session, false)).await.unwrap();
+        b.store.write("f", "mine", 3);
+        a.provider.begin_session(begin(ProviderRole::Source, session, false)).await.unwrap();
+        let batch = a.provider.get_change_batch(session, request(b.knowledge(), PLAN)).await.unwrap();
+        let (_inputs, receiver) = tokio::sync::mpsc::channel(8);
+        let start = crate::provider::ProcessStart {
+            conflict_resolution_policy: crate::types::ConflictResolutionPolicy::SourceProviderWins,
+            full_enumeration_action: crate::types::FullEnumerationAction::Abort,
+        };
+        let mut outputs = b.provider.process_change_batch(session, start, batch, receiver).await.unwrap();
+        let mut kinds = Vec::new();
+        while let Some(output) = outputs.recv().await {
+            if let crate::provider::ProcessOutput::Outcome(outcome) = output.unwrap() {
+                kinds.push(outcome.kind);
+            }
+        }
+        a.provider.end_session(end(session)).await.unwrap();
+        b.provider.end_session(end(session)).await.unwrap();
+        kinds
+    };
+    assert_eq!(edit.await, [OutcomeKind::RecoverableError]);
+    assert_eq!(b.store.read("f").as_deref(), Some("mine"));
+}

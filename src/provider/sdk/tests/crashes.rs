@@ -1,0 +1,89 @@
+use super::harness::{PLAN, Plan, Replica, settle, sync};
+use crate::types::ConflictResolutionPolicy as Policy;
+
+/// Everything that a batch can do to a store, at once.
+async fn prepared() -> (Replica, Replica) {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.make_directory("d");
+    for name in ["d/gone", "changed", "conflict", "mode", "kept"] {
+        a.store.write(name, name, 1);
+    }
+    settle(&[&a, &b], PLAN).await;
+    a.store.remove("d/gone");
+    a.store.remove("d");
+    a.store.write("changed", "changed again", 2);
+    a.store.write("new", "new", 3);
+    a.store.set_property("mode", "mode", "600");
+    a.store.write("mode", "mode", 4);
+    a.store.set_property("mode", "mode", "600");
+    a.store.write("conflict", "of a", 9);
+    b.store.write("conflict", "of b", 5);
+    (a, b)
+}
+
+/// The destination dies before or after each step that it takes in its store. When it is back, it must not take its own work
+/// for a user's: it gives out as many versions as without the crash, and ends with the same items.
+#[tokio::test]
+async fn a_crash_at_any_step_makes_no_false_edit_and_no_false_conflict() {
+    let plan = Plan { policy: Policy::KeepBoth, ..PLAN };
+    let (a, b) = prepared().await;
+    sync(&a, &b, plan).await.unwrap();
+    let (expected, changes_at_a) = (b.store.contents(), a.tick());
+    let mut step = 0;
+    loop {
+        let (a, b) = prepared().await;
+        b.store.crash_in(Some(step));
+        let died = sync(&a, &b, plan).await.is_err();
+        let b = b.restart().await;
+        let report = sync(&a, &b, plan).await.unwrap();
+        assert!(report.conflicts() <= 1, "step {step}: {report:?}");
+        assert_eq!(b.store.contents(), expected, "step {step}");
+        // The local edit, and per attempt a version for the resolution and one for the copy.
+        assert!(b.tick() <= 1 + 2 + 2, "step {step}: {} versions", b.tick());
+        let back = sync(&b, &a, plan).await.unwrap();
+        assert_eq!(back.conflicts(), 0, "step {step}: {back:?}");
+        assert_eq!(back.outcomes.len(), 2, "step {step}: only the resolution and the copy travel: {back:?}");
+        assert_eq!(a.store.contents(), expected, "step {step}");
+        assert_eq!(a.tick(), changes_at_a, "step {step}");
+        assert!(sync(&a, &b, plan).await.unwrap().outcomes.is_empty());
+        if !died {
+            assert_eq!(step, 20, "every step was tried");
+            return;
+        }
+        step += 1;
+    }
+}
+
+#[tokio::test]
+async fn a_users_edit_after_a_crash_is_a_users_edit() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.write("f", "1", 1);
+    settle(&[&a, &b], PLAN).await;
+    a.store.write("f", "2", 2);
+    // Staged content synced (two steps), then put (two steps): it dies right after the put.
+    b.store.crash_in(Some(3));
+    sync(&a, &b, PLAN).await.unwrap_err();
+    let b = b.restart().await;
+    b.store.write("f", "of a user", 3);
+    settle(&[&a, &b], PLAN).await;
+    assert_eq!(a.store.read("f").as_deref(), Some("of a user"));
+}
+
+#[tokio::test]
+async fn what_was_applied_before_a_crash_is_not_sent_again() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    for n in 0..2_500 {
+        a.store.write(&format!("{n:05}"), &n.to_string(), 1);
+    }
+    let plan = Plan { batch_size: 2_500, ..PLAN };
+    // Durable twice, and each put before and after: the second thousand is under way.
+    b.store.crash_in(Some(2 * 1_000 + 4 + 1_000));
+    sync(&a, &b, plan).await.unwrap_err();
+    let b = b.restart().await;
+    let report = sync(&a, &b, plan).await.unwrap();
+    // The first thousand was learned; of the second, what was put is recognised, and its version with it.
+    assert_eq!(report.outcomes.len(), 2_500 - 1_000 - 500 + 1);
+    assert_eq!(b.tick(), 0, "nothing was taken for a local edit");
+    assert_eq!(a.store.contents(), b.store.contents());
+    assert_eq!(b.knowledge().range_count(), 1);
+}

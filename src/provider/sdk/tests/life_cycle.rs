@@ -1,0 +1,153 @@
+use std::time::Duration;
+
+use super::harness::{LEASE, PLAN, Replica, begin, end, key, request, sync};
+use crate::provider::sdk::{Options, lock};
+use crate::provider::{CallError, Load, Provider, RefusalCode, SessionKey};
+use crate::types::{Hresult, ProviderRole};
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, CallError>) -> (String, Hresult) {
+    match result.expect_err("refused") {
+        CallError::Refused(refusal) => (refusal.reason, refusal.hresult),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn invalid_operation() -> (String, Hresult) {
+    ("SYNC_E_INVALID_OPERATION".to_owned(), Hresult::SYNC_E_INVALID_OPERATION)
+}
+
+/// The rows of `windows-sync.md` E8 that are a provider's, and design section 4.
+#[tokio::test]
+async fn calls_out_of_order_are_invalid_operations() {
+    let a = Replica::new("a");
+    let (provider, session, other) = (&a.provider, key(), key());
+    assert_eq!(refused(provider.end_session(end(other)).await), invalid_operation());
+    // It came before its BeginSession, which is then refused.
+    assert_eq!(refused(provider.begin_session(begin(ProviderRole::Source, other, false)).await), invalid_operation());
+    assert_eq!(refused(provider.get_sync_batch_parameters(session).await), invalid_operation());
+
+    provider.begin_session(begin(ProviderRole::Source, session, false)).await.unwrap();
+    assert_eq!(refused(provider.begin_session(begin(ProviderRole::Source, session, false)).await), invalid_operation());
+    let (reason, hresult) = refused(provider.begin_session(begin(ProviderRole::Destination, key(), false)).await);
+    assert_eq!((&*reason, hresult), ("BUSY", Hresult::SYNC_E_INVALID_OPERATION));
+    assert_eq!(refused(provider.end_session(end(key())).await), invalid_operation());
+    assert_eq!(refused(provider.get_sync_batch_parameters(session).await), invalid_operation(), "it is the source");
+
+    provider.end_session(end(session)).await.unwrap();
+    assert_eq!(refused(provider.end_session(end(session)).await), invalid_operation());
+    assert_eq!(refused(provider.begin_session(begin(ProviderRole::Source, session, false)).await), invalid_operation());
+    assert_eq!(refused(provider.renew_session(session, LEASE, false).await), invalid_operation());
+    provider.begin_session(begin(ProviderRole::Source, key(), false)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lower_epoch_is_aborted() {
+    let a = Replica::new("a");
+    let first = key();
+    let second = SessionKey { epoch: 2, ..first };
+    a.provider.begin_session(begin(ProviderRole::Destination, first, false)).await.unwrap();
+    a.provider.renew_session(second, LEASE, false).await.unwrap();
+    let CallError::Refused(refusal) = a.provider.get_sync_batch_parameters(first).await.unwrap_err() else {
+        panic!("refused")
+    };
+    assert_eq!((refusal.code, &*refusal.reason), (RefusalCode::Aborted, "STALE_EPOCH"));
+    assert_eq!(refused(a.provider.end_session(end(first)).await).0, "STALE_EPOCH");
+    a.provider.end_session(end(second)).await.unwrap();
+    assert_eq!(refused(a.provider.end_session(end(first)).await).0, "STALE_EPOCH");
+}
+
+#[tokio::test]
+async fn a_source_may_serve_several_destinations() {
+    let a = Replica::with("a", Options { max_source_sessions: 2, ..Options::default() });
+    for _ in 0..2 {
+        a.provider.begin_session(begin(ProviderRole::Source, key(), false)).await.unwrap();
+    }
+    assert_eq!(refused(a.provider.begin_session(begin(ProviderRole::Source, key(), false)).await).0, "BUSY");
+    a.provider.begin_session(begin(ProviderRole::Destination, key(), false)).await.unwrap();
+    assert_eq!(refused(a.provider.begin_session(begin(ProviderRole::Destination, key(), false)).await).0, "BUSY");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_hears_nothing_ends_itself() {
+    let a = Replica::new("a");
+    let session = key();
+    a.provider.begin_session(begin(ProviderRole::Destination, session, false)).await.unwrap();
+    for _ in 0..3 {
+        tokio::time::sleep(LEASE - Duration::from_secs(1)).await;
+        a.provider.get_sync_batch_parameters(session).await.unwrap();
+    }
+    tokio::time::sleep(LEASE + Duration::from_secs(1)).await;
+    assert_eq!(refused(a.provider.get_sync_batch_parameters(session).await), invalid_operation());
+    a.provider.begin_session(begin(ProviderRole::Source, key(), false)).await.unwrap();
+    assert_eq!(refused(a.provider.end_session(end(session)).await), invalid_operation());
+}
+
+#[tokio::test]
+async fn a_cancelled_session_takes_no_more_work() {
+    let a = Replica::new("a");
+    let session = key();
+    a.provider.begin_session(begin(ProviderRole::Source, session, false)).await.unwrap();
+    a.provider.renew_session(session, LEASE, true).await.unwrap();
+    let batch = a.provider.get_change_batch(session, request(a.knowledge(), PLAN)).await;
+    assert_eq!(refused(batch).1, Hresult::E_ABORT);
+    a.provider.renew_session(session, LEASE, false).await.unwrap();
+    a.provider.end_session(end(session)).await.unwrap();
+}
+
+/// An unread stream holds a blocking thread: the end of the session stops it before it is answered.
+#[tokio::test]
+async fn the_end_is_answered_when_no_work_runs_any_more() {
+    let a = Replica::new("a");
+    a.store.write("f", &"x".repeat(20_000_000), 1);
+    let session = key();
+    a.provider.begin_session(begin(ProviderRole::Source, session, false)).await.unwrap();
+    let nothing = crate::knowledge::Knowledge::new(a.knowledge().item_format());
+    let batch = a.provider.get_change_batch(session, request(nothing, PLAN)).await.unwrap();
+    let change = &batch.groups[0].changes[0];
+    let load = Load {
+        load_id: 1,
+        item_id: change.item_id.clone(),
+        change_unit_ids: Vec::new(),
+        version: change.change_version.clone().unwrap(),
+        offset: 0,
+    };
+    let mut parts = a.provider.load_change_data(session, load).await.unwrap();
+    parts.recv().await.unwrap().unwrap();
+    a.provider.end_session(end(session)).await.unwrap();
+    while parts.try_recv().is_ok() {}
+    assert_eq!(parts.try_recv(), Err(tokio::sync::mpsc::error::TryRecvError::Disconnected));
+}
+
+/// The caller of BeginSession gives up while the store is searched. The session then is what an answered one would be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_begin_that_nobody_waits_for_is_ended_like_any_other() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.write("f", "f", 1);
+    let session = key();
+    let provider = a.provider.clone();
+    let store = a.store.clone();
+    // A thread of its own holds the search, so that no guard crosses an await.
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (held, holding) = tokio::sync::oneshot::channel();
+    let holder = std::thread::spawn(move || {
+        let _search = lock(&store.search);
+        held.send(()).unwrap();
+        released.recv().unwrap();
+    });
+    holding.await.unwrap();
+    let beginning =
+        tokio::spawn(async move { provider.begin_session(begin(ProviderRole::Source, session, false)).await });
+    while a.provider.renew_session(session, LEASE, false).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    beginning.abort();
+    assert!(beginning.await.unwrap_err().is_cancelled());
+    assert_eq!(refused(a.provider.begin_session(begin(ProviderRole::Source, key(), false)).await).0, "BUSY");
+    let provider = a.provider.clone();
+    let ending = tokio::spawn(async move { provider.end_session(end(session)).await });
+    release.send(()).unwrap();
+    ending.await.unwrap().unwrap();
+    holder.join().unwrap();
+    assert_eq!(sync(&a, &b, PLAN).await.unwrap().outcomes.len(), 1);
+}

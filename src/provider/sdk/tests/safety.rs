@@ -1,0 +1,142 @@
+use std::sync::Arc;
+
+use super::harness::{PLAN, Plan, Replica, settle, sync};
+use super::memory::MemoryStore;
+use crate::provider::sdk::{MetadataError, Options, ReplicaProvider};
+use crate::provider::{CallError, Provider};
+
+#[track_caller]
+fn reason<T: std::fmt::Debug>(result: Result<T, CallError>) -> String {
+    match result.expect_err("refused") {
+        CallError::Refused(refusal) => refusal.reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn with_items(count: usize) -> (Replica, Replica) {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    for n in 0..count {
+        a.store.write(&format!("{n:04}"), &format!("content of {n}"), 1);
+    }
+    settle(&[&a, &b], PLAN).await;
+    (a, b)
+}
+
+#[tokio::test]
+async fn a_scan_that_misses_most_items_stops_the_session() {
+    let (a, b) = with_items(120).await;
+    let tick = a.tick();
+    for n in 0..61 {
+        a.store.remove(&format!("{n:04}"));
+    }
+    assert_eq!(reason(sync(&a, &b, PLAN).await), "MASS_DELETE");
+    assert_eq!(a.tick(), tick, "no version was given");
+    assert_eq!(b.store.contents().len(), 120);
+    sync(&a, &b, Plan { allow_mass_delete: true, ..PLAN }).await.unwrap();
+    assert_eq!(b.store.contents().len(), 59);
+}
+
+#[tokio::test]
+async fn a_destination_does_not_delete_most_of_its_items() {
+    let (a, b) = with_items(120).await;
+    for n in 0..61 {
+        a.store.remove(&format!("{n:04}"));
+    }
+    // The deletions are meant at the source, and folded in before the destination hears of them.
+    let c = Replica::new("c");
+    sync(&a, &c, Plan { allow_mass_delete: true, ..PLAN }).await.unwrap();
+    for batch_size in [10, 100] {
+        assert_eq!(reason(sync(&a, &b, Plan { batch_size, ..PLAN }).await), "MASS_DELETE");
+        assert_eq!(b.store.contents().len(), 120, "before any deletion is carried out");
+    }
+    // A replica that never had the items is not warned of their tombstones.
+    let d = Replica::new("d");
+    for n in 0..120 {
+        d.store.write(&format!("own {n:04}"), &format!("own {n}"), 1);
+    }
+    sync(&a, &d, PLAN).await.unwrap();
+    sync(&a, &b, Plan { allow_mass_delete: true, ..PLAN }).await.unwrap();
+    assert_eq!(b.store.contents().len(), 59);
+}
+
+#[tokio::test]
+async fn a_rename_of_everything_is_no_mass_delete() {
+    let (a, b) = with_items(120).await;
+    for n in 0..120 {
+        a.store.remove(&format!("{n:04}"));
+        a.store.write(&format!("moved/{n:04}"), &format!("content of {n}"), 1);
+    }
+    let report = sync(&a, &b, Plan { batch_size: 50, inline: 0, ..PLAN }).await.unwrap();
+    assert_eq!(report.bytes_loaded, 0);
+    assert_eq!(a.store.contents(), b.store.contents());
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_seen_deletes_nothing() {
+    let (a, b) = with_items(3).await;
+    a.store.lose_root(true);
+    assert_eq!(reason(sync(&a, &b, PLAN).await), "ROOT_MISSING");
+    a.store.lose_root(false);
+    assert!(sync(&a, &b, PLAN).await.unwrap().outcomes.is_empty());
+}
+
+#[tokio::test]
+async fn a_replica_that_went_back_becomes_another_one() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.write("f", "1", 1);
+    sync(&a, &b, PLAN).await.unwrap();
+    // Kept from here on, and restored later.
+    let backup = tempfile::tempdir().unwrap();
+    let a = a.restart().await;
+    for entry in std::fs::read_dir(a.directory.path()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), backup.path().join(entry.file_name())).unwrap();
+    }
+    a.store.write("f", "2", 2);
+    sync(&a, &b, PLAN).await.unwrap();
+    let (store, old_id) = (Arc::new(MemoryStore::default()), a.provider.replica_id());
+    store.write("f", "1", 1);
+    let provider = ReplicaProvider::open(store.clone(), backup.path(), "a", Options::default()).unwrap();
+    assert_eq!(provider.replica_id(), old_id);
+    let restored = Replica { store, provider, ..a };
+    assert_eq!(reason(sync(&restored, &b, PLAN).await), "REPLICA_WENT_BACK");
+    assert_ne!(restored.provider.replica_id(), old_id);
+    assert_eq!(restored.provider.get_id_parameters().await.unwrap().replica_id, restored.provider.replica_id());
+    settle(&[&restored, &b], PLAN).await;
+    assert_eq!(restored.store.read("f").as_deref(), Some("2"), "the later one wins");
+    assert_eq!(restored.store.contents(), b.store.contents());
+}
+
+#[tokio::test]
+async fn metadata_of_another_store_starts_a_new_replica() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = |identity: &str| {
+        ReplicaProvider::open(Arc::new(MemoryStore::default()), directory.path(), identity, Options::default())
+    };
+    let first = open("one").unwrap();
+    let id = first.replica_id();
+    assert!(matches!(open("one").unwrap_err(), MetadataError::InUse { .. }));
+    drop(first);
+    assert_eq!(open("one").unwrap().replica_id(), id);
+    assert_ne!(open("copy").unwrap().replica_id(), id);
+}
+
+#[tokio::test]
+async fn metadata_that_is_newer_or_broken_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("metadata.db");
+    let open = || ReplicaProvider::open(Arc::new(MemoryStore::default()), directory.path(), "one", Options::default());
+    std::fs::write(&path, "not a database ".repeat(1_000)).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    assert!(matches!(open().unwrap_err(), MetadataError::Broken { .. }));
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    std::fs::remove_file(&path).unwrap();
+
+    drop(open().unwrap());
+    rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    let error = open().unwrap_err();
+    assert!(matches!(error, MetadataError::Newer { found: 99, .. }), "{error}");
+    assert!(!error.to_string().contains('\n'));
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}

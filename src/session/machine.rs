@@ -271,10 +271,8 @@ pub struct Machine {
     left_out: u64,
     fruitless: u32,
     failure: Option<Failure>,
-    accusation: Option<Failure>,
     events: Vec<SessionEvent>,
     rate: Rate,
-    restarted: bool,
 }
 
 /// What the counters must be added to, and what the batch in hand will bring.
@@ -308,10 +306,8 @@ impl Machine {
             left_out: 0,
             fruitless: 0,
             failure: None,
-            accusation: None,
             events: Vec::new(),
             rate: Rate::default(),
-            restarted: false,
         }
     }
 
@@ -500,7 +496,7 @@ impl Machine {
             (Commit::Begin, Step::Recording) => {
                 self.step = Step::Beginning;
                 for role in ProviderRole::BOTH {
-                    self.ends.sent(role, now.instant);
+                    self.ends.sent(role);
                     effects.push(Effect::Begin(role));
                 }
             }
@@ -704,7 +700,7 @@ impl Machine {
             return self.stop(now, effects);
         }
         if self.batch.is_last {
-            return self.conclude_well(now, effects);
+            return self.conclude_well(effects);
         }
         self.fruitless = if report.learned || self.batch.changes > 0 && report.applied > 0 { 0 } else { self.fruitless + 1 };
         if self.fruitless >= MAX_FRUITLESS_BATCHES {

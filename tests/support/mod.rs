@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use scripted::Scripted;
 use synclave::coordinator::{Coordinator, Options, Providers};
-use synclave::grpc::provider::{DialOptions, serve};
+use synclave::grpc::provider::DialOptions;
+use synclave::server::serve_provider;
 use synclave::operation::NewOperation;
 use synclave::session::Timing;
 use synclave::store::{InitiatedBy, SessionRecord, SyncDirection};
@@ -45,7 +46,7 @@ pub fn serve_scripted(provider: &Scripted, stop: CancellationToken) -> Endpoint 
             let listener = TcpListener::from_std(listener).expect("a listener");
             let mut dying = provider.dying.subscribe();
             tokio::select! {
-                result = serve(listener, Arc::new(provider), stop.clone()) => result.expect("serves"),
+                result = serve_provider(listener, Arc::new(provider), stop.clone()) => result.expect("serves"),
                 _ = dying.wait_for(|dying| *dying) => {}
             }
         });

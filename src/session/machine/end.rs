@@ -17,7 +17,6 @@ struct End {
     begin: Begin,
     settled: bool,
     sent_ends: u32,
-    begin_sent: Option<Instant>,
     /// The refusal of an EndSession that may be a fault: GetIdParameters is asked first whether the process is the same.
     doubtful: bool,
 }
@@ -36,9 +35,8 @@ enum Begin {
 }
 
 impl Ends {
-    pub(super) fn sent(&mut self, role: ProviderRole, at: Instant) {
+    pub(super) fn sent(&mut self, role: ProviderRole) {
         self.0[role as usize].begin = Begin::Sent;
-        self.0[role as usize].begin_sent = Some(at);
     }
 
     pub(super) fn begun(&mut self, role: ProviderRole) {
@@ -80,8 +78,7 @@ impl Machine {
     }
 
     /// The last batch is done.
-    pub(super) fn conclude_well(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        let _ = now;
+    pub(super) fn conclude_well(&mut self, effects: &mut Vec<Effect>) {
         let outcome = if self.left_out == 0 { SyncState::InSync } else { SyncState::Completed };
         if outcome == SyncState::InSync {
             self.record.counters.updates_not_transferred = 0;
@@ -192,12 +189,13 @@ impl Machine {
     }
 
     /// "Not in that session" is a fault only of a provider that must know it: BeginSession was answered OK, no EndSession
-    /// went before, this coordinator has not restarted since, and the lease still runs, counted from the sending of the last
-    /// answered call. Whether it is the same process is asked next.
+    /// went before, and the lease still runs, counted from the sending of the last answered call. (A coordinator that has
+    /// restarted has no machine of the session any more: what it owes then is the outbox's, which blames nobody.) Whether it
+    /// is the same process is asked next.
     fn may_be_a_fault(&self, role: ProviderRole, sent: Instant) -> bool {
         let end = self.ends.0[role as usize];
         let lease_runs = self.heard[role as usize].is_some_and(|heard| sent.duration_since(heard) < self.timing.lease);
-        end.begin == Begin::Answered && end.sent_ends == 1 && !self.restarted && lease_runs
+        end.begin == Begin::Answered && end.sent_ends == 1 && lease_runs
     }
 
     pub(super) fn instance_seen(

@@ -1,5 +1,7 @@
 //! Synclave coordinates sync sessions between remote stores.
 
+pub mod command;
+pub mod grpc;
 pub mod knowledge;
 pub mod pb;
 pub mod provider;

@@ -6,4 +6,5 @@ pub mod knowledge;
 pub mod pb;
 pub mod provider;
 pub mod store;
+pub mod sync_info;
 pub mod types;

@@ -14,7 +14,7 @@ pub mod provider;
 pub mod session_service;
 pub mod session_state_service;
 pub mod status;
-mod stream;
+pub mod stream;
 pub mod sync_info_service;
 pub mod unoffered;
 
@@ -23,3 +23,11 @@ pub mod unoffered;
 /// The 64 KiB above [`MAX_MESSAGE_BYTES`] are for what is wrapped around a batch or a chunk that uses its 4 MiB to the full.
 /// More is refused by the codec with OUT_OF_RANGE, before anything is decoded.
 pub const MESSAGE_LIMIT: usize = MAX_MESSAGE_BYTES + 64 * 1024;
+
+/// The feature that recovers an out-of-date destination.
+const FULL_ENUMERATION: &str = "FULL_ENUMERATION";
+
+/// Parses a whole request, or says with one status all that is wrong with it.
+fn parse<T>(decoder: impl FnOnce(&mut convert::Violations) -> Option<T>) -> Result<T, tonic::Status> {
+    convert::decode(decoder).map_err(|error| status::from_invalid_message(&error))
+}

@@ -56,7 +56,9 @@ impl fmt::Display for Path<'_> {
         match self.step {
             Step::Root => Ok(()),
             Step::Index(at) => write!(f, "[{at}]"),
-            Step::Field(name) if self.parent.is_some_and(|parent| matches!(parent.step, Step::Root)) => f.write_str(name),
+            Step::Field(name) if self.parent.is_some_and(|parent| matches!(parent.step, Step::Root)) => {
+                f.write_str(name)
+            }
             Step::Field(name) => write!(f, ".{name}"),
         }
     }

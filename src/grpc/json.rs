@@ -3,7 +3,6 @@
 use std::sync::LazyLock;
 
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
-use serde::Serialize as _;
 
 use crate::pb;
 

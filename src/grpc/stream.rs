@@ -17,7 +17,7 @@ use crate::provider::CallError;
 /// Nothing is buffered here: a client that does not read makes the provider wait. Dropping it, which tonic does when the
 /// client cancels or is gone, drops the provider's channel and stops the task that feeds the provider; so the call is over on
 /// both sides. A stop of the server ends it with UNAVAILABLE, because a graceful shutdown waits for open streams for ever.
-pub(super) struct Frames<T, U> {
+pub struct Frames<T, U> {
     frames: mpsc::Receiver<Result<T, CallError>>,
     render: Box<dyn FnMut(T) -> Result<U, Status> + Send>,
     is_last: fn(&T) -> bool,

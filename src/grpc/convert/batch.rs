@@ -10,7 +10,7 @@ use super::knowledge::{
 use super::{Path, Violations, enums, time};
 use crate::knowledge::{
     ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ChangeUnitChange, Digest, GroupKind, IdParameters,
-    ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId,
+    ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Version,
 };
 use crate::pb;
 use crate::provider::Refusal;
@@ -77,7 +77,7 @@ fn encode_group(
 }
 
 fn encode_change(change: &ItemChange, keys: &ReplicaKeys) -> pb::ItemChange {
-    let version = |version| keys.encode_version(version).expect("every replica of the batch was given a key");
+    let version = |version: &Version| keys.encode_version(version).expect("every replica of the batch was given a key");
     let unit = |unit: &ChangeUnitChange| pb::ChangeUnitChange {
         change_unit_id: Bytes::copy_from_slice(unit.change_unit_id.as_bytes()),
         version: Some(version(&unit.version)),
@@ -225,10 +225,8 @@ fn change(
         Some(ChangeUnitChange { change_unit_id, version })
     };
     let units: Vec<Option<ChangeUnitChange>> = change_units.into_iter().enumerate().map(decode_unit).collect();
-    let winner_item_id =
-        winner_item_id.map(|id| self::item_id(&id, schema, at.field("winner_item_id"), violations));
-    let content_digest =
-        content_digest.and_then(|bytes| digest(&bytes, at.field("content_digest"), violations));
+    let winner_item_id = winner_item_id.map(|id| self::item_id(&id, schema, at.field("winner_item_id"), violations));
+    let content_digest = content_digest.and_then(|bytes| digest(&bytes, at.field("content_digest"), violations));
     let modification_time =
         modification_time.and_then(|value| time::timestamp(value, at.field("modification_time"), violations));
     let inline_data = inline_data.and_then(|data| item_data(data, at.field("inline_data"), violations));
@@ -333,8 +331,14 @@ pub fn outcome(
     at: Path<'_>,
     violations: &mut Violations,
 ) -> Option<ChangeOutcome> {
-    let pb::ChangeOutcome { item_id: id, outcome: kind, failed_change_unit_ids, conflict, tombstone, recoverable_error } =
-        outcome;
+    let pb::ChangeOutcome {
+        item_id: id,
+        outcome: kind,
+        failed_change_unit_ids,
+        conflict,
+        tombstone,
+        recoverable_error,
+    } = outcome;
     let kind_at = at.field("outcome");
     if kind == pb::ChangeOutcomeKind::Unspecified as i32 {
         violations.add(kind_at, "is missing");

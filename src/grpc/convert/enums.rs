@@ -58,30 +58,28 @@ macro_rules! chosen {
     };
 }
 
-mirrored!(sync_state, SyncState, SyncState {
-    Initialized,
-    Connecting,
-    InProgress,
-    Completed,
-    InSync,
-    Interrupted,
-    InError,
-});
+mirrored!(
+    sync_state,
+    SyncState,
+    SyncState { Initialized, Connecting, InProgress, Completed, InSync, Interrupted, InError }
+);
 mirrored!(initiation_reason, InitiationReason, InitiationReason { Schedule, Forced, Paused, ForcedUntilSync });
 mirrored!(provider_role, ProviderRole, SyncProviderRole { Source, Destination });
-mirrored!(progress_stage, SyncProgressStage, SyncProgressStage {
-    ChangeDetection,
-    ChangeEnumeration,
-    ChangeApplication,
-});
-mirrored!(full_enumeration_action, FullEnumerationAction, FullEnumerationAction { FullEnumeration, PartialSync, Abort });
-mirrored!(conflict_resolution_policy, ConflictResolutionPolicy, ConflictResolutionPolicy {
-    None,
-    DestinationProviderWins,
-    SourceProviderWins,
-    LastWriterWins,
-    KeepBoth,
-});
+mirrored!(
+    progress_stage,
+    SyncProgressStage,
+    SyncProgressStage { ChangeDetection, ChangeEnumeration, ChangeApplication }
+);
+mirrored!(
+    full_enumeration_action,
+    FullEnumerationAction,
+    FullEnumerationAction { FullEnumeration, PartialSync, Abort }
+);
+mirrored!(
+    conflict_resolution_policy,
+    ConflictResolutionPolicy,
+    ConflictResolutionPolicy { None, DestinationProviderWins, SourceProviderWins, LastWriterWins, KeepBoth }
+);
 chosen!(provider_with_error, ProviderWithError, ProviderWithError { Source, Destination, Coordinator });
 chosen!(session_kind, SessionKind, SessionKind { Coordinated, External });
 chosen!(sync_direction, SyncDirection, SyncDirectionOrder { Upload, Download, UploadAndDownload, DownloadAndUpload });

@@ -81,12 +81,7 @@ impl ReplicaKeys {
     }
 
     /// Decodes a required version.
-    pub fn version(
-        &self,
-        version: Option<pb::Version>,
-        at: Path<'_>,
-        violations: &mut Violations,
-    ) -> Option<Version> {
+    pub fn version(&self, version: Option<pb::Version>, at: Path<'_>, violations: &mut Violations) -> Option<Version> {
         let pb::Version { replica_key, tick_count } = violations.required(version, at)?;
         let replica = self.id(replica_key);
         if replica.is_none() {
@@ -152,7 +147,9 @@ pub fn encode_knowledge(knowledge: &Knowledge, owner: Option<&ReplicaId>) -> Res
             RefusalCode::ResourceExhausted,
             "KNOWLEDGE_TOO_LARGE",
             Hresult::E_OUTOFMEMORY,
-            format!("knowledge of {len} bytes is over the limit of {MAX_KNOWLEDGE_BYTES}; clear failed items and sync again"),
+            format!(
+                "knowledge of {len} bytes is over the limit of {MAX_KNOWLEDGE_BYTES}; clear failed items and sync again"
+            ),
         )),
         _ => Ok(encoded),
     }
@@ -207,12 +204,7 @@ pub fn knowledge(
         .ok()
 }
 
-fn clock_vector(
-    vector: pb::ClockVector,
-    keys: &ReplicaKeys,
-    at: Path<'_>,
-    violations: &mut Violations,
-) -> ClockVector {
+fn clock_vector(vector: pb::ClockVector, keys: &ReplicaKeys, at: Path<'_>, violations: &mut Violations) -> ClockVector {
     let mut elements = Vec::with_capacity(vector.elements.len());
     let elements_at = at.field("elements");
     let mut previous = None;

@@ -93,8 +93,14 @@ pub fn encode_provider_info(info: ProviderInfo) -> pb::GetIdParametersResponse {
 
 /// Decodes who a provider is.
 pub fn provider_info(response: pb::GetIdParametersResponse, violations: &mut Violations) -> Option<ProviderInfo> {
-    let pb::GetIdParametersResponse { id_parameters: schema, replica_id, instance_id, member_name, limits, capabilities } =
-        response;
+    let pb::GetIdParametersResponse {
+        id_parameters: schema,
+        replica_id,
+        instance_id,
+        member_name,
+        limits,
+        capabilities,
+    } = response;
     let schema_at = Path::ROOT.field("id_parameters");
     let id_parameters = id_parameters(violations.required(schema, schema_at)?, schema_at, violations)?;
     if !id_parameters.replica_id.fits(replica_id.len()) {
@@ -441,7 +447,8 @@ pub fn process_output(
             let pb::ProcessResult { learned_knowledge, statistics, provider_with_error } = result;
             let at = Path::ROOT.field("result");
             let learned_at = at.field("learned_knowledge");
-            let learned = knowledge(violations.required(learned_knowledge, learned_at)?, schema, learned_at, violations)?;
+            let learned =
+                knowledge(violations.required(learned_knowledge, learned_at)?, schema, learned_at, violations)?;
             let pb::SessionStatistics { changes_applied, changes_failed } = statistics.unwrap_or_default();
             Some(ProcessOutput::Result(ProcessResult {
                 learned_knowledge: learned,

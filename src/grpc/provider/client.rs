@@ -20,8 +20,9 @@ use crate::knowledge::ChangeBatch;
 use crate::pb;
 use crate::pb::knowledge_sync_provider_service_client::KnowledgeSyncProviderServiceClient;
 use crate::provider::{
-    BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, FRAMES_IN_FLIGHT, Load, ProcessInputs,
-    ProcessOutput, ProcessOutputs, ProcessStart, Provider, ProviderInfo, Renewal, SessionKey, SyncBatchParameters,
+    BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, FRAMES_IN_FLIGHT, Load,
+    ProcessInputs, ProcessOutput, ProcessOutputs, ProcessStart, Provider, ProviderInfo, Renewal, SessionKey,
+    SyncBatchParameters,
 };
 use crate::types::Hresult;
 
@@ -174,8 +175,8 @@ impl Stream for Requests {
             Poll::Ready(Some(input)) => Poll::Ready(Some(provider::encode_process_input(input))),
             Poll::Ready(None) => {
                 if let Some(abandoned) = self.abandoned.take() {
-                    // The pump may be done already.
-                    drop(abandoned.send(()));
+                    // Nobody hears it when the pump is done already.
+                    abandoned.send(()).ok();
                 }
                 Poll::Pending
             }

@@ -8,18 +8,15 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Identity, LastIdentity, LatestKeys};
-use crate::grpc::convert::{self, Path, Violations, batch, provider};
+use crate::grpc::convert::{Path, batch, provider};
 use crate::grpc::stream::Frames;
-use crate::grpc::{MESSAGE_LIMIT, status};
+use crate::grpc::{FULL_ENUMERATION, MESSAGE_LIMIT, parse, status};
 use crate::pb;
 use crate::pb::knowledge_sync_provider_service_server::{
     KnowledgeSyncProviderService, KnowledgeSyncProviderServiceServer,
 };
 use crate::provider::{CallError, DataPart, FRAMES_IN_FLIGHT, ProcessInput, ProcessOutput, Provider};
 use crate::types::SyncGuid;
-
-/// What a provider does not offer yet.
-const FULL_ENUMERATION: &str = "FULL_ENUMERATION";
 
 /// Serves any provider as KnowledgeSyncProviderService.
 #[derive(Clone)]
@@ -68,10 +65,6 @@ fn failed(error: CallError) -> Status {
 
 fn refused(refusal: crate::provider::Refusal) -> Status {
     status::from_refusal(&refusal, status::Subject::default())
-}
-
-fn parse<T>(decoder: impl FnOnce(&mut Violations) -> Option<T>) -> Result<T, Status> {
-    convert::decode(decoder).map_err(|error| status::from_invalid_message(&error))
 }
 
 /// Hands the client's frames to the provider, which is aborted when they end: the dropped sender tells it.
@@ -156,9 +149,8 @@ impl KnowledgeSyncProviderService for ProviderServer {
         request: Request<pb::GetChangeBatchRequest>,
     ) -> Result<Response<pb::GetChangeBatchResponse>, Status> {
         let identity = self.identity().await?;
-        let (key, request) = parse(|violations| {
-            provider::change_batch_request(request.into_inner(), &identity.schema, violations)
-        })?;
+        let (key, request) =
+            parse(|violations| provider::change_batch_request(request.into_inner(), &identity.schema, violations))?;
         let batch = self.provider.get_change_batch(key, request).await.map_err(failed)?;
         let (batch, keys) = batch::encode_batch(&batch, Some(&identity.replica_id), None).map_err(refused)?;
         self.shared.keys.set(key.sync_guid, keys);
@@ -188,9 +180,7 @@ impl KnowledgeSyncProviderService for ProviderServer {
         })?;
         let batch = requests.message().await?.and_then(|request| request.frame);
         let (batch, keys) = parse(|violations| match batch {
-            Some(Frame::Batch(batch)) => {
-                batch::batch(batch, &identity.schema, Path::ROOT.field("batch"), violations)
-            }
+            Some(Frame::Batch(batch)) => batch::batch(batch, &identity.schema, Path::ROOT.field("batch"), violations),
             _ => violations.none(at, "must be batch: it comes second"),
         })?;
 
@@ -221,9 +211,8 @@ impl KnowledgeSyncProviderService for ProviderServer {
     ) -> Result<Response<Self::LoadChangeDataStream>, Status> {
         let identity = self.identity().await?;
         let keys_of = |session: SyncGuid| self.shared.keys.get(session);
-        let (key, load) = parse(|violations| {
-            provider::load(request.into_inner(), &identity.schema, keys_of, violations)
-        })?;
+        let (key, load) =
+            parse(|violations| provider::load(request.into_inner(), &identity.schema, keys_of, violations))?;
         let parts = self.provider.load_change_data(key, load).await.map_err(failed)?;
         let render = |part| Ok(provider::encode_data_part(part));
         let is_last = |part: &DataPart| matches!(part, DataPart::End { .. } | DataPart::Failed(_));

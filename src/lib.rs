@@ -1,7 +1,10 @@
 //! Synclave coordinates sync sessions between remote stores.
 
+pub mod cli;
 pub mod knowledge;
 pub mod pb;
 pub mod provider;
+pub mod shutdown;
 pub mod store;
+pub mod telemetry;
 pub mod types;

@@ -1,0 +1,78 @@
+//! Answers on stdout: tables for people, proto3 JSON for programs.
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+
+use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+
+use super::exit::Failure;
+
+/// How answers look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutputFormat {
+    /// For people: aligned columns, sizes in words.
+    #[default]
+    Table,
+    /// proto3 JSON with default values, enum names and 64-bit numbers as strings; one message a line.
+    Json,
+}
+
+/// Writes answers in the format asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Output {
+    format: OutputFormat,
+}
+
+impl Output {
+    pub(super) fn new(format: OutputFormat) -> Self {
+        Self { format }
+    }
+
+    pub(super) fn is_json(self) -> bool {
+        self.format == OutputFormat::Json
+    }
+
+    /// Writes the message as one line of JSON, or what `table` makes of it.
+    pub(super) fn print<M>(self, message: &M, table: impl FnOnce(&M) -> String) -> Result<(), Failure>
+    where
+        M: prost::Message + prost::Name,
+    {
+        match self.format {
+            OutputFormat::Json => line(&json_value(message)?.to_string()),
+            OutputFormat::Table => text(&table(message)),
+        }
+    }
+}
+
+/// A message as proto3 JSON.
+pub(super) fn json_value<M: prost::Message + prost::Name>(message: &M) -> Result<serde_json::Value, Failure> {
+    to_json(message)
+        .map_err(|error| Failure::failed(format!("the answer cannot be shown as JSON: {error}; try --output table")))
+}
+
+/// Writes one line and hands it on at once: a reader may act on it.
+pub(super) fn line(line: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{line}")?;
+    Ok(stdout.flush()?)
+}
+
+/// Writes a text that brings its own line ends.
+pub(super) fn text(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
+}
+
+/// The first line of a process that listens: exactly its address, for whoever started it.
+pub(super) fn announce(address: SocketAddr) -> Result<(), Failure> {
+    line(&format!("http://{address}"))
+}
+
+fn to_json<M: prost::Message + prost::Name>(message: &M) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+    let pool = DescriptorPool::decode(crate::pb::FILE_DESCRIPTOR_SET)?;
+    let descriptor = pool.get_message_by_name(&M::full_name()).ok_or("its type is not in the descriptor set")?;
+    let message = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())?;
+    let options = SerializeOptions::new().skip_default_fields(false).stringify_64_bit_integers(true);
+    Ok(message.serialize_with_options(serde_json::value::Serializer, &options)?)
+}

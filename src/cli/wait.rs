@@ -1,0 +1,210 @@
+//! Waits for an operation or a session to end, showing how far it is.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::client::{Server, is_lost, unary};
+use super::exit::Failure;
+use super::follow::{Follower, News};
+use super::progress::{Progress, ProgressView};
+use super::render;
+use super::summary::End;
+use super::table::duration;
+use crate::pb;
+use crate::pb::watch_sync_info_response::Event;
+
+/// How often the end is asked for while sessions run: a watch tells of sessions, not of the operation around them.
+const POLL: Duration = Duration::from_millis(500);
+
+/// The same while no session runs, when the end is near.
+const POLL_NEAR_END: Duration = Duration::from_millis(20);
+
+/// Most sync infos that the server puts in a page.
+const PAGE_SIZE: i32 = 1000;
+
+/// What Ctrl-C means while waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OnStop {
+    /// Only the waiting ends.
+    Leave,
+    /// The operation is cancelled, and its end waited for.
+    Cancel,
+}
+
+/// An operation that has ended.
+#[derive(Debug)]
+pub(super) struct EndedOperation {
+    pub(super) operation: pb::Operation,
+    /// Of its sessions, oldest first, from the destination's viewpoint.
+    pub(super) sync_infos: Vec<pb::SyncInfo>,
+}
+
+/// Waits until an operation has ended. Outlives a lost connection.
+pub(super) async fn operation(
+    server: &Server,
+    operation_id: &str,
+    stop: &CancellationToken,
+    on_stop: OnStop,
+) -> Result<EndedOperation, Failure> {
+    let filter = pb::SyncInfoFilter { operation_ids: vec![operation_id.to_owned()], ..Default::default() };
+    let ask = async || {
+        let request = pb::GetOperationRequest { operation_id: operation_id.to_owned() };
+        let operation = server.operations().get_operation(unary(request)).await?.into_inner().operation;
+        Ok(operation.filter(|operation| End::of_operation(operation).is_some()))
+    };
+    let stopped = async || match on_stop {
+        OnStop::Leave => Err(Failure::Interrupted(format!(
+            "stopped waiting; the operation goes on at the server: synclave operation get {operation_id} --wait, or \
+             synclave operation cancel {operation_id}"
+        ))),
+        OnStop::Cancel => {
+            let request = pb::CancelOperationRequest { operation_id: operation_id.to_owned() };
+            let canceled = server.operations().cancel_operation(unary(request)).await;
+            canceled.map(|_| "cancelling; Ctrl-C again ends it at once").map_err(|status| server.refused(&status))
+        }
+    };
+    let operation = until_ended(server, filter.clone(), stop, stopped, ask).await?;
+    let mut sync_infos = list(server, filter).await.map_err(|status| server.refused(&status))?;
+    sync_infos.sort_by_key(|info| {
+        let guid = info.dfsr_sync_info.as_ref().map(|info| &info.sync_guid);
+        operation.sync_guids.iter().position(|id| Some(id) == guid)
+    });
+    Ok(EndedOperation { operation, sync_infos })
+}
+
+/// Waits until a session has ended. Outlives a lost connection.
+pub(super) async fn session(
+    server: &Server,
+    sync_guid: &str,
+    stop: &CancellationToken,
+) -> Result<pb::Session, Failure> {
+    let filter = pb::SyncInfoFilter { sync_guids: vec![sync_guid.to_owned()], ..Default::default() };
+    let ask = async || {
+        let request = pb::GetSessionRequest { sync_guid: sync_guid.to_owned() };
+        let session = server.sessions().get_session(unary(request)).await?.into_inner().session;
+        Ok(session.filter(|session| End::of_session(session).is_some()))
+    };
+    let stopped = async || {
+        Err(Failure::Interrupted(format!(
+            "stopped waiting; the session goes on at the server: synclave session get {sync_guid} --wait, or \
+             synclave session cancel {sync_guid}"
+        )))
+    };
+    until_ended(server, filter, stop, stopped, ask).await
+}
+
+/// Shows the sessions of `filter` until `ask` has something. `stopped` says what Ctrl-C does, and whether the wait goes on.
+async fn until_ended<T>(
+    server: &Server,
+    filter: pb::SyncInfoFilter,
+    stop: &CancellationToken,
+    stopped: impl AsyncFn() -> Result<&'static str, Failure>,
+    ask: impl AsyncFn() -> Result<Option<T>, Status>,
+) -> Result<T, Failure> {
+    let request = pb::WatchSyncInfoRequest { filter: Some(filter), ..Default::default() };
+    let mut follower = Follower::open(server, request).await?;
+    let mut view = ProgressView::new();
+    let mut running = false;
+    let mut stopping = false;
+    let mut next_ask = Instant::now();
+    loop {
+        tokio::select! {
+            news = follower.next() => match news? {
+                News::Message(message) => {
+                    let Some(Event::Changes(changes)) = message.event else { continue };
+                    for entry in changes.entries {
+                        let Some(pb::sync_info_entry::Entry::SyncInfo(info)) = entry.entry else { continue };
+                        running = !render::is_final(info.dfsr_sync_info.as_ref().and_then(|dfsr| dfsr.state));
+                        view.update(&progress(&info));
+                    }
+                    if !running {
+                        next_ask = next_ask.min(Instant::now() + POLL_NEAR_END);
+                    }
+                }
+                News::Lost { why, retry_in } => {
+                    view.notice(&format!("connection lost ({why}); trying again in {}", duration(retry_in)));
+                }
+                News::Resumed => view.notice("connected again"),
+            },
+            () = tokio::time::sleep_until(next_ask) => {
+                match ask().await {
+                    Ok(Some(ended)) => return Ok(ended),
+                    Ok(None) => {}
+                    // The follower says so, and says when it is back.
+                    Err(status) if is_lost(&status) => {}
+                    Err(status) => return Err(server.refused(&status)),
+                }
+                next_ask = Instant::now() + if running { POLL } else { POLL_NEAR_END };
+            }
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                view.notice(stopped().await?);
+            }
+        }
+    }
+}
+
+/// Every sync info of a filter.
+async fn list(server: &Server, filter: pb::SyncInfoFilter) -> Result<Vec<pb::SyncInfo>, Status> {
+    let mut sync_infos = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = pb::ListSyncInfoRequest { filter: Some(filter.clone()), page_size: PAGE_SIZE, page_token };
+        let page = server.sync_infos().list_sync_info(unary(request)).await?.into_inner();
+        sync_infos.extend(page.sync_infos);
+        if page.next_page_token.is_empty() {
+            return Ok(sync_infos);
+        }
+        page_token = page.next_page_token;
+    }
+}
+
+fn progress(info: &pb::SyncInfo) -> Progress {
+    let Some(dfsr) = &info.dfsr_sync_info else { return Progress::default() };
+    let details = info.details.clone().unwrap_or_default();
+    let word = if render::is_final(dfsr.state) || (details.phase.is_empty() && details.waiting_reason.is_empty()) {
+        render::sync_state(dfsr.state)
+    } else if details.waiting_reason.is_empty() {
+        details.phase
+    } else {
+        format!("waiting, {}", details.waiting_reason)
+    };
+    let updates_done = u64::from(dfsr.updates_transferred);
+    Progress {
+        phase: word.to_lowercase().replace('_', " "),
+        direction: render::route(dfsr),
+        updates_done,
+        updates_total: dfsr.updates_to_be_transferred.map(|waiting| updates_done + u64::from(waiting)),
+        bytes: dfsr.bytes_transferred,
+        bytes_per_second: details.bytes_per_second,
+        seconds_left: render::span(details.estimated_time_left.as_ref()).map(|left| left.as_secs()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_names_the_phase_and_counts_what_is_known() {
+        let info = pb::SyncInfo {
+            dfsr_sync_info: Some(pb::DfsrSyncInfo {
+                member_name: "b".into(),
+                partner_name: "a".into(),
+                inbound: true,
+                state: Some(pb::SyncState::InProgress.into()),
+                updates_transferred: 2,
+                updates_to_be_transferred: Some(3),
+                ..Default::default()
+            }),
+            details: Some(pb::SyncInfoDetails { phase: "GET_CHANGE_BATCH".into(), ..Default::default() }),
+            revision: 7,
+        };
+        let progress = progress(&info);
+        assert_eq!((progress.phase.as_str(), progress.direction.as_str()), ("get change batch", "a → b"));
+        assert_eq!((progress.updates_done, progress.updates_total), (2, Some(5)));
+    }
+}

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tracing::info;
 
+use crate::grpc::address::AddressError;
 use crate::grpc::provider::{DialOptions, DialOut};
 use crate::operation::Operations;
 use crate::provider::{CallError, Provider, Refusal, RefusalCode};
@@ -62,7 +63,7 @@ impl Coordinator {
     /// When the store is in use, broken, newer, or cannot be written: nothing was changed then.
     pub async fn start(options: Options, dial: Dial) -> Result<Self, Error> {
         let (opened, recovered) = Store::open(&options.data_dir)?;
-        let hub = Arc::new(Hub::new(&recovered));
+        let hub = Arc::new(Hub::new(recovered.epoch, recovered.sessions.iter().cloned()));
         let publish = hub.clone();
         let store = Arc::new(opened.start(move |published| publish.publish(published))?);
         let sessions = Sessions::new(store.clone(), dial, options.timing, options.advertise);
@@ -135,9 +136,14 @@ impl Providers {
         if let Some(provider) = dialled.get(address).and_then(Weak::upgrade) {
             return Ok(provider);
         }
-        let provider = Arc::new(DialOut::new(address, self.options.clone())?);
+        let provider = Arc::new(DialOut::new(address, self.options).map_err(cannot_dial)?);
         dialled.retain(|_, provider| provider.strong_count() > 0);
         dialled.insert(address.clone(), Arc::downgrade(&provider));
         Ok(provider)
     }
+}
+
+fn cannot_dial(error: AddressError) -> CallError {
+    let refusal = Refusal::winsync(RefusalCode::InvalidArgument, Hresult::E_INVALIDARG, error.to_string());
+    CallError::Refused(refusal)
 }

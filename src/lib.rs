@@ -45,16 +45,19 @@
 //! A provider author in Rust implements [`provider::sdk::ItemStore`]; in any other language, the services in
 //! `proto/synclave/v1`.
 
+pub mod cli;
+pub mod command;
 pub mod coordinator;
 pub mod grpc;
 pub mod knowledge;
 pub mod operation;
 pub mod pb;
 pub mod provider;
-pub mod providers;
 pub mod referee;
 pub mod server;
 pub mod session;
+pub mod shutdown;
 pub mod store;
 pub mod sync_info;
+pub mod telemetry;
 pub mod types;

@@ -7,10 +7,4 @@ pub mod course;
 mod registry;
 mod task;
 
-pub use registry::{Error, NewOperation, Operations};
-
-/// Sessions after which an operation that is not in sync ends, unless asked otherwise.
-pub const DEFAULT_MAX_SESSIONS: u32 = 8;
-
-/// Failures in a row after which an operation ends, unless asked otherwise.
-pub const DEFAULT_MAX_ATTEMPTS: u32 = 5;
+pub use registry::{Error, Operations};

@@ -14,12 +14,12 @@ use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
 
 use crate::coordinator::Coordinator;
-use crate::grpc::operation_service::OperationEdge;
+use crate::grpc::operation_service::OperationServer;
 use crate::grpc::provider::ProviderServer;
-use crate::grpc::session_service::SessionEdge;
-use crate::grpc::session_state_service::SessionStateEdge;
-use crate::grpc::sync_info_service::SyncInfoEdge;
-use crate::grpc::unoffered;
+use crate::grpc::session_service::SessionServer;
+use crate::grpc::session_state_service::SessionStateServer;
+use crate::grpc::sync_info_service::SyncInfoServer;
+use crate::grpc::unoffered::{GatewayServer, ReplicationServer};
 use crate::pb;
 use crate::provider::Provider;
 
@@ -52,11 +52,12 @@ pub async fn serve_coordinator(
     let mut routes = Routes::new(health_service);
     let streams = CancellationToken::new();
     routes = routes
-        .add_service(SessionEdge::new(coordinator.clone()).into_service())
-        .add_service(OperationEdge::new(coordinator.clone(), streams.clone()).into_service())
-        .add_service(SyncInfoEdge::new(coordinator.hub.clone(), streams.clone()).into_service())
-        .add_service(SessionStateEdge::new(coordinator.sessions.clone()).into_service());
-    routes = unoffered::add_to(routes);
+        .add_service(SessionServer::new(coordinator.clone()).into_service())
+        .add_service(OperationServer::new(coordinator.clone(), streams.clone()).into_service())
+        .add_service(SyncInfoServer::new(coordinator.hub.clone(), streams.clone()).into_service())
+        .add_service(SessionStateServer::new(coordinator.sessions.clone()).into_service())
+        .add_service(ReplicationServer)
+        .add_service(GatewayServer);
     set_serving(&health, true, &COORDINATOR_SERVICES).await;
     let closing = CancellationToken::new();
     let serving = run(listener, with_reflection(routes), closing.clone());

@@ -10,6 +10,10 @@ use crate::command::{BeginSession, CancelSession, EndSession, ListSessionEvents,
 use crate::pb;
 use crate::types::{FullEnumerationAction, SessionKind, SyncGuid};
 
+mod server;
+
+pub use server::SessionServer;
+
 /// Parses BeginSession.
 ///
 /// # Errors

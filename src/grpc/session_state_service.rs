@@ -8,6 +8,10 @@ use crate::pb;
 use crate::provider::{ProgressReport, ProviderFault};
 use crate::types::Hresult;
 
+mod server;
+
+pub use server::SessionStateServer;
+
 /// The feature that the recovery range belongs to.
 pub const FULL_ENUMERATION: &str = super::FULL_ENUMERATION;
 

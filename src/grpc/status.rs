@@ -11,7 +11,10 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::convert::InvalidMessage;
 use crate::provider::{CallError, Refusal, RefusalCode};
+use crate::session::StateError;
+use crate::store::OperationRecord;
 use crate::types::{Hresult, ProviderWithError, SyncGuid};
+use crate::{operation, store};
 
 /// ErrorInfo domain of reasons that are names of HRESULTs.
 pub const DOMAIN_WINSYNC: &str = "winsync";
@@ -91,6 +94,49 @@ pub fn from_invalid_message(error: &InvalidMessage) -> Status {
 pub fn unimplemented(feature: &str) -> Status {
     let message = format!("{feature} is not offered");
     let refusal = Refusal::own(RefusalCode::Unimplemented, feature, Hresult::E_NOTIMPL, message);
+    from_refusal(&refusal, Subject::default())
+}
+
+/// An operation that was not accepted.
+pub fn not_started(error: &operation::Error) -> Status {
+    match error {
+        operation::Error::Store(error) => from_store(error),
+        operation::Error::ShuttingDown => shutting_down(),
+    }
+}
+
+/// A session that could not begin, though its operation was accepted.
+pub fn not_begun(operation: &OperationRecord) -> Status {
+    let (hresult, message) = match &operation.last_error {
+        Some(error) => (error.hresult, error.message.clone()),
+        None => (Hresult::E_FAIL, "the session did not begin; see the coordinator's log".to_owned()),
+    };
+    let refusal = Refusal::own(RefusalCode::FailedPrecondition, "SESSION_NOT_BEGUN", hresult, message);
+    from_refusal(&refusal, Subject::default())
+}
+
+/// The store failed, or was asked for a page that it never gave out.
+pub fn from_store(error: &store::Error) -> Status {
+    let (code, reason, hresult) = match error {
+        store::Error::InvalidPageToken(_) => {
+            (RefusalCode::InvalidArgument, "INVALID_PAGE_TOKEN", Hresult::E_INVALIDARG)
+        }
+        store::Error::Closed => return shutting_down(),
+        store::Error::InUse { .. }
+        | store::Error::Locked { .. }
+        | store::Error::Newer { .. }
+        | store::Error::Unusable { .. }
+        | store::Error::Io { .. }
+        | store::Error::Sqlite { .. } => (RefusalCode::Internal, "STORE_FAILED", Hresult::E_FAIL),
+    };
+    from_refusal(&Refusal::own(code, reason, hresult, error.to_string()), Subject::default())
+}
+
+/// SessionStateService refuses; a dead and an unknown token get the same answer.
+pub fn from_state(error: StateError) -> Status {
+    let refusal = match error {
+        StateError::NoSession | StateError::Concluded => Refusal::invalid_operation(error.to_string()),
+    };
     from_refusal(&refusal, Subject::default())
 }
 

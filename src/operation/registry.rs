@@ -11,32 +11,10 @@ use tracing::{Instrument, error_span};
 
 use super::course::Course;
 use super::task::OperationTask;
+use crate::command::{BeginSession, StartOperation};
 use crate::session::Sessions;
 use crate::store::{InitiatedBy, OperationRecord, OperationState, Recovered, Store, SyncDirection, Write};
-use crate::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction, OperationId};
-
-/// An operation that is to start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewOperation {
-    /// Who asks, and so how long it goes on.
-    pub initiated_by: InitiatedBy,
-    /// First end.
-    pub source: Endpoint,
-    /// Second end.
-    pub destination: Endpoint,
-    /// Which directions.
-    pub direction: SyncDirection,
-    /// How conflicts are settled.
-    pub conflict_resolution_policy: ConflictResolutionPolicy,
-    /// What to do with an out-of-date destination.
-    pub full_enumeration_action: FullEnumerationAction,
-    /// The safety stop is off.
-    pub allow_mass_delete: bool,
-    /// Failures in a row that end it; 0: no limit.
-    pub max_attempts: u32,
-    /// Sessions that end it, at least 1.
-    pub max_sessions: u32,
-}
+use crate::types::OperationId;
 
 /// Why an operation did not start.
 #[derive(Debug, thiserror::Error)]
@@ -114,13 +92,40 @@ impl Operations {
     ///
     /// # Errors
     /// When it could not be stored; then nothing was started.
-    pub async fn start(&self, new: NewOperation) -> Result<OperationId, Error> {
+    pub async fn start(&self, command: StartOperation) -> Result<Arc<OperationRecord>, Error> {
+        self.accept(InitiatedBy::Operation, command).await
+    }
+
+    /// Begins a single session: an operation of one session, without retries. Returns once the session is accepted.
+    ///
+    /// # Errors
+    /// As [`Operations::start`].
+    pub async fn begin_session(&self, command: BeginSession) -> Result<Arc<OperationRecord>, Error> {
+        let BeginSession { request_id, source, destination, conflict_resolution_policy, .. } = command;
+        let operation = StartOperation {
+            request_id,
+            source,
+            destination,
+            direction: SyncDirection::Upload,
+            conflict_resolution_policy,
+            full_enumeration_action: command.full_enumeration_action,
+            allow_mass_delete: command.allow_mass_delete,
+            max_attempts: 1,
+            max_sessions: 1,
+        };
+        let record = self.accept(InitiatedBy::Session, operation).await?;
+        let Some(mut record) = self.watch(record.operation_id) else { return Ok(record) };
+        let begun = record.wait_for(|record| !record.sync_guids.is_empty() || record.state.is_final()).await;
+        Ok(begun.map_err(|_| Error::ShuttingDown)?.clone())
+    }
+
+    async fn accept(&self, initiated_by: InitiatedBy, new: StartOperation) -> Result<Arc<OperationRecord>, Error> {
         if self.running().closed {
             return Err(Error::ShuttingDown);
         }
         let record = OperationRecord {
             operation_id: OperationId::generate(),
-            initiated_by: new.initiated_by,
+            initiated_by,
             source: new.source,
             destination: new.destination,
             direction: new.direction,
@@ -138,9 +143,9 @@ impl Operations {
             end_time: None,
         };
         self.inner.store.commit(vec![Write::Operation(Box::new(record.clone()))]).await?;
-        let id = record.operation_id;
+        let accepted = Arc::new(record.clone());
         self.run(record);
-        Ok(id)
+        Ok(accepted)
     }
 
     fn run(&self, record: OperationRecord) {

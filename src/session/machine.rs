@@ -23,7 +23,7 @@ use crate::knowledge::{ChangeBatch, IdParameters};
 use crate::provider::{
     CallError, ChangeBatchRequest, MAX_MESSAGE_BYTES, ProgressTotals, ProviderFault, ProviderInfo, Renewal, SyncBatchParameters,
 };
-use crate::referee::{BatchReport, BatchVerdict, Referee};
+use crate::referee::{BatchReport, Referee};
 use crate::store::{EndNotice, OwedEnd, SessionEvent, SessionRecord};
 use crate::types::{Hresult, ProviderRole, SyncState};
 
@@ -32,9 +32,6 @@ mod end;
 mod tests;
 
 use end::Ends;
-
-/// Batches in a row that are not the last one and bring nothing: more is a source that would go on for ever (2.6).
-const MAX_FRUITLESS_BATCHES: u32 = 16;
 
 /// Items up to this size may carry their data inline in a batch.
 const MAX_INLINE_BYTES: u64 = 64 * 1024;
@@ -269,7 +266,6 @@ pub struct Machine {
     heard: [Option<Instant>; 2],
     batch: BatchInHand,
     left_out: u64,
-    fruitless: u32,
     failure: Option<Failure>,
     events: Vec<SessionEvent>,
     rate: Rate,
@@ -304,7 +300,6 @@ impl Machine {
             heard: [None; 2],
             batch: BatchInHand::default(),
             left_out: 0,
-            fruitless: 0,
             failure: None,
             events: Vec::new(),
             rate: Rate::default(),
@@ -598,8 +593,7 @@ impl Machine {
         };
         let Some(mut referee) = self.referee.take() else { return };
         match referee.batch(&batch) {
-            Ok(BatchVerdict::Process) => {}
-            Ok(BatchVerdict::OutOfDate) => {
+            Ok(verdict) if verdict.out_of_date => {
                 self.referee = Some(referee);
                 let failure = Failure::mismatch(
                     "OUT_OF_DATE",
@@ -609,6 +603,11 @@ impl Machine {
                 );
                 return self.conclude(failure, now, effects);
             }
+            Ok(verdict) if verdict.ask_destination_again => {
+                self.referee = Some(referee);
+                return self.ask(effects);
+            }
+            Ok(_) => {}
             Err(breach) => {
                 self.referee = Some(referee);
                 return self.conclude(Failure::breach(breach), now, effects);
@@ -684,7 +683,7 @@ impl Machine {
             }
             Err(RelayError::Aborted) => return self.stop(now, effects),
         };
-        self.left_out += report.failed + report.deferred;
+        self.left_out += report.failed + report.deferred + report.not_reached;
         self.count(
             Relayed {
                 bytes: report.bytes,
@@ -701,16 +700,6 @@ impl Machine {
         }
         if self.batch.is_last {
             return self.conclude_well(effects);
-        }
-        self.fruitless = if report.learned || self.batch.changes > 0 && report.applied > 0 { 0 } else { self.fruitless + 1 };
-        if self.fruitless >= MAX_FRUITLESS_BATCHES {
-            let mut failure = Failure::mismatch(
-                "NO_PROGRESS",
-                Hresult::SYNC_E_INTERNAL_ERROR,
-                format!("source sent {MAX_FRUITLESS_BATCHES} batches in a row that brought nothing, and none was the last one"),
-            );
-            failure.provider_with_error = Some(ProviderRole::Source.into());
-            return self.conclude(failure, now, effects);
         }
         self.ask(effects);
         effects.push(Effect::Publish);

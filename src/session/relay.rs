@@ -144,9 +144,7 @@ impl Relay {
                             if let Some(fault) = result.provider_with_error {
                                 return Err(RelayError::Fault(fault));
                             }
-                            let mut report = referee.result(&result).map_err(RelayError::Breach)?;
-                            report.bytes = totals.bytes;
-                            return Ok(report);
+                            return referee.result(&result).map_err(RelayError::Breach);
                         }
                     }
                 }
@@ -181,6 +179,7 @@ impl Relay {
                 }
                 () = self.cancel.cancelled(), if !told => {
                     told = true;
+                    referee.cancel();
                     room = None;
                     feeds.clear();
                     asked.clear();

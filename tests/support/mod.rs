@@ -11,10 +11,10 @@ use scripted::Scripted;
 use synclave::coordinator::{Coordinator, Options, Providers};
 use synclave::grpc::provider::DialOptions;
 use synclave::server::serve_provider;
-use synclave::operation::NewOperation;
+use synclave::command::BeginSession;
 use synclave::session::Timing;
-use synclave::store::{InitiatedBy, SessionRecord, SyncDirection};
-use synclave::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction, OperationId};
+use synclave::store::SessionRecord;
+use synclave::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction, OperationId, SessionKind};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -77,18 +77,17 @@ impl Bench {
 
     /// Begins one session, as SessionService.BeginSession does.
     pub async fn begin(&self) -> OperationId {
-        let new = NewOperation {
-            initiated_by: InitiatedBy::Session,
+        let command = BeginSession {
+            request_id: None,
+            kind: SessionKind::Coordinated,
             source: self.source.clone(),
             destination: self.destination.clone(),
-            direction: SyncDirection::Upload,
             conflict_resolution_policy: ConflictResolutionPolicy::SourceProviderWins,
             full_enumeration_action: FullEnumerationAction::Abort,
             allow_mass_delete: false,
-            max_attempts: 1,
-            max_sessions: 1,
+            lease: None,
         };
-        self.coordinator.operations.start(new).await.expect("accepted")
+        self.coordinator.operations.begin_session(command).await.expect("accepted").operation_id
     }
 
     /// Waits for the operation's only session.

@@ -39,8 +39,6 @@ pub struct Referee {
     skipped: Knowledge,
     /// The highest tick of the destination that the source showed to know.
     destination_tick_seen: u64,
-    /// The source's own tick in its newest made-with knowledge.
-    source_tick: u64,
     empty_batches: u32,
     open: Option<OpenBatch>,
 }
@@ -133,7 +131,11 @@ impl Listed {
     }
 }
 
+/// Sizes and digests are announced of items as a whole: they say nothing of the data of single change units.
 fn announced(change: &ItemChange) -> Announced {
+    if !change.change_units.is_empty() {
+        return Announced::default();
+    }
     Announced { size: change.data_size, digest: change.content_digest }
 }
 
@@ -153,7 +155,6 @@ impl Referee {
             known: Knowledge::new(schema.item_id),
             skipped: Knowledge::new(schema.item_id),
             destination_tick_seen: 0,
-            source_tick: 0,
             empty_batches: 0,
             open: None,
         }
@@ -168,16 +169,6 @@ impl Referee {
         self.check_told(knowledge)?;
         self.known = knowledge.clone();
         Ok(())
-    }
-
-    /// The source's own tick, as its batches last showed it.
-    pub fn source_tick(&self) -> u64 {
-        self.source_tick
-    }
-
-    /// The destination's own tick, as its knowledge last showed it.
-    pub fn destination_tick(&self) -> u64 {
-        self.known.max_tick(&self.destination)
     }
 
     /// What GetChangeBatch is to be asked with: what the destination has, and what was skipped in this session.
@@ -206,8 +197,6 @@ impl Referee {
             ask_destination_again: self.known.max_tick(&self.destination) < self.destination_tick_seen,
             ..BatchVerdict::default()
         };
-        let source_ticks = batch.groups.iter().map(|group| group.made_with_knowledge.max_tick(&self.source));
-        self.source_tick = source_ticks.fold(self.source_tick, u64::max);
         let mut changes = HashMap::new();
         let mut inline_bytes = 0;
         for (index, group) in batch.groups.iter().enumerate() {
@@ -268,9 +257,7 @@ impl Referee {
         if !load.change_unit_ids.iter().all(|unit| listed.units.contains(unit)) {
             return Err(outside("the batch does not name that change unit"));
         }
-        // Sizes and digests are announced of items as a whole.
-        let announced = if load.change_unit_ids.is_empty() { listed.announced } else { Announced::default() };
-        open.transfers.load(load.load_id, item, load.offset, announced)
+        open.transfers.load(load.load_id, item, load.offset, listed.announced)
     }
 
     /// The source sends a part of an answer to a load.
@@ -279,12 +266,8 @@ impl Referee {
     ///
     /// It is not that load's turn, the parts are not header, chunks and end, or the content is not as announced.
     pub fn data(&mut self, load_id: u64, part: &DataPart) -> Result<(), Breach> {
-        match &mut self.open {
-            Some(open) => open.transfers.data(load_id, part),
-            None => {
-                Err(Breach::source(Rule::DataOutOfTurn, format!("load {load_id} is answered, but no batch is open")))
-            }
-        }
+        // The destination may have ended the batch, or the session, while an answer was on its way.
+        self.open.as_mut().map_or(Ok(()), |open| open.transfers.data(load_id, part))
     }
 
     /// Cancel was sent: from now on a result may leave out changes that were not reached.
@@ -353,7 +336,7 @@ impl Referee {
     pub fn result(&mut self, result: &ProcessResult) -> Result<BatchReport, Breach> {
         let Some(mut open) = self.open.take() else {
             let message = "a result, but no batch is being processed";
-            return Err(Breach::destination(Rule::OutcomesNotOnePerChange, message));
+            return Err(Breach::destination(Rule::OutcomeOutsideBatch, message));
         };
         let unsettled: Vec<ItemId> =
             open.changes.iter().filter(|(_, listed)| !listed.settled).map(|(item, _)| item.clone()).collect();

@@ -26,7 +26,7 @@ mod record;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use operations::Operations;
 pub use reader::{Page, SessionQuery};

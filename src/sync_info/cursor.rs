@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::filter::Matcher;
 use super::frame::{Change, Frame};
-use super::hub::{FRAME_ENTRIES, Hub};
+use super::hub::Hub;
 use super::token::Token;
 
 /// A message of a watch.
@@ -76,6 +76,8 @@ pub struct Cursor {
     latest: watch::Receiver<u64>,
     /// All changes up to this revision were sent or do not match.
     place: u64,
+    /// What was removed before this revision was never sent, so that it need not be taken back.
+    floor: u64,
     phase: Phase,
     heartbeat: Duration,
     heartbeat_at: Instant,
@@ -126,7 +128,7 @@ impl Cursor {
                 }
             }
         };
-        let catching_up = Phase::CatchingUp { count: 0, left: patience(state.places()) };
+        let catching_up = Phase::CatchingUp { count: 0, left: state.patience() };
         drop(state);
         let (place, phase) = match start {
             Ok(place) => (place, catching_up),
@@ -138,6 +140,7 @@ impl Cursor {
             matcher,
             latest,
             place,
+            floor: 0,
             phase,
             heartbeat,
             heartbeat_at: now + heartbeat,
@@ -184,7 +187,7 @@ impl Cursor {
         match self.phase {
             Phase::Reset(reason) => {
                 self.place = 0;
-                let left = patience(self.hub.lock().places());
+                let left = self.hub.lock().patience();
                 self.phase = Phase::CatchingUp { count: 0, left };
                 return Look::Message(self.message(WatchEvent::Reset { reason }));
             }
@@ -195,7 +198,10 @@ impl Cursor {
             Phase::CatchingUp { .. } | Phase::Live => {}
         }
         let mut state = self.hub.lock();
-        if !state.reaches_back_to(self.place) {
+        if self.place == 0 {
+            self.floor = state.floor();
+        }
+        if self.place.max(self.floor) < state.floor() {
             drop(state);
             self.phase = Phase::Reset(ResetReason::TokenTooOld);
             return self.look();
@@ -229,9 +235,4 @@ impl Cursor {
     fn message(&self, event: WatchEvent) -> WatchMessage {
         WatchMessage { resume_token: self.hub.token(&self.matcher, self.place).to_string(), event }
     }
-}
-
-/// Entries that a watcher's marker waits for: twice as many as there can be when nothing changes.
-fn patience(places: usize) -> usize {
-    places.saturating_mul(2).saturating_add(FRAME_ENTRIES)
 }

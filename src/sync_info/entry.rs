@@ -9,10 +9,8 @@ use super::info::View;
 use crate::store::{SessionEvent, SessionRecord};
 use crate::types::SyncState;
 
-/// Transitions kept with a session. Of older ones only the revision is known, and they are counted as left out.
-const TRANSITIONS_KEPT: usize = 32;
-
-/// Revisions kept of transitions that were left out, to count them exactly for those who saw the older ones.
+/// Revisions kept of transitions that were left out, to count them exactly for those who saw the older ones. Who missed more
+/// is told of all that were left out since the session began.
 const LEFT_OUT_KEPT: usize = 256;
 
 /// A session.
@@ -72,8 +70,9 @@ impl Session {
         self.record = record;
     }
 
-    pub(super) fn add_transition(&mut self, revision: u64, event: Arc<SessionEvent>) {
-        if self.transitions.len() == TRANSITIONS_KEPT
+    /// Adds a transition; with more than `kept` the oldest is left out.
+    pub(super) fn add_transition(&mut self, revision: u64, event: Arc<SessionEvent>, kept: usize) {
+        if self.transitions.len() >= kept
             && let Some((revision, _)) = self.transitions.pop_front()
         {
             if self.left_out.len() == LEFT_OUT_KEPT {

@@ -18,20 +18,30 @@ use super::token::Token;
 use crate::store::{MAX_PAGE_SIZE, Published, RecoveredSession, SessionRecord};
 use crate::types::SyncGuid;
 
-/// Sessions in one frame.
-pub(super) const FRAME_ENTRIES: usize = 256;
-
-/// Places or sessions that are looked at under one lock; a reader that wants more takes the lock again.
-const LOOKED_AT: usize = 1024;
-
 /// Frames kept for sharing until the next change. One more is made for its watcher alone.
 const SHARED_FRAMES: usize = 256;
 
 /// How long it is known that a session was forgotten.
 const FORGOTTEN_RETENTION: Duration = Duration::from_hours(24);
 
-/// Forgotten sessions that are known at most; with one more, the oldest is no longer, and tokens from before it are too old.
-const FORGOTTEN_KEPT: usize = 20_000;
+/// Bounds of the hub's work and memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Sessions in one frame; the next frame has the others.
+    pub(super) frame_entries: usize,
+    /// Places or sessions that are looked at under one lock; a reader that wants more takes the lock again.
+    pub(super) looked_at: usize,
+    /// Transitions kept with a session; of older ones only the revision is known, and they are counted as left out.
+    pub(super) transitions_kept: usize,
+    /// Forgotten sessions that are known; with one more the oldest is not, and tokens from before it are too old.
+    pub(super) forgotten_kept: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { frame_entries: 256, looked_at: 1024, transitions_kept: 32, forgotten_kept: 20_000 }
+    }
+}
 
 /// Why sync infos could not be listed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,12 +66,14 @@ pub struct Listing {
 #[derive(Debug)]
 pub struct Hub {
     epoch: Uuid,
+    limits: Limits,
     state: Mutex<State>,
     latest: watch::Sender<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct State {
+    limits: Limits,
     sessions: HashMap<SyncGuid, Session>,
     /// The places of all sessions.
     order: BTreeMap<u64, SyncGuid>,
@@ -79,11 +91,19 @@ pub(super) struct State {
 impl Hub {
     /// A hub that holds what the store recovered.
     pub fn new(epoch: Uuid, sessions: impl IntoIterator<Item = RecoveredSession>) -> Self {
-        let mut state = State::default();
+        Self::with_limits(epoch, sessions, Limits::default())
+    }
+
+    pub(super) fn with_limits(
+        epoch: Uuid,
+        sessions: impl IntoIterator<Item = RecoveredSession>,
+        limits: Limits,
+    ) -> Self {
+        let mut state = State::new(limits);
         for RecoveredSession { record, events } in sessions {
             let mut session = Session::new(Arc::clone(&record));
             for (revision, event) in events {
-                session.add_transition(revision, event);
+                session.add_transition(revision, event, limits.transitions_kept);
             }
             state.order.extend(session.places().map(|place| (place, record.sync_guid)));
             state.by_time.insert((record.create_time.as_microsecond(), record.sync_guid));
@@ -91,7 +111,7 @@ impl Hub {
             state.sessions.insert(record.sync_guid, session);
         }
         let latest = watch::Sender::new(state.revision);
-        Self { epoch, state: Mutex::new(state), latest }
+        Self { epoch, limits, state: Mutex::new(state), latest }
     }
 
     /// Makes changes visible, in the order in which the store published them.
@@ -142,7 +162,8 @@ impl Hub {
         loop {
             let state = self.lock();
             let mut looked_at = 0;
-            for place @ (_, sync_guid) in state.by_time.range((Bound::Unbounded, end)).rev().take(LOOKED_AT) {
+            for place @ (_, sync_guid) in state.by_time.range((Bound::Unbounded, end)).rev().take(self.limits.looked_at)
+            {
                 looked_at += 1;
                 let session = &state.sessions[sync_guid];
                 // Shown only to those who hold it at the token's place, too, so that a watch from there takes it away again.
@@ -160,7 +181,7 @@ impl Hub {
                 }
                 end = Bound::Excluded(*place);
             }
-            if looked_at < LOOKED_AT {
+            if looked_at < self.limits.looked_at {
                 return Ok(Listing { infos, next_page_token: String::new(), resume_token: token.to_string() });
             }
         }
@@ -194,19 +215,32 @@ impl Hub {
 }
 
 impl State {
+    fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            sessions: HashMap::new(),
+            order: BTreeMap::new(),
+            by_time: BTreeSet::new(),
+            forgotten: VecDeque::new(),
+            revision: 0,
+            floor: 0,
+            frames: HashMap::new(),
+        }
+    }
+
     /// Of the last change.
     pub(super) fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// False when a watcher at `place` cannot be told all that was removed since.
-    pub(super) fn reaches_back_to(&self, place: u64) -> bool {
-        place == 0 || place >= self.floor
+    /// Below this revision, what was removed is no longer known.
+    pub(super) fn floor(&self) -> u64 {
+        self.floor
     }
 
-    /// Places of all sessions: no more entries than these lead through an unchanging hub.
-    pub(super) fn places(&self) -> usize {
-        self.order.len()
+    /// How many entries a watcher's marker waits for: twice as many as there can be when nothing changes.
+    pub(super) fn patience(&self) -> usize {
+        self.order.len().saturating_mul(2).saturating_add(self.limits.frame_entries)
     }
 
     /// What a watcher at `from` is sent next. It has no entries when nothing that it wants has changed up to `to`.
@@ -217,16 +251,16 @@ impl State {
         }
         let mut to = from;
         let mut sessions = Vec::new();
-        let mut places = self.order.range((Bound::Excluded(from), Bound::Unbounded)).take(LOOKED_AT);
+        let mut places = self.order.range((Bound::Excluded(from), Bound::Unbounded)).take(self.limits.looked_at);
         let full = loop {
-            let Some((place, sync_guid)) = places.next() else { break sessions.len() >= FRAME_ENTRIES };
+            let Some((place, sync_guid)) = places.next() else { break sessions.len() >= self.limits.frame_entries };
             let session = &self.sessions[sync_guid];
             // Its later places in this frame add nothing.
             if session.places().find(|place| *place > from) == Some(*place) {
                 sessions.push(session);
             }
             to = *place;
-            if sessions.len() == FRAME_ENTRIES {
+            if sessions.len() == self.limits.frame_entries {
                 break true;
             }
         };
@@ -253,7 +287,7 @@ impl State {
                 }
                 session.update(record);
                 if let Some(event) = event {
-                    session.add_transition(revision, event);
+                    session.add_transition(revision, event, self.limits.transitions_kept);
                 }
                 self.order.extend(session.places().map(|place| (place, sync_guid)));
             }
@@ -261,7 +295,7 @@ impl State {
                 self.by_time.insert((record.create_time.as_microsecond(), sync_guid));
                 let mut session = Session::new(record);
                 if let Some(event) = event {
-                    session.add_transition(revision, event);
+                    session.add_transition(revision, event, self.limits.transitions_kept);
                 }
                 self.order.extend(session.places().map(|place| (place, sync_guid)));
                 self.sessions.insert(sync_guid, session);
@@ -282,13 +316,13 @@ impl State {
         session.forget(revision);
         self.order.extend(session.places().map(|place| (place, sync_guid)));
         self.forgotten.push_back((now, revision, sync_guid));
-        self.revision = revision;
+        self.revision = self.revision.max(revision);
         self.frames.clear();
     }
 
     fn expire(&mut self, now: Instant) {
         while let Some((since, revision, sync_guid)) = self.forgotten.front().copied() {
-            if self.forgotten.len() <= FORGOTTEN_KEPT && now.duration_since(since) < FORGOTTEN_RETENTION {
+            if self.forgotten.len() <= self.limits.forgotten_kept && now.duration_since(since) < FORGOTTEN_RETENTION {
                 break;
             }
             self.forgotten.pop_front();

@@ -2,5 +2,6 @@
 
 pub mod knowledge;
 pub mod provider;
+pub mod providers;
 pub mod store;
 pub mod types;

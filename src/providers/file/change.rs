@@ -18,11 +18,11 @@ use crate::knowledge::ItemId;
 use crate::provider::sdk::{Applied, Fingerprint, ItemError, ItemState, KnownItem, Replaces, Staged};
 
 /// What a look before a step showed.
-struct Expected {
-    facts: Facts,
-    kind: Kind,
+pub(super) struct Expected {
+    pub(super) facts: Facts,
+    pub(super) kind: Kind,
     /// The look proves nothing of the content.
-    must_read: bool,
+    pub(super) must_read: bool,
 }
 
 impl FileStore {
@@ -62,7 +62,7 @@ impl FileStore {
     }
 
     /// Exchanges `entry` with what is there, and back when that is not what was expected.
-    fn put_over(
+    pub(super) fn put_over(
         &self,
         parent: &OwnedFd,
         path: ItemPath<'_>,

@@ -133,19 +133,19 @@ struct Queue {
     in_hand: usize,
 }
 
-struct UnreadFile {
+pub(super) struct UnreadFile {
     path: Vec<u8>,
     facts: Facts,
 }
 
 /// What one thread found.
 #[derive(Default)]
-struct Found {
+pub(super) struct Found {
     present: Vec<Observation>,
     unread: Vec<UnreadFile>,
     skipped: Vec<Skipped>,
     /// Places that were looked into, and whether completely. What is below one that was not may still be there.
-    looked_into: HashMap<Vec<u8>, bool>,
+    pub(super) looked_into: HashMap<Vec<u8>, bool>,
     root_error: Option<Errno>,
     /// Entries of the root, carried or not.
     entries: usize,
@@ -166,7 +166,7 @@ impl Found {
     }
 
     /// `path` was not met: is that because it is not there?
-    fn shows_missing(&self, mut path: &[u8]) -> bool {
+    pub(super) fn shows_missing(&self, mut path: &[u8]) -> bool {
         loop {
             if let Some(complete) = self.looked_into.get(path) {
                 return *complete;

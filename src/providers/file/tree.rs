@@ -25,7 +25,7 @@ pub(super) struct Tree {
     excluded: Option<Vec<u8>>,
     /// Set when the root folds names (`.SYNCLAVE` finds `.synclave`): the inode that no first component may have.
     folded_state_inode: Option<u64>,
-    without_openat2: AtomicBool,
+    pub(super) without_openat2: AtomicBool,
 }
 
 impl Tree {

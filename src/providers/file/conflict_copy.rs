@@ -95,7 +95,7 @@ fn split_extension(name: &[u8]) -> (&[u8], &[u8]) {
 /// At most `room` bytes, ending between two characters where the name is UTF-8.
 fn cut(stem: &[u8], room: usize) -> &[u8] {
     match std::str::from_utf8(stem) {
-        Ok(text) => text[..text.floor_char_boundary(room)].as_bytes(),
+        Ok(text) => &stem[..text.floor_char_boundary(room)],
         Err(_) => &stem[..room.min(stem.len())],
     }
 }

@@ -552,7 +552,7 @@ fn unreadable_directory_and_file_are_skipped() {
     f.write("b", "x");
     f.scan();
     for name in ["d", "b"] {
-        fs::set_permissions(f.root().join(name), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(f.root().join(name), fs::Permissions::from_mode(0o0)).unwrap();
     }
     let detection = f.store.detect(&f.known).unwrap();
     fs::set_permissions(f.root().join("d"), fs::Permissions::from_mode(0o755)).unwrap();

@@ -1,0 +1,3 @@
+//! The providers that are built in: stores that implement [`ItemStore`](crate::provider::sdk::ItemStore).
+
+pub mod file;

@@ -1,0 +1,343 @@
+//! The file provider's store: a directory tree on Linux.
+//!
+//! An item is a file, a directory or a symlink; its id is the path relative to the root, raw bytes with `/`. Carried are
+//! content, modes, mtimes of files and symlinks; not owner, ACLs, extended attributes, hard-link identity (each name is an
+//! item of its own) and directory times. FIFOs, sockets, devices and what is on another file system are skipped, and listed.
+//!
+//! - `tree`: one descriptor of the root; no access outside it, whatever an id or a symlink says.
+//! - `scan`, `fingerprint`: what changed, and what may be taken as unchanged.
+//! - `holding`, `change`: content is staged invisibly, made durable, then put in place by
+//!   one rename that is checked and, if it displaced what nobody knew, undone.
+
+mod attributes;
+mod change;
+mod conflict_copy;
+mod content;
+mod facts;
+mod fingerprint;
+mod holding;
+mod path;
+mod scan;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FlockOperation, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+
+use crate::knowledge::{Digest, ItemDataHeader, ItemId};
+use crate::provider::sdk::{
+    Applied, Detection, ItemError, ItemState, ItemStore, Known, KnownItem, Replaces, Staged, Staging, StoreError,
+};
+use attributes::{Attributes, agrees};
+use facts::{Facts, Kind};
+use fingerprint::Stamp;
+use holding::{Holding, MAX_SINGLE_SYNCS};
+use path::{ItemPath, ancestors};
+use tree::{Tree, io_error, item_error, root_missing, store_error};
+
+/// Name of the default state directory, at the root of the tree. What is in it is never carried.
+pub const STATE_DIRECTORY: &str = ".synclave";
+
+/// A directory tree as a store. One process at a time has it open: the state directory is locked.
+#[derive(Debug)]
+pub struct FileStore {
+    tree: Tree,
+    holding: Arc<Holding>,
+    identity: String,
+    touched: Mutex<Touched>,
+    /// Held for as long as the store is open.
+    _locks: Vec<File>,
+}
+
+/// What `sync_applied` has to make durable.
+#[derive(Debug, Default)]
+struct Touched {
+    /// Directories whose entries changed, and items whose properties did.
+    paths: HashSet<Vec<u8>>,
+    /// Something changed that has no descriptor to sync.
+    everything: bool,
+}
+
+impl FileStore {
+    /// Opens the tree at `root`, with metadata, lock and holding area in `state_dir`, which is created where it is missing
+    /// and is not part of the tree, wherever it is.
+    ///
+    /// The holding area must be on the tree's file system: where `state_dir` is not, it is in `.synclave` at the root.
+    /// Errors: ROOT_MISSING (no such directory, or not the one that an outside `state_dir` belongs to), NOT_A_DIRECTORY,
+    /// STORE_IN_USE, IO.
+    pub fn open(root: &Path, state_dir: &Path) -> Result<Self, StoreError> {
+        let mut tree = Tree::open(root)?;
+        let mut locks = vec![lock_state(state_dir)?];
+        let identity = identity(&tree);
+        let own_state_dir = Self::default_state_dir(root);
+        if !is_inside(root, state_dir) {
+            check_recorded_root(state_dir, &identity, root)?;
+        }
+        let holding = if mount_of(state_dir)? == mount_of(root)? {
+            Holding::open(&state_dir.join("tmp"))?
+        } else {
+            locks.push(lock_state(&own_state_dir)?);
+            Holding::open(&own_state_dir.join("tmp"))?
+        };
+        tree.exclude(state_dir);
+        Ok(Self { tree, holding: Arc::new(holding), identity, touched: Mutex::default(), _locks: locks })
+    }
+
+    /// `.synclave` at the root.
+    pub fn default_state_dir(root: &Path) -> PathBuf {
+        root.join(STATE_DIRECTORY)
+    }
+
+    /// Machine, device and inode of the root. A state directory that was recorded under another identity was copied or
+    /// moved here with the tree, which is therefore a new replica.
+    pub fn identity(&self) -> String {
+        self.identity.clone()
+    }
+
+    fn path_of<'a>(&self, id: &'a ItemId) -> Result<ItemPath<'a>, ItemError> {
+        let path = ItemPath::parse(id)?;
+        self.tree.check(path)?;
+        Ok(path)
+    }
+
+    fn touch(&self, path: &[u8]) {
+        let mut touched = self.touched.lock().expect("no holder panics");
+        if !touched.paths.contains(path) {
+            touched.paths.insert(path.to_vec());
+        }
+    }
+
+    fn touch_everything(&self) {
+        self.touched.lock().expect("no holder panics").everything = true;
+    }
+
+    /// What is at `path` now, with its parent.
+    fn look(&self, path: ItemPath<'_>) -> Result<(OwnedFd, Facts), ItemError> {
+        let (parent_path, name) = path.split();
+        let gone_or = |error| match error {
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => ItemError::Changed,
+            error => item_error("look at", path, error),
+        };
+        let parent = self.tree.open_parent(parent_path).map_err(gone_or)?;
+        let facts = Facts::at(&parent, name).map_err(gone_or)?;
+        Ok((parent, facts))
+    }
+
+    fn sync_touched(&self) -> std::io::Result<()> {
+        let touched = std::mem::take(&mut *self.touched.lock().expect("no holder panics"));
+        if touched.everything || touched.paths.len() > MAX_SINGLE_SYNCS {
+            return Ok(rustix::fs::syncfs(self.tree.root())?);
+        }
+        for path in &touched.paths {
+            match self.tree.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK) {
+                Ok(file) => rustix::fs::fsync(file)?,
+                // Deleted in the same batch: its parent is here, too.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(_) => return Ok(rustix::fs::syncfs(self.tree.root())?),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ItemStore for FileStore {
+    fn detect(&self, known: &dyn Known) -> Result<Detection, StoreError> {
+        scan::detect(&self.tree, known)
+    }
+
+    fn open(&self, id: &ItemId, known: &KnownItem) -> Result<Box<dyn Read + Send>, ItemError> {
+        let path = self.path_of(id)?;
+        let (parent, facts) = self.look(path)?;
+        if !still_describes(known, &facts) {
+            return Err(ItemError::Changed);
+        }
+        let name = path.split().1;
+        let failed = |error: Errno| item_error("open", path, error);
+        match facts.kind() {
+            Some(Kind::File) => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
+                let opened = Facts::of(&file).map_err(failed)?;
+                if still_describes(known, &opened) { Ok(Box::new(File::from(file))) } else { Err(ItemError::Changed) }
+            }
+            Some(Kind::Symlink) => {
+                let target = rustix::fs::readlinkat(&parent, name, Vec::new()).map_err(failed)?;
+                Ok(Box::new(Cursor::new(target.into_bytes())))
+            }
+            Some(Kind::Directory) => Ok(Box::new(std::io::empty())),
+            None => Err(ItemError::Changed),
+        }
+    }
+
+    fn is_unchanged(&self, id: &ItemId, known: &KnownItem) -> bool {
+        let look = self.path_of(id).and_then(|path| self.look(path));
+        look.is_ok_and(|(_, facts)| still_describes(known, &facts))
+    }
+
+    fn stage(&self, id: &ItemId, header: &ItemDataHeader) -> Result<Box<dyn Staging>, ItemError> {
+        self.path_of(id)?;
+        self.holding.stage(header)
+    }
+
+    fn stage_copy(&self, id: &ItemId, from: &ItemId, known: &KnownItem) -> Result<Staged, ItemError> {
+        self.path_of(id)?;
+        let (size, digest) = (known.state.size, &known.state.digest);
+        if size == 0 {
+            return self.holding.stage_copy(None, 0, digest);
+        }
+        let from_path = self.path_of(from)?;
+        let source = self.tree.open_at(from_path.as_bytes(), OFlags::RDONLY | OFlags::NONBLOCK).ok();
+        // Only a promising one is read; the copy's digest is what decides.
+        let source = source
+            .filter(|file| Facts::of(file).is_ok_and(|facts| facts.kind() == Some(Kind::File) && facts.size == size));
+        let copied = source.map(|source| self.holding.stage_copy(Some(source), size, digest));
+        match copied {
+            Some(Ok(staged)) => Ok(staged),
+            Some(Err(error @ ItemError::Failed(_))) => Err(error),
+            None | Some(Err(_)) => {
+                let source = self.holding.open_displaced(from, digest).ok_or(ItemError::Changed)?;
+                self.holding.stage_copy(Some(source), size, digest)
+            }
+        }
+    }
+
+    fn sync_staged(&self) -> Result<(), StoreError> {
+        self.holding.sync().map_err(|error| io_error("make durable what is staged for", self.tree.path(), error))
+    }
+
+    fn put(&self, id: &ItemId, staged: Staged, state: &ItemState, replaces: &Replaces) -> Result<Applied, ItemError> {
+        self.put_item(id, staged, state, replaces)
+    }
+
+    fn set_properties(&self, id: &ItemId, state: &ItemState, known: &KnownItem) -> Result<Applied, ItemError> {
+        self.set_item_properties(id, state, known)
+    }
+
+    fn delete(&self, id: &ItemId, known: &KnownItem) -> Result<Applied, ItemError> {
+        self.delete_item(id, known)
+    }
+
+    fn sync_applied(&self) -> Result<(), StoreError> {
+        self.sync_touched().map_err(|error| io_error("make durable what was changed in", self.tree.path(), error))
+    }
+
+    fn end_session(&self) {
+        self.holding.clear();
+    }
+
+    fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
+        // A directory has no content that could be lost: its children are items of their own.
+        let kind = Attributes::of_state(loser).ok()?.kind;
+        if kind == Kind::Directory { None } else { conflict_copy::conflict_copy_id(id, loser, attempt) }
+    }
+
+    fn containers(&self, id: &ItemId) -> Vec<ItemId> {
+        ancestors(id.as_bytes()).map(ItemId::from).collect()
+    }
+}
+
+/// What is known is still there, by its looks. Content is proved by its digest, which whoever reads it compares.
+fn still_describes(known: &KnownItem, now: &Facts) -> bool {
+    !known.deleted
+        && match Stamp::decode(&known.fingerprint) {
+            Some(stamp) => stamp.describes(now),
+            None => agrees(now, &known.state),
+        }
+}
+
+/// Digest of the content of `name` in `directory`; `None` when it cannot be read or changes meanwhile.
+fn read_digest(directory: impl AsFd, name: &[u8], facts: &Facts) -> Option<Digest> {
+    match facts.kind()? {
+        Kind::File => {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?;
+            let (digest, read) = content::Reader::new().digest(file, *facts).ok()??;
+            read.same_but_for_ctime(facts).then_some(digest)
+        }
+        Kind::Symlink => {
+            let target = rustix::fs::readlinkat(directory, name, Vec::new()).ok()?;
+            Some(content::digest(target.as_bytes()))
+        }
+        Kind::Directory => Some(content::digest(b"")),
+    }
+}
+
+/// Creates `state_dir` and takes its lock, which the system gives back when the process ends, however it ends.
+fn lock_state(state_dir: &Path) -> Result<File, StoreError> {
+    use std::os::unix::fs::DirBuilderExt;
+
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(state_dir).map_err(|error| {
+        let mut error = io_error("create the state directory", state_dir, error);
+        error.message.push_str("; name a writable one with --state-dir");
+        error
+    })?;
+    let path = state_dir.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|error| io_error("write in the state directory", state_dir, error))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(store_error(
+            "STORE_IN_USE",
+            format!("{} is in use by another process: stop it, or wait until it ends", state_dir.display()),
+        )),
+        Err(error) => Err(io_error("lock", &path, error)),
+    }
+}
+
+fn is_inside(root: &Path, state_dir: &Path) -> bool {
+    match (root.canonicalize(), state_dir.canonicalize()) {
+        (Ok(root), Ok(state_dir)) => state_dir.starts_with(root),
+        _ => false,
+    }
+}
+
+/// An outside state directory does not go away with the tree: it must remember which one it belongs to, or an unmounted
+/// tree would look like an empty one.
+fn check_recorded_root(state_dir: &Path, identity: &str, root: &Path) -> Result<(), StoreError> {
+    let path = state_dir.join("root");
+    match std::fs::read_to_string(&path) {
+        Ok(recorded) if recorded == identity => Ok(()),
+        Ok(_) => Err(root_missing(format!(
+            "{} is not the directory that {} belongs to: mount or restore that one, or name another --state-dir",
+            root.display(),
+            state_dir.display()
+        ))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::write(&path, identity).map_err(|error| io_error("write", &path, error))
+        }
+        Err(error) => Err(io_error("read", &path, error)),
+    }
+}
+
+/// Device and mount, within which an entry can be renamed.
+fn mount_of(path: &Path) -> Result<(u32, u32, u64), StoreError> {
+    let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+    rustix::fs::statx(rustix::fs::CWD, path, rustix::fs::AtFlags::empty(), mask)
+        .map(|statx| (statx.stx_dev_major, statx.stx_dev_minor, statx.stx_mnt_id))
+        .map_err(|error| io_error("look at", path, error))
+}
+
+/// The host's name stands in for a machine id where there is none, as in many containers.
+fn identity(tree: &Tree) -> String {
+    let machine = ["/etc/machine-id", "/var/lib/dbus/machine-id"]
+        .iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok())
+        .map(|id| id.trim().to_owned())
+        .find(|id| !id.is_empty())
+        .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+    format!("{machine}:{:x}:{}", tree.device(), tree.inode())
+}

@@ -1,0 +1,73 @@
+//! Reading content, and its digest.
+
+use std::io;
+
+use rustix::fd::AsFd;
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
+
+use super::facts::Facts;
+use crate::knowledge::Digest;
+
+/// Bytes read at once: large enough that calls do not count, small enough to stay in the second-level cache.
+pub(super) const BUFFER_BYTES: usize = 1024 * 1024;
+
+/// Times that a file which changes while it is read is read again before it is left for the next scan.
+const READ_ATTEMPTS: usize = 3;
+
+/// Digest of content in memory: a symlink's target, or nothing.
+pub(super) fn digest(content: &[u8]) -> Digest {
+    Digest(Sha256::digest(content).into())
+}
+
+/// A hasher with its buffer, for one thread.
+pub(super) struct Reader {
+    buffer: Vec<u8>,
+}
+
+impl Reader {
+    pub(super) fn new() -> Self {
+        Self { buffer: vec![0; BUFFER_BYTES] }
+    }
+
+    /// Reads `file` to its end from where it stands and hands each part to `write`.
+    pub(super) fn copy(
+        &mut self,
+        file: impl AsFd,
+        expected: u64,
+        mut write: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<(Digest, u64)> {
+        let mut hasher = Sha256::new();
+        let mut size = 0;
+        loop {
+            let count = match rustix::io::read(&file, &mut self.buffer[..]) {
+                Err(Errno::INTR) => continue,
+                result => result?,
+            };
+            hasher.update(&self.buffer[..count]);
+            write(&self.buffer[..count])?;
+            size += count as u64;
+            // At the expected size the end needs no call of its own: who looks at the file afterwards sees if it grew.
+            if count == 0 || (size == expected && count < BUFFER_BYTES) {
+                return Ok((Digest(hasher.finalize().into()), size));
+            }
+        }
+    }
+
+    /// Digest of a file that did not change meanwhile, with the facts that it goes with; `None` when it did, each time.
+    /// `facts` is the last look at it, by name or open.
+    pub(super) fn digest(&mut self, file: impl AsFd, mut facts: Facts) -> io::Result<Option<(Digest, Facts)>> {
+        for attempt in 0..READ_ATTEMPTS {
+            if attempt > 0 {
+                rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+            }
+            let (digest, size) = self.copy(&file, facts.size, |_| Ok(()))?;
+            let after = Facts::of(&file)?;
+            if after.same_but_for_ctime(&facts) && after.ctime == facts.ctime && size == after.size {
+                return Ok(Some((digest, after)));
+            }
+            facts = after;
+        }
+        Ok(None)
+    }
+}

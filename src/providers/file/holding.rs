@@ -1,0 +1,435 @@
+//! The holding area: a directory beside the metadata, on the file system of the tree, for what is on its way in or out.
+//!
+//! Each entry's name is a number. An entry is staged content until it is put in place; the same name then holds what it
+//! displaced, which stays until the session ends, as a source for copies. Nothing in it is of use to a later process.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, CWD, Dir, FallocateFlags, Mode, OFlags, RenameFlags, Timestamps};
+use rustix::io::Errno;
+
+use super::attributes::Attributes;
+use super::content::Reader;
+use super::facts::{Facts, Kind, Time};
+use super::tree::io_error;
+use crate::knowledge::{Digest, ItemDataHeader, ItemId};
+use crate::provider::sdk::{ItemError, Staged, Staging, StoreError};
+
+/// Files from this size get their space at once: a full disk shows before the bytes travel.
+const PREALLOCATE_BYTES: u64 = 1024 * 1024;
+
+/// Longest target of a symlink (PATH_MAX without its NUL).
+const MAX_TARGET_BYTES: u64 = 4095;
+
+/// Begins the names of what could not be given back to the tree.
+const RESCUED: &[u8] = b"rescued-";
+
+/// Up to so many entries are made durable one by one; for more, the file system as a whole costs less.
+pub(super) const MAX_SINGLE_SYNCS: usize = 8;
+
+#[derive(Debug)]
+pub(super) struct Holding {
+    directory: OwnedFd,
+    next: AtomicU64,
+    contents: Mutex<Contents>,
+}
+
+#[derive(Debug, Default)]
+struct Contents {
+    staged: HashMap<u64, Content>,
+    /// Staged since the last `sync`.
+    unsynced: Vec<u64>,
+    displaced: HashMap<u64, Digest>,
+    displaced_from: HashMap<ItemId, u64>,
+}
+
+/// Staged content. What is not a file needs no disk before it is put.
+#[derive(Debug)]
+pub(super) enum Content {
+    File { attributes: Option<Attributes>, facts: Facts },
+    Symlink(Vec<u8>),
+    Directory,
+}
+
+impl Holding {
+    /// Opens `path`, creates it where it is missing, and removes what an earlier process left.
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(path).map_err(|error| io_error("create", path, error))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let directory =
+            rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|error| io_error("open", path, error))?;
+        let left = Dir::read_from(&directory).map_err(|error| io_error("list", path, error))?;
+        for entry in left {
+            let entry = entry.map_err(|error| io_error("list", path, error))?;
+            let name = entry.file_name();
+            if !matches!(name.to_bytes(), b"." | b"..")
+                && !name.to_bytes().starts_with(RESCUED)
+                && rustix::fs::unlinkat(&directory, name, AtFlags::empty()).is_err()
+            {
+                // A directory that still holds something came from the tree: it stays for a person to look at.
+                let _ = rustix::fs::unlinkat(&directory, name, AtFlags::REMOVEDIR);
+            }
+        }
+        Ok(Self { directory, next: AtomicU64::new(1), contents: Mutex::default() })
+    }
+
+    pub(super) fn directory(&self) -> &OwnedFd {
+        &self.directory
+    }
+
+    fn contents(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().expect("no holder panics")
+    }
+
+    /// A free name, which is given back when dropped unless `keep` is called.
+    pub(super) fn reserve(self: &Arc<Self>) -> Entry {
+        Entry { holding: Arc::clone(self), number: self.next.fetch_add(1, Ordering::Relaxed), kept: false }
+    }
+
+    /// Begins to stage content with `header`'s properties.
+    pub(super) fn stage(self: &Arc<Self>, header: &ItemDataHeader) -> Result<Box<dyn Staging>, ItemError> {
+        let attributes = Attributes::parse(&header.properties, None)?;
+        let size = header.content_size;
+        match attributes.kind {
+            Kind::File => {
+                let (entry, file) = self.create_file(size)?;
+                Ok(Box::new(StagingFile { entry, file, attributes: Some(attributes), size, written: 0 }))
+            }
+            Kind::Symlink if !(1..=MAX_TARGET_BYTES).contains(&size) => {
+                Err(ItemError::Failed(format!("a symlink's target has 1 to {MAX_TARGET_BYTES} bytes, not {size}")))
+            }
+            Kind::Directory if size != 0 => Err(ItemError::Failed("a directory has no content".to_owned())),
+            kind => Ok(Box::new(StagingInMemory { holding: Arc::clone(self), kind, size, content: Vec::new() })),
+        }
+    }
+
+    /// Stages a copy of `source`, if its content has the digest. The properties are set when it is put.
+    pub(super) fn stage_copy(
+        self: &Arc<Self>,
+        source: Option<OwnedFd>,
+        size: u64,
+        digest: &Digest,
+    ) -> Result<Staged, ItemError> {
+        let (entry, file) = self.create_file(size)?;
+        let failed = |error: io::Error| ItemError::Failed(format!("cannot copy content: {error}"));
+        if let Some(source) = source {
+            // Where the file system shares extents, the copy costs no space; its bytes are read all the same.
+            let shared = rustix::fs::ioctl_ficlone(&file, &source).is_ok();
+            let mut reader = Reader::new();
+            let mut copy = |part: &[u8]| if shared { Ok(()) } else { write_all(&file, part) };
+            let (copied, length) =
+                if shared { reader.copy(&file, size, &mut copy) } else { reader.copy(&source, size, &mut copy) }
+                    .map_err(failed)?;
+            if copied != *digest || length != size {
+                return Err(ItemError::Changed);
+            }
+        }
+        let facts = Facts::of(&file).map_err(|error| failed(error.into()))?;
+        Ok(self.staged(entry, Content::File { attributes: None, facts }))
+    }
+
+    fn create_file(self: &Arc<Self>, size: u64) -> Result<(Entry, OwnedFd), ItemError> {
+        let failed = |error: Errno| {
+            ItemError::Failed(format!("cannot stage {size} bytes of content: {}", io::Error::from(error)))
+        };
+        let entry = self.reserve();
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = rustix::fs::openat(&self.directory, entry.name(), flags, mode).map_err(failed)?;
+        if size >= PREALLOCATE_BYTES {
+            match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, size) {
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok((entry, file))
+    }
+
+    fn staged(&self, entry: Entry, content: Content) -> Staged {
+        let number = entry.keep();
+        let mut contents = self.contents();
+        if let Content::File { .. } = content {
+            contents.unsynced.push(number);
+        }
+        contents.staged.insert(number, content);
+        Staged(number)
+    }
+
+    /// Staged content on its way to its place, as an entry of the kind that is wanted with its attributes set.
+    pub(super) fn prepare(self: &Arc<Self>, staged: Staged, wanted: &Attributes) -> Result<(Entry, Facts), ItemError> {
+        let content = self.contents().staged.remove(&staged.0);
+        let content = content.ok_or_else(|| ItemError::Failed("the staged content is gone".to_owned()))?;
+        let entry = Entry { holding: Arc::clone(self), number: staged.0, kept: false };
+        let facts = self.realize(&entry, content, wanted).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => ItemError::Failed(error.to_string()),
+            _ => ItemError::Failed(format!("cannot prepare a {}: {error}", wanted.kind.name())),
+        })?;
+        Ok((entry, facts))
+    }
+
+    fn realize(&self, entry: &Entry, content: Content, wanted: &Attributes) -> io::Result<Facts> {
+        let (directory, name) = (&self.directory, entry.name());
+        match (content, wanted.kind) {
+            (Content::File { attributes: Some(attributes), facts }, Kind::File) if attributes == *wanted => {
+                return Ok(facts);
+            }
+            (Content::File { .. }, Kind::File) => {
+                rustix::fs::chmodat(directory, &name, mode(wanted.mode), AtFlags::empty())?;
+            }
+            (Content::Symlink(target), Kind::Symlink) => rustix::fs::symlinkat(&target, directory, &name)?,
+            // A copy knows only its content, which may be found in an item of another kind.
+            (Content::File { facts, attributes: None }, Kind::Symlink) if facts.size <= MAX_TARGET_BYTES => {
+                let file = rustix::fs::openat(directory, &name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+                let mut target = Vec::new();
+                Reader::new().copy(file, facts.size, |part| {
+                    target.extend_from_slice(part);
+                    Ok(())
+                })?;
+                rustix::fs::unlinkat(directory, &name, AtFlags::empty())?;
+                rustix::fs::symlinkat(&target, directory, &name)?;
+            }
+            (Content::File { facts, attributes: None }, Kind::Directory) if facts.size == 0 => {
+                rustix::fs::unlinkat(directory, &name, AtFlags::empty())?;
+                make_directory(directory, &name, wanted.mode)?;
+            }
+            (Content::Directory, Kind::Directory) => make_directory(directory, &name, wanted.mode)?,
+            (_, kind) => {
+                let message = format!("the staged content is not that of a {}", kind.name());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
+        }
+        if let Some(mtime) = wanted.mtime {
+            rustix::fs::utimensat(directory, &name, &timestamps(mtime), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Ok(Facts::at(directory, name.as_bytes())?)
+    }
+
+    /// Keeps what an entry displaced, as a source for copies.
+    pub(super) fn keep_displaced(&self, entry: Entry, id: &ItemId, digest: Digest) {
+        let number = entry.keep();
+        let mut contents = self.contents();
+        contents.displaced.insert(number, digest);
+        contents.displaced_from.insert(id.clone(), number);
+    }
+
+    /// Content that was at `id` a moment ago, or anywhere, with the digest.
+    pub(super) fn open_displaced(&self, id: &ItemId, digest: &Digest) -> Option<OwnedFd> {
+        let number = {
+            let contents = self.contents();
+            let there = contents.displaced_from.get(id).filter(|number| contents.displaced.get(number) == Some(digest));
+            let anywhere = || contents.displaced.iter().find(|(_, of)| *of == digest).map(|(number, _)| number);
+            *there.or_else(anywhere)?
+        };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        rustix::fs::openat(&self.directory, number.to_string(), flags, Mode::empty()).ok()
+    }
+
+    /// Makes all staged files durable.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        let unsynced = std::mem::take(&mut self.contents().unsynced);
+        if unsynced.len() > MAX_SINGLE_SYNCS {
+            return Ok(rustix::fs::syncfs(&self.directory)?);
+        }
+        for number in unsynced {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            match rustix::fs::openat(&self.directory, number.to_string(), flags, Mode::empty()) {
+                Ok(file) => rustix::fs::fsync(file)?,
+                Err(Errno::NOENT) => {}
+                // A mode that keeps even the owner from opening it.
+                Err(_) => return Ok(rustix::fs::syncfs(&self.directory)?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes everything.
+    pub(super) fn clear(&self) {
+        let contents = std::mem::take(&mut *self.contents());
+        let files = contents.staged.iter().filter(|(_, content)| matches!(content, Content::File { .. }));
+        for number in files.map(|(number, _)| number).chain(contents.displaced.keys()) {
+            self.remove(*number);
+        }
+    }
+
+    fn remove(&self, number: u64) {
+        // What cannot be removed now is removed at the next start.
+        let name = number.to_string();
+        if let Err(Errno::ISDIR | Errno::PERM) = rustix::fs::unlinkat(&self.directory, &name, AtFlags::empty()) {
+            let _ = rustix::fs::unlinkat(&self.directory, &name, AtFlags::REMOVEDIR);
+        }
+    }
+}
+
+/// A name in the holding area; what is there is removed when it is dropped.
+#[derive(Debug)]
+pub(super) struct Entry {
+    holding: Arc<Holding>,
+    number: u64,
+    kept: bool,
+}
+
+impl Entry {
+    pub(super) fn name(&self) -> String {
+        self.number.to_string()
+    }
+
+    /// Moves it to `name` in `directory`.
+    pub(super) fn move_to(&self, directory: &OwnedFd, name: &[u8], how: RenameFlags) -> rustix::io::Result<()> {
+        rustix::fs::renameat_with(&self.holding.directory, self.name(), directory, name, how)
+    }
+
+    /// Takes `name` in `directory` away, to here.
+    pub(super) fn take_from(&self, directory: &OwnedFd, name: &[u8]) -> rustix::io::Result<()> {
+        rustix::fs::renameat_with(directory, name, &self.holding.directory, self.name(), RenameFlags::NOREPLACE)
+    }
+
+    pub(super) fn facts(&self) -> rustix::io::Result<Facts> {
+        Facts::at(&self.holding.directory, self.name().as_bytes())
+    }
+
+    /// Digest of what is here; `None` when it cannot be read.
+    pub(super) fn digest(&self, facts: &Facts) -> Option<Digest> {
+        super::read_digest(&self.holding.directory, self.name().as_bytes(), facts)
+    }
+
+    /// Keeps what is here for a person, beyond this process: it came from the tree and cannot go back.
+    pub(super) fn rescue(self) -> String {
+        let now = Time::now();
+        let rescued = format!("{}{}-{}", String::from_utf8_lossy(RESCUED), now.seconds, self.number);
+        let directory = &self.holding.directory;
+        let renamed = rustix::fs::renameat(directory, self.name(), directory, &rescued);
+        let name = if renamed.is_ok() { rescued } else { self.name() };
+        self.keep();
+        name
+    }
+
+    /// Forgets it: it has moved elsewhere, or somebody else answers for it now.
+    pub(super) fn keep(mut self) -> u64 {
+        self.kept = true;
+        self.number
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.holding.remove(self.number);
+        }
+    }
+}
+
+struct StagingFile {
+    entry: Entry,
+    file: OwnedFd,
+    attributes: Option<Attributes>,
+    size: u64,
+    written: u64,
+}
+
+impl Write for StagingFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.written + bytes.len() as u64 > self.size {
+            return Err(too_long(self.size));
+        }
+        let count = rustix::io::write(&self.file, bytes)?;
+        self.written += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Staging for StagingFile {
+    fn finish(self: Box<Self>) -> Result<Staged, ItemError> {
+        let Self { entry, file, attributes, size, written } = *self;
+        if written != size {
+            return Err(too_short(written, size));
+        }
+        // Mode and times now, while the file is open: put then needs no more than a rename.
+        let set = || -> rustix::io::Result<Facts> {
+            if let Some(attributes) = &attributes {
+                rustix::fs::fchmod(&file, mode(attributes.mode))?;
+                if let Some(mtime) = attributes.mtime {
+                    rustix::fs::futimens(&file, &timestamps(mtime))?;
+                }
+            }
+            Facts::of(&file)
+        };
+        let facts = set().map_err(|error| {
+            ItemError::Failed(format!("cannot set mode and mtime of staged content: {}", io::Error::from(error)))
+        })?;
+        let holding = Arc::clone(&entry.holding);
+        Ok(holding.staged(entry, Content::File { attributes, facts }))
+    }
+}
+
+struct StagingInMemory {
+    holding: Arc<Holding>,
+    kind: Kind,
+    size: u64,
+    content: Vec<u8>,
+}
+
+impl Write for StagingInMemory {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if (self.content.len() + bytes.len()) as u64 > self.size {
+            return Err(too_long(self.size));
+        }
+        self.content.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Staging for StagingInMemory {
+    fn finish(self: Box<Self>) -> Result<Staged, ItemError> {
+        let Self { holding, kind, size, content } = *self;
+        if content.len() as u64 != size {
+            return Err(too_short(content.len() as u64, size));
+        }
+        let content = if kind == Kind::Symlink { Content::Symlink(content) } else { Content::Directory };
+        Ok(holding.staged(holding.reserve(), content))
+    }
+}
+
+fn too_long(size: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("more content came than the {size} bytes announced"))
+}
+
+fn too_short(written: u64, size: u64) -> ItemError {
+    ItemError::Failed(format!("{written} bytes of content came, {size} were announced"))
+}
+
+fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let count = rustix::io::write(file, bytes)?;
+        bytes = &bytes[count..];
+    }
+    Ok(())
+}
+
+/// The owner can write in it until it is in place: moving a directory writes its `..`.
+fn make_directory(directory: &OwnedFd, name: &str, wanted: u32) -> rustix::io::Result<()> {
+    rustix::fs::mkdirat(directory, name, Mode::RWXU)?;
+    rustix::fs::chmodat(directory, name, mode(wanted | 0o700), AtFlags::empty())
+}
+
+pub(super) fn mode(bits: u32) -> Mode {
+    Mode::from_bits_truncate(bits)
+}
+
+/// Sets mtime and leaves atime.
+pub(super) fn timestamps(mtime: Time) -> Timestamps {
+    let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
+    Timestamps { last_access: omit, last_modification: mtime.timespec() }
+}

@@ -2,5 +2,6 @@
 
 pub mod knowledge;
 pub mod provider;
+pub mod referee;
 pub mod store;
 pub mod types;

@@ -26,9 +26,7 @@ fn columns<'a, const N: usize>(knowledges: [&'a Knowledge; N]) -> Vec<Column<'a,
 }
 
 /// Each common range of each column, in ascending order within a column.
-fn cells<'a, const N: usize>(
-    knowledges: [&'a Knowledge; N],
-) -> impl Iterator<Item = (&'a ItemId, [&'a Arc<ClockVector>; N])> {
+fn cells<const N: usize>(knowledges: [&Knowledge; N]) -> impl Iterator<Item = (&ItemId, [&Arc<ClockVector>; N])> {
     columns(knowledges).into_iter().flat_map(|(_, lists)| ranges::walk(lists))
 }
 

@@ -94,8 +94,8 @@ impl ChangeBatch {
     ///
     /// The first breach found.
     pub fn check(&self, schema: &IdParameters) -> Result<(), BatchBreach> {
-        check_knowledge(&self.prerequisite_knowledge, schema, "the prerequisite knowledge")?;
-        check_knowledge(&self.forgotten_knowledge, schema, "the forgotten knowledge")?;
+        self.prerequisite_knowledge.check(schema, "the prerequisite knowledge")?;
+        self.forgotten_knowledge.check(schema, "the forgotten knowledge")?;
         let mut checked: Option<&Arc<Knowledge>> = None;
         let mut items = HashSet::new();
         // The closed upper bound of the last ordered group; `Some(None)` is infinity.
@@ -104,7 +104,7 @@ impl ChangeBatch {
             let made_with = &group.made_with_knowledge;
             // Groups usually share one knowledge.
             if !checked.is_some_and(|checked| Arc::ptr_eq(checked, made_with)) {
-                check_knowledge(made_with, schema, "a made-with knowledge")?;
+                made_with.check(schema, "a made-with knowledge")?;
                 checked = Some(made_with);
             }
             if let GroupKind::Ordered { lower_bound, upper_bound } = &group.kind {
@@ -141,19 +141,26 @@ impl ChangeBatch {
     }
 }
 
-fn check_knowledge(knowledge: &Knowledge, schema: &IdParameters, name: &str) -> Result<(), BatchBreach> {
-    let breach = |what: &str| Err(BatchBreach::IdFormat { what: format!("{what} {name}") });
-    if knowledge.item_format() != schema.item_id {
-        return breach("the item ids of");
+impl Knowledge {
+    /// Checks that every id in it fits the schema; `name` says in the error which knowledge it is.
+    ///
+    /// # Errors
+    ///
+    /// [`BatchBreach::IdFormat`].
+    pub fn check(&self, schema: &IdParameters, name: &str) -> Result<(), BatchBreach> {
+        let breach = |what: &str| Err(BatchBreach::IdFormat { what: format!("{what} {name}") });
+        if self.item_format() != schema.item_id {
+            return breach("the item ids of");
+        }
+        if !self.replicas().iter().all(|replica| schema.replica_id.fits(replica.as_bytes().len())) {
+            return breach("a replica id in");
+        }
+        let mut units = self.fragments().iter().flat_map(|fragment| &fragment.change_unit_ids);
+        if !units.all(|unit| schema.change_unit_id.fits(unit.as_bytes().len())) {
+            return breach("a change-unit id in");
+        }
+        Ok(())
     }
-    if !knowledge.replicas().iter().all(|replica| schema.replica_id.fits(replica.as_bytes().len())) {
-        return breach("a replica id in");
-    }
-    let mut units = knowledge.fragments().iter().flat_map(|fragment| &fragment.change_unit_ids);
-    if !units.all(|unit| schema.change_unit_id.fits(unit.as_bytes().len())) {
-        return breach("a change-unit id in");
-    }
-    Ok(())
 }
 
 fn check_ids(change: &ItemChange, schema: &IdParameters) -> Result<(), BatchBreach> {

@@ -144,9 +144,7 @@ pub(super) fn cut(format: IdFormat, ranges: &[Range], lower: &ItemId, upper: Opt
 }
 
 /// Walks several lists at once: each common range with the vector of every list. Linear.
-pub(super) fn walk<'a, const N: usize>(
-    lists: [&'a [Range]; N],
-) -> impl Iterator<Item = (&'a ItemId, [&'a Arc<ClockVector>; N])> {
+pub(super) fn walk<const N: usize>(lists: [&[Range]; N]) -> impl Iterator<Item = (&ItemId, [&Arc<ClockVector>; N])> {
     let mut at = [0; N];
     let mut next = lists.first().and_then(|list| list.first()).map(|range| &range.lower_bound);
     iter::from_fn(move || {

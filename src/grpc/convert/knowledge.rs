@@ -291,4 +291,4 @@ pub fn item_id(id: &[u8], schema: &IdParameters, at: Path<'_>, violations: &mut 
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

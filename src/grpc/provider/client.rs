@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -153,18 +154,25 @@ async fn relay<T, U>(
 }
 
 /// The request stream of ProcessChangeBatch: start and batch, then what the caller gives.
+///
+/// HTTP/2 cancels a stream only when both halves of it were dropped, and the connection holds this half until it ends. So it
+/// ends with the pump, and not before: a call that is half closed by its caller would look like one that goes on.
 struct Requests {
     head: std::vec::IntoIter<pb::ProcessChangeBatchRequest>,
     inputs: ProcessInputs,
-    /// Told when the caller drops its sender. The stream does not end then: a half-closed call would look like one that goes
-    /// on, and the provider shall see it cancelled.
+    /// Told when the caller drops its sender; the pump then cuts the call off.
     abandoned: Option<oneshot::Sender<()>>,
+    /// The pump is done.
+    over: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Stream for Requests {
     type Item = pb::ProcessChangeBatchRequest;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.over.as_mut().poll(context).is_ready() {
+            return Poll::Ready(None);
+        }
         if let Some(request) = self.head.next() {
             return Poll::Ready(Some(request));
         }
@@ -243,12 +251,20 @@ impl Provider for DialOut {
         let start = Frame::Start(provider::encode_process_start(key, start));
         let head = [start, Frame::Batch(batch)].map(|frame| pb::ProcessChangeBatchRequest { frame: Some(frame) });
         let (abandoned, abandonment) = oneshot::channel();
-        let requests = Requests { head: Vec::from(head).into_iter(), inputs, abandoned: Some(abandoned) };
+        let over = CancellationToken::new();
+        let requests = Requests {
+            head: Vec::from(head).into_iter(),
+            inputs,
+            abandoned: Some(abandoned),
+            over: Box::pin(over.clone().cancelled_owned()),
+        };
 
         let (outputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
         let mut client = self.client.clone();
         let sender = outputs.clone();
+        let over = over.drop_guard();
         self.pump(outputs, async move {
+            let _over = over;
             let decoder = |response, violations: &mut Violations| {
                 provider::process_output(response, &identity.schema, &keys, violations)
             };

@@ -3,8 +3,11 @@
 //! Mirrors `windows-sync.md` sections 4 to 6. Replica *ids* are used throughout; replica *keys* exist only on the wire (R13).
 
 mod batch;
+mod breach;
 mod clock_vector;
 mod conflict;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod id;
 mod set;
 
@@ -12,7 +15,8 @@ pub use batch::{
     ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ChangeUnitChange, Digest, GroupKind, ItemChange, ItemData,
     ItemDataHeader, OutcomeKind, RecoverableError,
 };
+pub use breach::BatchBreach;
 pub use clock_vector::ClockVector;
-pub use conflict::{Conflict, Decision, DestinationItem, decide};
+pub use conflict::{Conflict, Decision, DestinationItem, UnitDecision, decide, decide_unit};
 pub use id::{ChangeUnitId, IdFormat, IdParameters, ItemId, ReplicaId, Version};
-pub use set::{Fragment, Knowledge, KnowledgeError, Range};
+pub use set::{Fragment, Knowledge, KnowledgeError, Range, Selection};

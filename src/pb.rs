@@ -1,6 +1,7 @@
 //! The generated code of `proto/synclave/v1`, and its descriptor set; nothing else. Used by the edge and its clients only.
 
-#![allow(missing_docs, clippy::all, clippy::doc_markdown, rustdoc::invalid_html_tags, rustdoc::broken_intra_doc_links)]
+// A sync info is by far the commonest variant of its oneof: boxing it would cost an allocation for each.
+#![allow(missing_docs, clippy::large_enum_variant)]
 
 tonic::include_proto!("synclave.v1");
 

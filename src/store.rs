@@ -1,8 +1,298 @@
 //! State that lasts: one SQLite file behind one writer thread (design section 8).
+//!
+//! The writer thread is the sequencer of the whole coordinator: it gives every change of a session its revision, commits,
+//! and only then publishes, in one order for get, list and watch. Commits of many callers share one transaction and one
+//! fsync. Reports of progress are published without a commit; their revisions come from a block that was reserved durably,
+//! so revisions never go back, whatever is lost in a crash.
+//!
+//! # Revisions after a crash
+//!
+//! Whatever was published had a revision below the reserved ceiling, and an open store starts above that ceiling. A
+//! session's transition is committed with its revision before it is published, and nothing is published for a session in a
+//! final state; so a final record on disk is the newest one that anyone saw. A session in another state may have been seen
+//! with progress that is lost; [`Store::open`] gives it a revision above the old ceiling, so that watchers who resume get
+//! what is stored.
 
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::Connection;
+
+mod file;
+mod operations;
+mod queue;
+mod reader;
 mod record;
+mod writer;
 
+#[cfg(test)]
+mod tests;
+
+pub use operations::Operations;
+pub use reader::{Page, SessionQuery};
 pub use record::{
     Counters, EndNotice, InitiatedBy, LastError, Member, OperationRecord, OperationState, OwedEnd, SessionEvent,
     SessionRecord, SyncDirection,
 };
+
+use crate::types::{ProviderRole, SyncGuid};
+use queue::Queue;
+use writer::Writer;
+
+/// Name of the database in the data directory.
+pub const FILE_NAME: &str = "synclave.db";
+
+/// Name of the file whose lock says that a coordinator uses the data directory.
+pub const LOCK_FILE_NAME: &str = "synclave.lock";
+
+/// Most entries of one page; a greater page size is taken as this one.
+pub const MAX_PAGE_SIZE: usize = 1000;
+
+/// One change of what lasts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// The session's new record, whole, and the transition that led to it, if its state changed. The writer sets
+    /// `revision`.
+    Session(Box<SessionRecord>, Option<SessionEvent>),
+    /// The operation's new record, whole.
+    Operation(Box<OperationRecord>),
+    /// An EndSession is owed from now on: goes before BeginSession.
+    Owe(Box<OwedEnd>),
+    /// What the owed EndSession will say. Nothing happens if the row is gone: it was settled.
+    Notice {
+        /// The session.
+        sync_guid: SyncGuid,
+        /// The provider that is owed it.
+        role: ProviderRole,
+        /// What it will be told.
+        notice: EndNotice,
+    },
+    /// EndSession was answered, or the lease has lapsed.
+    Settle {
+        /// The session.
+        sync_guid: SyncGuid,
+        /// The provider that was owed it.
+        role: ProviderRole,
+    },
+}
+
+/// A change of a session that everyone may see now.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// Higher than that of all published before.
+    pub revision: u64,
+    /// The record from now on; `record.revision == revision`.
+    pub record: Arc<SessionRecord>,
+    /// The transition, if the state changed.
+    pub event: Option<Arc<SessionEvent>>,
+}
+
+/// What an open store found.
+#[derive(Debug)]
+pub struct Recovered {
+    /// Names the store's history; made with the file, and kept as long as it.
+    pub epoch: uuid::Uuid,
+    /// All sessions, in the order of their revisions.
+    pub sessions: Vec<RecoveredSession>,
+    /// All operations, oldest first.
+    pub operations: Vec<Arc<OperationRecord>>,
+    /// The EndSessions that are owed.
+    pub owed: Vec<OwedEnd>,
+}
+
+/// A session as it was stored.
+#[derive(Clone, Debug)]
+pub struct RecoveredSession {
+    /// Its record.
+    pub record: Arc<SessionRecord>,
+    /// Its transitions with their revisions, oldest first.
+    pub events: Vec<(u64, Arc<SessionEvent>)>,
+}
+
+/// Why the store could not be opened, read or written.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process has the data directory.
+    #[error("{} is held by another process: stop it, or use another data directory", path.display())]
+    InUse {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// Another program has the database locked.
+    #[error("{} is locked by another program: close it there and try again", path.display())]
+    Locked {
+        /// The database.
+        path: PathBuf,
+    },
+    /// The database was written by a later release.
+    #[error("{} has schema {found}, and this release knows {known} at most: run the release that wrote it", path.display())]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+        /// The newest one that is known here.
+        known: i64,
+    },
+    /// Not a database, or not one of ours, or damaged.
+    #[error("{} cannot be used as a store ({reason}): move it away or restore a backup", path.display())]
+    Unusable {
+        /// The database.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The operating system refused.
+    #[error("{} cannot be opened: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: Arc<std::io::Error>,
+    },
+    /// SQLite failed in a file that was fine: disk full, I/O error.
+    #[error("{} could not be read or written: {source}", path.display())]
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        source: Arc<rusqlite::Error>,
+    },
+    /// The store was closed, or its writer has died.
+    #[error("the store is closed: restart the coordinator")]
+    Closed,
+    /// A page token that this store did not give.
+    #[error("the page token {0:?} is not one that was given out: start from the first page")]
+    InvalidPageToken(String),
+}
+
+/// A store that was opened and read, and does not write yet.
+#[derive(Debug)]
+pub struct Opened {
+    file: file::OpenFile,
+    operations: Operations,
+}
+
+/// The store, writing. Dropping it closes it.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    queue: Arc<Queue>,
+    operations: Operations,
+    /// `None` once closed: the writer's connection must be the last one, so that it folds the WAL into the file.
+    reader: Arc<Mutex<Option<Connection>>>,
+    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Store {
+    /// Opens the store in `dir`, which is made if it does not exist. Reads the files and blocks.
+    ///
+    /// A file that is refused (in use, locked, of a newer release, no database, damaged) is left as it is, byte for byte.
+    pub fn open(dir: &Path) -> Result<(Opened, Recovered), Error> {
+        let (file, recovered) = file::open(dir)?;
+        let operations = Operations::new(recovered.operations.iter().cloned());
+        Ok((Opened { file, operations }, recovered))
+    }
+
+    /// Writes all of `writes` or none of it; resolves when they are durable and published.
+    ///
+    /// Waits while [`queue::CAPACITY`] commits are under way. A commit whose caller has gone away is still carried out.
+    /// After an error nothing was published, and nothing was stored unless the machine fails next: the caller may try again
+    /// with the same records.
+    pub async fn commit(&self, writes: Vec<Write>) -> Result<(), Error> {
+        self.queue.commit(writes).await
+    }
+
+    /// Publishes a session's progress: its newest counters, same state. Returns at once.
+    ///
+    /// Conflated: only the last report that the writer finds is published. It is written with the session's next commit or
+    /// after a few seconds, and may be lost in a crash. A report with another state than the committed one is dropped.
+    pub fn progress(&self, record: SessionRecord) {
+        self.queue.progress(record);
+    }
+
+    /// The operations, as they were last committed.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// A page of a session's transitions, oldest first. Empty for a session that is not there.
+    pub async fn events(
+        &self,
+        sync_guid: SyncGuid,
+        page_size: usize,
+        page_token: &str,
+    ) -> Result<Page<SessionEvent>, Error> {
+        let token = page_token.to_owned();
+        self.read(move |connection| reader::events(connection, sync_guid, page_size, &token)).await
+    }
+
+    /// A page of the sessions that match, newest first.
+    pub async fn sessions(
+        &self,
+        query: SessionQuery,
+        page_size: usize,
+        page_token: &str,
+    ) -> Result<Page<SessionRecord>, Error> {
+        let token = page_token.to_owned();
+        self.read(move |connection| reader::sessions(connection, &query, page_size, &token)).await
+    }
+
+    /// Writes all that waits and lets go of the files. Blocks for one transaction or a few; later commits get
+    /// [`Error::Closed`].
+    pub fn close(&self) {
+        self.queue.close();
+        *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = writer
+            && writer.join().is_err()
+        {
+            tracing::error!(path = %self.path.display(), "the store's writer has panicked");
+        }
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> Result<T, reader::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let reader = Arc::clone(&self.reader);
+        let answer = tokio::task::spawn_blocking(move || {
+            let connection = reader.lock().unwrap_or_else(PoisonError::into_inner);
+            connection.as_ref().map(query)
+        });
+        match answer.await {
+            Ok(Some(Ok(answer))) => Ok(answer),
+            Ok(Some(Err(reader::Error::InvalidPageToken(token)))) => Err(Error::InvalidPageToken(token)),
+            Ok(Some(Err(reader::Error::Sqlite(error)))) => Err(file::failure(&self.path, error)),
+            Ok(None) | Err(_) => Err(Error::Closed),
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Opened {
+    /// The operations that were read.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// Starts the writer thread. It calls `on_commit` with what may be seen, in order, after the commit and before the
+    /// caller is answered; a slow `on_commit` slows every commit.
+    pub fn start(self, on_commit: impl FnMut(Vec<Published>) + Send + 'static) -> Result<Store, Error> {
+        let Self { file, operations } = self;
+        let path = file.path.clone();
+        let queue = Arc::new(Queue::new());
+        let reader = Arc::new(Mutex::new(Some(file::open_reader(&path)?)));
+        let writer = Writer::new(file, Arc::clone(&queue), operations.clone(), Box::new(on_commit));
+        let writer = std::thread::Builder::new()
+            .name("synclave-store".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|error| Error::Io { path: path.clone(), source: Arc::new(error) })?;
+        Ok(Store { path, queue, operations, reader, writer: Mutex::new(Some(writer)) })
+    }
+}

@@ -121,6 +121,13 @@ pub struct ItemChange {
     pub inline_data: Option<ItemData>,
 }
 
+impl ItemChange {
+    /// The versions of the change: the item's own, or those of its change units.
+    pub fn versions(&self) -> impl Iterator<Item = &Version> {
+        self.change_version.iter().chain(self.change_units.iter().map(|unit| &unit.version))
+    }
+}
+
 /// One changed part of an item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeUnitChange {

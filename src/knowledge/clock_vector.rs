@@ -1,5 +1,7 @@
 //! Clock vectors: for each replica, the highest tick that is known (`windows-sync.md` R12).
 
+use std::cmp::Ordering;
+
 use serde::{Deserialize, Serialize};
 
 use super::{ReplicaId, Version};
@@ -54,14 +56,45 @@ impl ClockVector {
         self.0.is_empty()
     }
 
-    /// For each replica the higher tick of both.
+    /// For each replica the higher tick of both. Linear.
     pub fn union(&self, other: &Self) -> Self {
-        todo!("{other:?}")
+        let (mut ours, mut theirs) = (self.0.iter().peekable(), other.0.iter().peekable());
+        let mut elements = Vec::with_capacity(self.0.len().max(other.0.len()));
+        loop {
+            let order = match (ours.peek(), theirs.peek()) {
+                (Some(a), Some(b)) => a.0.cmp(&b.0),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return Self(elements),
+            };
+            let element = match order {
+                Ordering::Less => ours.next().cloned(),
+                Ordering::Greater => theirs.next().cloned(),
+                Ordering::Equal => ours.next().zip(theirs.next()).map(|(a, b)| (a.0.clone(), a.1.max(b.1))),
+            };
+            elements.extend(element);
+        }
     }
 
-    /// True when every version in `other` is in `self`.
+    /// True when every version in `other` is in `self`. Linear.
     pub fn contains_vector(&self, other: &Self) -> bool {
-        todo!("{other:?}")
+        let mut ours = self.0.iter();
+        other.0.len() <= self.0.len()
+            && other
+                .0
+                .iter()
+                .all(|(id, tick)| ours.find(|(ours, _)| ours >= id).is_some_and(|a| a.0 == *id && *tick <= a.1))
+    }
+
+    /// The elements that know more than `other`'s, whole: a vector cannot express ticks that do not begin at 1
+    /// (`windows-sync.md` 4.5, Complement).
+    pub fn complement(&self, other: &Self) -> Self {
+        Self(self.0.iter().filter(|(id, tick)| *tick > other.get(id)).cloned().collect())
+    }
+
+    /// True when both know something of the same replica.
+    pub fn intersects(&self, other: &Self) -> bool {
+        self.0.iter().any(|(id, _)| other.get(id) > 0)
     }
 }
 

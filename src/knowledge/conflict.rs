@@ -1,6 +1,6 @@
 //! What to do with one source change: nothing, apply it, or settle a conflict (`windows-sync.md` 6.1).
 
-use super::{ItemChange, Knowledge, Version};
+use super::{ChangeUnitChange, ItemChange, ItemId, Knowledge, Version};
 
 /// The destination's view of the item that a change is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,8 +45,76 @@ pub enum Decision {
     Conflict(Conflict),
 }
 
-/// Decides for an item without change units. `made_with` is the group's knowledge, `known` the destination's.
-#[allow(unused_variables)]
-pub fn decide(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, item: &DestinationItem) -> Decision {
-    todo!()
+/// What to do with one change unit (E6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnitDecision {
+    /// Row 1: the destination knows the version already.
+    Obsolete,
+    /// Row 5: replace the unit's version and data.
+    Update,
+    /// Row 6: both sides changed this unit.
+    Conflict,
 }
+
+/// Decides for an item as a whole. `made_with` is the group's knowledge, `known` the destination's.
+///
+/// Rows are tried in order. Of an item with change units this decides what the units share (is it there, is it deleted);
+/// where it says [`Decision::Update`] or an update-update conflict, [`decide_unit`] has the last word on each unit.
+///
+/// A destination that has the very version of the change without knowing it gets [`Decision::Update`] by row 5, as the table
+/// says: an applier that compares versions first may skip the data and only learn.
+///
+/// Delete-delete is a [`Decision::Conflict`], though nothing is at stake: which version stays is the applier's rule.
+pub fn decide(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, item: &DestinationItem) -> Decision {
+    let id = &change.item_id;
+    let obsolete = match &change.change_version {
+        Some(version) => known.contains_change(id, version),
+        None => {
+            change.change_units.iter().all(|unit| known.contains_change_unit(id, &unit.change_unit_id, &unit.version))
+        }
+    };
+    if obsolete {
+        return Decision::Obsolete;
+    }
+    let deletes = change.flags.is_deleted();
+    let (version, deleted) = match item {
+        DestinationItem::Missing if known.contains_change(id, &change.creation_version) => return Decision::MustExist,
+        DestinationItem::Missing if deletes => return Decision::StoreTombstone,
+        DestinationItem::Missing => return Decision::Create,
+        DestinationItem::Alive(version) => (version, false),
+        DestinationItem::Deleted(version) => (version, true),
+    };
+    if made_with.contains_change(id, version) {
+        return if deletes { Decision::Delete } else { Decision::Update };
+    }
+    Decision::Conflict(match (deletes, deleted) {
+        (false, false) => Conflict::UpdateUpdate,
+        (false, true) => Conflict::UpdateDelete,
+        (true, false) => Conflict::DeleteUpdate,
+        (true, true) => Conflict::DeleteDelete,
+    })
+}
+
+/// Decides for one change unit of an item that is alive on both sides: rows 1, 5 and 6 with the knowledge of that unit.
+///
+/// `destination` is the unit's version there; a unit that was never changed has the item's creation version
+/// (`windows-sync.md` 4.3).
+pub fn decide_unit(
+    item: &ItemId,
+    change: &ChangeUnitChange,
+    made_with: &Knowledge,
+    known: &Knowledge,
+    destination: &Version,
+) -> UnitDecision {
+    let unit = &change.change_unit_id;
+    if known.contains_change_unit(item, unit, &change.version) {
+        UnitDecision::Obsolete
+    } else if made_with.contains_change_unit(item, unit, destination) {
+        UnitDecision::Update
+    } else {
+        UnitDecision::Conflict
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -120,6 +120,37 @@ impl IdFormat {
             Self::Variable(max) => (1..=usize::from(max)).contains(&len),
         }
     }
+
+    /// The first id that is not below `id`, which may be any bytes; `None` when all ids are below it.
+    pub fn at_or_after(self, id: &ItemId) -> Option<ItemId> {
+        let len = id.as_bytes().len();
+        if self.fits(len) { Some(id.clone()) } else { self.after(id) }
+    }
+
+    /// The first id above `id`, which may be any bytes; `None` when there is none.
+    ///
+    /// A range that ends with `id` ends just before it, so that every bound is itself an id of the schema.
+    pub fn after(self, id: &ItemId) -> Option<ItemId> {
+        let bytes = id.as_bytes();
+        let (Self::Fixed(most) | Self::Variable(most)) = self;
+        let most = usize::from(most);
+        let mut next = bytes[..bytes.len().min(most)].to_vec();
+        if next.len() < most {
+            match self {
+                Self::Fixed(_) => next.resize(most, 0),
+                Self::Variable(_) => next.push(0),
+            }
+            return Some(next.into());
+        }
+        while next.last() == Some(&u8::MAX) {
+            next.pop();
+        }
+        *next.last_mut()? += 1;
+        if matches!(self, Self::Fixed(_)) {
+            next.resize(most, 0);
+        }
+        Some(next.into())
+    }
 }
 
 /// The id schema of a provider (ID_PARAMETERS). Two providers can sync only when all six values are equal (R1).

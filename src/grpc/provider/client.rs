@@ -1,0 +1,284 @@
+//! A provider that is dialled.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::Stream;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Identity, LastIdentity, LatestKeys};
+use crate::grpc::address::{self, AddressError};
+use crate::grpc::convert::knowledge::ReplicaKeys;
+use crate::grpc::convert::{self, Violations, batch, provider, time};
+use crate::grpc::{MESSAGE_LIMIT, status};
+use crate::knowledge::ChangeBatch;
+use crate::pb;
+use crate::pb::knowledge_sync_provider_service_client::KnowledgeSyncProviderServiceClient;
+use crate::provider::{
+    BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, FRAMES_IN_FLIGHT, Load,
+    ProcessInputs, ProcessOutput, ProcessOutputs, ProcessStart, Provider, ProviderInfo, Renewal, SessionKey,
+    SyncBatchParameters,
+};
+use crate::types::Hresult;
+
+/// Bytes that a peer may send on one stream before we have read them: what a slow destination makes us hold of an item.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// And on all streams of the connection: more than one stream's, so that RenewSession gets through beside a stalled one.
+const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
+
+/// How a provider is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DialOptions {
+    /// A connection that is not made in so long is given up: the provider is unreachable. Default 5 s.
+    pub connect_timeout: Duration,
+    /// An HTTP/2 ping goes out this often while calls are under way. Default 10 s.
+    pub keepalive_interval: Duration,
+    /// A ping that is not answered in so long breaks the connection. Default 10 s.
+    pub keepalive_timeout: Duration,
+}
+
+impl Default for DialOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            keepalive_interval: Duration::from_secs(10),
+            keepalive_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A provider behind an address. Connects at the first call, and again at the first call after a connection broke.
+///
+/// Streams fail as their outputs do: the calls themselves return at once, and what becomes of them comes through the channel.
+#[derive(Debug)]
+pub struct DialOut {
+    client: KnowledgeSyncProviderServiceClient<Channel>,
+    identity: LastIdentity,
+    keys: LatestKeys,
+    /// The pumps of open streams. Each ends when its channel is dropped, so that none outlives the calls of a session.
+    pumps: TaskTracker,
+}
+
+impl DialOut {
+    /// A provider at `http://HOST:PORT`. Nothing is dialled yet; must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the text is no such address; `https://` is refused for now.
+    pub fn new(address: &str, dial: DialOptions) -> Result<Self, AddressError> {
+        let channel = Endpoint::from(address::parse(address)?)
+            .connect_timeout(dial.connect_timeout)
+            .http2_keep_alive_interval(dial.keepalive_interval)
+            .keep_alive_timeout(dial.keepalive_timeout)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .tcp_nodelay(true)
+            .connect_lazy();
+        let client = KnowledgeSyncProviderServiceClient::new(channel)
+            .max_decoding_message_size(MESSAGE_LIMIT)
+            .max_encoding_message_size(MESSAGE_LIMIT);
+        Ok(Self { client, identity: LastIdentity::default(), keys: LatestKeys::default(), pumps: TaskTracker::new() })
+    }
+
+    /// What the provider last said of itself; asks when it has not been asked yet.
+    async fn identity(&self) -> Result<Arc<Identity>, CallError> {
+        match self.identity.get() {
+            Some(identity) => Ok(identity),
+            None => Ok(self.identity.set(&self.ask_identity().await?)),
+        }
+    }
+
+    async fn ask_identity(&self) -> Result<ProviderInfo, CallError> {
+        let request = pb::GetIdParametersRequest {};
+        let response = unary(self.client.clone().get_id_parameters(request)).await?;
+        decode(|violations| provider::provider_info(response, violations))
+    }
+
+    /// Runs a pump until it is done or nobody listens any more; an error becomes the last thing that the channel gives.
+    fn pump<T: Send + 'static>(
+        &self,
+        outputs: mpsc::Sender<Result<T, CallError>>,
+        run: impl Future<Output = Result<(), CallError>> + Send + 'static,
+    ) {
+        self.pumps.spawn(async move {
+            tokio::select! {
+                () = outputs.closed() => {}
+                outcome = run => if let Err(error) = outcome {
+                    // Nobody listening is no loss: then nobody wants to know.
+                    drop(outputs.send(Err(error)).await);
+                }
+            }
+        });
+    }
+}
+
+async fn unary<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, CallError> {
+    let started = Instant::now();
+    match call.await {
+        Ok(response) => Ok(response.into_inner()),
+        Err(status) => Err(status::into_call_error(&status, started.elapsed())),
+    }
+}
+
+fn decode<T>(decoder: impl FnOnce(&mut Violations) -> Option<T>) -> Result<T, CallError> {
+    convert::decode(decoder).map_err(|error| status::garbage(&error))
+}
+
+/// Reads a stream to its last frame. The stream may not end before it.
+async fn relay<T, U>(
+    call: impl Future<Output = Result<tonic::Response<tonic::Streaming<U>>, Status>>,
+    outputs: mpsc::Sender<Result<T, CallError>>,
+    decoder: impl Fn(U, &mut Violations) -> Option<T>,
+    is_last: fn(&T) -> bool,
+) -> Result<(), CallError> {
+    let started = Instant::now();
+    let lost = |status: Status| status::into_call_error(&status, started.elapsed());
+    let mut stream = call.await.map_err(lost)?.into_inner();
+    while let Some(message) = stream.message().await.map_err(lost)? {
+        let frame = decode(|violations| decoder(message, violations))?;
+        let last = is_last(&frame);
+        // A closed channel ends the pump, and with it this future.
+        if outputs.send(Ok(frame)).await.is_err() || last {
+            return Ok(());
+        }
+    }
+    let message = "the stream ended before its last frame".to_owned();
+    Err(CallError::Garbage { hresult: Hresult::E_UNEXPECTED, message })
+}
+
+/// The request stream of ProcessChangeBatch: start and batch, then what the caller gives.
+struct Requests {
+    head: std::vec::IntoIter<pb::ProcessChangeBatchRequest>,
+    inputs: ProcessInputs,
+    /// Told when the caller drops its sender. The stream does not end then: a half-closed call would look like one that goes
+    /// on, and the provider shall see it cancelled.
+    abandoned: Option<oneshot::Sender<()>>,
+}
+
+impl Stream for Requests {
+    type Item = pb::ProcessChangeBatchRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(request) = self.head.next() {
+            return Poll::Ready(Some(request));
+        }
+        if self.abandoned.is_none() {
+            return Poll::Pending;
+        }
+        match self.inputs.poll_recv(context) {
+            Poll::Ready(Some(input)) => Poll::Ready(Some(provider::encode_process_input(input))),
+            Poll::Ready(None) => {
+                if let Some(abandoned) = self.abandoned.take() {
+                    // Nobody hears it when the pump is done already.
+                    abandoned.send(()).ok();
+                }
+                Poll::Pending
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Provider for DialOut {
+    async fn get_id_parameters(&self) -> Result<ProviderInfo, CallError> {
+        let info = self.ask_identity().await?;
+        self.identity.set(&info);
+        Ok(info)
+    }
+
+    async fn begin_session(&self, request: BeginSession) -> Result<(), CallError> {
+        unary(self.client.clone().begin_session(provider::encode_begin_session(request))).await?;
+        Ok(())
+    }
+
+    async fn renew_session(&self, key: SessionKey, lease: Duration, canceled: bool) -> Result<Renewal, CallError> {
+        let request = pb::KnowledgeSyncProviderServiceRenewSessionRequest {
+            sync_guid: key.sync_guid.to_string(),
+            epoch: key.epoch,
+            lease: Some(time::encode_duration(lease)),
+            canceled,
+        };
+        let response = unary(self.client.clone().renew_session(request)).await?;
+        decode(|violations| provider::renewal(response, violations))
+    }
+
+    async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError> {
+        let identity = self.identity().await?;
+        let request = pb::GetSyncBatchParametersRequest { sync_guid: key.sync_guid.to_string(), epoch: key.epoch };
+        let response = unary(self.client.clone().get_sync_batch_parameters(request)).await?;
+        decode(|violations| provider::sync_batch_parameters(response, &identity.schema, violations))
+    }
+
+    async fn get_change_batch(&self, key: SessionKey, request: ChangeBatchRequest) -> Result<ChangeBatch, CallError> {
+        let identity = self.identity().await?;
+        let request = provider::encode_change_batch_request(key, &request).map_err(CallError::Refused)?;
+        let response = unary(self.client.clone().get_change_batch(request)).await?;
+        let (batch, keys) = decode(|violations| {
+            let at = convert::Path::ROOT.field("batch");
+            batch::batch(violations.required(response.batch, at)?, &identity.schema, at, violations)
+        })?;
+        self.keys.set(key.sync_guid, keys);
+        Ok(batch)
+    }
+
+    async fn process_change_batch(
+        &self,
+        key: SessionKey,
+        start: ProcessStart,
+        batch: ChangeBatch,
+        inputs: ProcessInputs,
+    ) -> Result<ProcessOutputs, CallError> {
+        use pb::process_change_batch_request::Frame;
+
+        let identity = self.identity().await?;
+        let (batch, keys) =
+            batch::encode_batch(&batch, None, Some(&identity.replica_id)).map_err(CallError::Refused)?;
+        let start = Frame::Start(provider::encode_process_start(key, start));
+        let head = [start, Frame::Batch(batch)].map(|frame| pb::ProcessChangeBatchRequest { frame: Some(frame) });
+        let (abandoned, abandonment) = oneshot::channel();
+        let requests = Requests { head: Vec::from(head).into_iter(), inputs, abandoned: Some(abandoned) };
+
+        let (outputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
+        let mut client = self.client.clone();
+        let sender = outputs.clone();
+        self.pump(outputs, async move {
+            let decoder = |response, violations: &mut Violations| {
+                provider::process_output(response, &identity.schema, &keys, violations)
+            };
+            let is_last = |output: &ProcessOutput| matches!(output, ProcessOutput::Result(_));
+            tokio::select! {
+                outcome = relay(client.process_change_batch(requests), sender, decoder, is_last) => outcome,
+                Ok(()) = abandonment => {
+                    Err(CallError::ConnectionLost("the call was cut off: its caller dropped the input".to_owned()))
+                }
+            }
+        });
+        Ok(receiver)
+    }
+
+    async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError> {
+        let keys: Arc<ReplicaKeys> = self.keys.get(key.sync_guid);
+        let request = provider::encode_load(key, &load, &keys).map_err(CallError::Refused)?;
+        let (outputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
+        let mut client = self.client.clone();
+        let sender = outputs.clone();
+        self.pump(outputs, async move {
+            let is_last = |part: &DataPart| matches!(part, DataPart::End { .. } | DataPart::Failed(_));
+            relay(client.load_change_data(request), sender, provider::data_part, is_last).await
+        });
+        Ok(receiver)
+    }
+
+    async fn end_session(&self, request: EndSession) -> Result<(), CallError> {
+        self.keys.remove(request.key.sync_guid);
+        unary(self.client.clone().end_session(provider::encode_end_session(request))).await?;
+        Ok(())
+    }
+}

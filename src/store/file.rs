@@ -1,0 +1,312 @@
+//! The files: lock, checks before anything is touched, schema, and what is read at the start.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
+use uuid::Uuid;
+
+use super::writer::{REVISION_BLOCK, write_session};
+use super::{Error, FILE_NAME, LOCK_FILE_NAME, Recovered, RecoveredSession, SessionEvent, SessionRecord};
+use crate::types::{SyncGuid, SyncState};
+
+/// In the header of every file of ours ("SYCL"): says that the database is a store, not just any.
+const APPLICATION_ID: i64 = 0x5359_434C;
+
+/// Statements that lead from each schema to the next; `user_version` counts those that were run.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE meta (
+        key   TEXT PRIMARY KEY,
+        value ANY NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE sessions (
+        sync_guid    TEXT PRIMARY KEY,
+        operation_id TEXT NOT NULL,
+        state        INTEGER NOT NULL, -- SyncState
+        create_time  INTEGER NOT NULL, -- microseconds since 1970
+        revision     INTEGER NOT NULL,
+        record       TEXT NOT NULL     -- SessionRecord as JSON
+    ) STRICT;
+    CREATE INDEX sessions_by_time ON sessions (create_time, sync_guid);
+    CREATE INDEX sessions_by_operation ON sessions (operation_id, create_time, sync_guid);
+    CREATE TABLE events (
+        sync_guid  TEXT NOT NULL,
+        revision   INTEGER NOT NULL,
+        time       TEXT NOT NULL,      -- RFC 3339
+        from_state INTEGER,
+        to_state   INTEGER NOT NULL,
+        cause      TEXT NOT NULL,
+        message    TEXT NOT NULL,
+        PRIMARY KEY (sync_guid, revision)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE operations (
+        operation_id TEXT PRIMARY KEY,
+        state        TEXT NOT NULL,
+        create_time  INTEGER NOT NULL, -- microseconds since 1970
+        record       TEXT NOT NULL     -- OperationRecord as JSON
+    ) STRICT;
+    CREATE TABLE owed_ends (
+        sync_guid TEXT NOT NULL,
+        role      INTEGER NOT NULL,    -- SYNC_PROVIDER_ROLE
+        record    TEXT NOT NULL,       -- OwedEnd as JSON
+        PRIMARY KEY (sync_guid, role)
+    ) STRICT, WITHOUT ROWID;
+"];
+
+/// The schema that this release writes, and the newest one that it reads.
+pub(super) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// How long a statement waits for another program's lock (an operator's shell) before it fails.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The store's file, ours alone and ready to be written.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) path: PathBuf,
+    pub(super) connection: Connection,
+    /// The last revision given.
+    pub(super) revision: u64,
+    /// The highest revision that may be given before more are reserved.
+    pub(super) ceiling: u64,
+    /// Sessions that are not final.
+    pub(super) live: Vec<(SyncGuid, SyncState)>,
+    /// Locked as long as it is open; after the connection, so that it is let go last.
+    _lock: File,
+}
+
+/// Opens or makes the store in `dir`. Everything is checked and, unless a migration is due, read through a read-only
+/// connection before the file is opened for writing.
+pub(super) fn open(dir: &Path) -> Result<(OpenFile, Recovered), Error> {
+    std::fs::create_dir_all(dir).map_err(|error| io_failure(dir, error))?;
+    let lock = lock(&dir.join(LOCK_FILE_NAME))?;
+    let path = dir.join(FILE_NAME);
+    let found = check(&path)?;
+    let contents = if found == SCHEMA_VERSION { Some(read(&open_reader(&path)?, &path)?) } else { None };
+
+    let prepare = || -> rusqlite::Result<Connection> {
+        let mut connection = Connection::open(&path)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.set_prepared_statement_cache_capacity(32);
+        if found < SCHEMA_VERSION {
+            migrate(&mut connection, found)?;
+        }
+        Ok(connection)
+    };
+    let mut connection = prepare().map_err(|error| failure(&path, error))?;
+    let contents = match contents {
+        Some(contents) => contents,
+        None => read(&connection, &path)?,
+    };
+
+    let Contents { mut recovered, reserved } = contents;
+    let (revision, ceiling) =
+        start_revisions(&mut connection, &mut recovered, reserved).map_err(|error| failure(&path, error))?;
+    let live = recovered.sessions.iter().map(|session| (session.record.sync_guid, session.record.state));
+    let live = live.filter(|(_, state)| !state.is_final()).collect();
+    Ok((OpenFile { path, connection, revision, ceiling, live, _lock: lock }, recovered))
+}
+
+/// A second connection that only reads.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, Error> {
+    let open = || -> rusqlite::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        Ok(connection)
+    };
+    open().map_err(|error| failure(path, error))
+}
+
+/// Raises the ceiling of the revisions that may be published.
+pub(super) fn reserve(connection: &Connection, ceiling: u64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'revision_reserved'")?
+        .execute(params![ceiling.cast_signed()])?;
+    Ok(())
+}
+
+/// Names what SQLite says about the file.
+pub(super) fn failure(path: &Path, error: rusqlite::Error) -> Error {
+    let path = path.to_owned();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            Error::Unusable { path, reason: error.to_string() }
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::Locked { path },
+        _ => Error::Sqlite { path, source: Arc::new(error) },
+    }
+}
+
+fn lock(path: &Path) -> Result<File, Error> {
+    let file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .open(path)
+        .map_err(|error| io_failure(path, error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(io_failure(path, error)),
+    }
+}
+
+/// The schema of the file, 0 where there is none yet. Touches nothing.
+fn check(path: &Path) -> Result<i64, Error> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.len() == 0 => return Ok(0),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(io_failure(path, error)),
+    }
+    let connection = open_reader(path)?;
+    let look = || -> rusqlite::Result<(i64, i64, i64)> {
+        Ok((
+            connection.pragma_query_value(None, "application_id", |row| row.get(0))?,
+            connection.pragma_query_value(None, "user_version", |row| row.get(0))?,
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?,
+        ))
+    };
+    match look().map_err(|error| failure(path, error))? {
+        // Made, and stopped before its first transaction.
+        (0, 0, 0) => Ok(0),
+        (APPLICATION_ID, version, _) if version > SCHEMA_VERSION => {
+            Err(Error::Newer { path: path.to_owned(), found: version, known: SCHEMA_VERSION })
+        }
+        (APPLICATION_ID, version, _) if version > 0 => Ok(version),
+        _ => Err(Error::Unusable { path: path.to_owned(), reason: "it is another program's database".to_owned() }),
+    }
+}
+
+fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    for statements in MIGRATIONS.iter().skip(usize::try_from(found).unwrap_or(0)) {
+        transaction.execute_batch(statements)?;
+    }
+    if found == 0 {
+        transaction.execute(
+            "INSERT INTO meta (key, value) VALUES ('epoch', ?1), ('revision_reserved', 0)",
+            params![Uuid::new_v4().to_string()],
+        )?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    transaction.commit()
+}
+
+struct Contents {
+    recovered: Recovered,
+    reserved: u64,
+}
+
+fn read(connection: &Connection, path: &Path) -> Result<Contents, Error> {
+    let read = || -> rusqlite::Result<Contents> {
+        let (epoch, reserved): (String, i64) = connection.query_row(
+            "SELECT (SELECT value FROM meta WHERE key = 'epoch'),
+                    (SELECT value FROM meta WHERE key = 'revision_reserved')",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        let mut sessions = Vec::new();
+        let mut places = HashMap::new();
+        let mut statement = connection.prepare("SELECT record FROM sessions ORDER BY revision")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let record: SessionRecord = from_json(row, 0)?;
+            places.insert(record.sync_guid, sessions.len());
+            sessions.push(RecoveredSession { record: Arc::new(record), events: Vec::new() });
+        }
+        let mut statement = connection.prepare(
+            "SELECT sync_guid, time, from_state, to_state, cause, message, revision
+             FROM events ORDER BY sync_guid, revision",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let event = event(row)?;
+            if let Some(place) = places.get(&event.sync_guid) {
+                sessions[*place].events.push((row.get::<_, i64>(6)?.cast_unsigned(), Arc::new(event)));
+            }
+        }
+        let operations = connection
+            .prepare("SELECT record FROM operations ORDER BY create_time, operation_id")?
+            .query_map([], |row| from_json(row, 0).map(Arc::new))?
+            .collect::<rusqlite::Result<_>>()?;
+        let owed = connection
+            .prepare("SELECT record FROM owed_ends ORDER BY sync_guid, role")?
+            .query_map([], |row| from_json(row, 0))?
+            .collect::<rusqlite::Result<_>>()?;
+        let epoch = Uuid::try_parse(&epoch).map_err(|error| unreadable(0, error))?;
+        Ok(Contents { recovered: Recovered { epoch, sessions, operations, owed }, reserved: reserved.cast_unsigned() })
+    };
+    read().map_err(|error| match error {
+        // The database is whole, and what it holds is not what we write.
+        rusqlite::Error::FromSqlConversionFailure(..)
+        | rusqlite::Error::InvalidColumnType(..)
+        | rusqlite::Error::IntegralValueOutOfRange(..)
+        | rusqlite::Error::QueryReturnedNoRows => Error::Unusable { path: path.to_owned(), reason: error.to_string() },
+        error => failure(path, error),
+    })
+}
+
+/// Starts above all that may have been published, and lifts the sessions that are not final above it: what was last
+/// published of them may be newer than what was stored.
+fn start_revisions(
+    connection: &mut Connection,
+    recovered: &mut Recovered,
+    reserved: u64,
+) -> rusqlite::Result<(u64, u64)> {
+    let mut revision = reserved;
+    let transaction = connection.transaction()?;
+    for session in &mut recovered.sessions {
+        if !session.record.state.is_final() {
+            revision += 1;
+            Arc::make_mut(&mut session.record).revision = revision;
+            write_session(&transaction, &session.record)?;
+        }
+    }
+    let ceiling = revision + REVISION_BLOCK;
+    reserve(&transaction, ceiling)?;
+    transaction.commit()?;
+    recovered.sessions.sort_by_key(|session| session.record.revision);
+    Ok((revision, ceiling))
+}
+
+/// A row of `events`: sync_guid, time, from_state, to_state, cause, message.
+pub(super) fn event(row: &Row<'_>) -> rusqlite::Result<SessionEvent> {
+    let text: String = row.get(0)?;
+    let sync_guid = text.parse().map_err(|error| unreadable(0, error))?;
+    let text: String = row.get(1)?;
+    let time = text.parse().map_err(|error| unreadable(1, error))?;
+    let state = |column, number: i64| {
+        let state = usize::try_from(number).ok().and_then(|index| SyncState::ALL.get(index)).copied();
+        state.ok_or(rusqlite::Error::IntegralValueOutOfRange(column, number))
+    };
+    Ok(SessionEvent {
+        sync_guid,
+        time,
+        from_state: row.get::<_, Option<i64>>(2)?.map(|number| state(2, number)).transpose()?,
+        to_state: state(3, row.get(3)?)?,
+        cause: row.get(4)?,
+        message: row.get(5)?,
+    })
+}
+
+/// A column that holds a record as JSON.
+pub(super) fn from_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    let text = row.get_ref(column)?;
+    let text = text.as_str().map_err(|error| unreadable(column, error))?;
+    serde_json::from_str(text).map_err(|error| unreadable(column, error))
+}
+
+fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
+}
+
+fn io_failure(path: &Path, error: std::io::Error) -> Error {
+    Error::Io { path: path.to_owned(), source: Arc::new(error) }
+}

@@ -1,0 +1,77 @@
+//! The operations in memory, as they were last committed.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::reader::{Page, page_size, parse_place};
+use super::{Error, InitiatedBy, OperationRecord};
+use crate::types::OperationId;
+
+/// Reads operations; cheap to clone, all clones see the same.
+#[derive(Clone, Debug)]
+pub struct Operations(Arc<Mutex<Records>>);
+
+#[derive(Debug, Default)]
+struct Records {
+    by_id: HashMap<OperationId, watch::Sender<Arc<OperationRecord>>>,
+    /// Those that StartOperation made, by creation time in microseconds.
+    by_time: BTreeSet<(i64, OperationId)>,
+}
+
+impl Operations {
+    pub(super) fn new(records: impl IntoIterator<Item = Arc<OperationRecord>>) -> Self {
+        let operations = Self(Arc::default());
+        for record in records {
+            operations.publish(record);
+        }
+        operations
+    }
+
+    pub(super) fn publish(&self, record: Arc<OperationRecord>) {
+        let mut records = self.lock();
+        if record.initiated_by == InitiatedBy::Operation {
+            records.by_time.insert((record.create_time.as_microsecond(), record.operation_id));
+        }
+        match records.by_id.get(&record.operation_id) {
+            Some(sender) => {
+                sender.send_replace(record);
+            }
+            None => {
+                records.by_id.insert(record.operation_id, watch::Sender::new(record));
+            }
+        }
+    }
+
+    /// The operation, also one that SessionService.BeginSession made.
+    pub fn get(&self, operation_id: OperationId) -> Option<Arc<OperationRecord>> {
+        self.lock().by_id.get(&operation_id).map(|sender| Arc::clone(&sender.borrow()))
+    }
+
+    /// The operation now, and whenever it changes. Changes that come faster than they are looked at are conflated.
+    pub fn watch(&self, operation_id: OperationId) -> Option<watch::Receiver<Arc<OperationRecord>>> {
+        self.lock().by_id.get(&operation_id).map(watch::Sender::subscribe)
+    }
+
+    /// A page of the operations that StartOperation made, newest first.
+    pub fn list(&self, asked: usize, page_token: &str) -> Result<Page<Arc<OperationRecord>>, Error> {
+        let end = match page_token {
+            "" => Bound::Unbounded,
+            token => Bound::Excluded(parse_place(token).ok_or_else(|| Error::InvalidPageToken(token.to_owned()))?),
+        };
+        let page_size = page_size(asked);
+        let records = self.lock();
+        let rows = records.by_time.range((Bound::Unbounded, end)).rev().take(page_size + 1);
+        let rows = rows.map(|(time, operation_id)| {
+            let record = Arc::clone(&records.by_id[operation_id].borrow());
+            (format!("{time}.{operation_id}"), record)
+        });
+        Ok(Page::cut(rows.collect(), page_size))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Records> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

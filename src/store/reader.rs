@@ -1,0 +1,123 @@
+//! Pages of what is stored. Every page is one indexed query that begins behind the last row of the page before.
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, params_from_iter};
+
+use super::{MAX_PAGE_SIZE, SessionEvent, SessionRecord, file};
+use crate::types::{OperationId, SyncGuid, SyncState};
+
+/// A page of a list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page<T> {
+    /// The rows.
+    pub items: Vec<T>,
+    /// Asks for the next page; empty when there is none.
+    pub next_page_token: String,
+}
+
+/// Which sessions to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionQuery {
+    /// In one of these states; empty: in any.
+    pub states: Vec<SyncState>,
+    /// Of this operation.
+    pub operation_id: Option<OperationId>,
+}
+
+/// Why a page could not be read.
+#[derive(Debug)]
+pub(super) enum Error {
+    InvalidPageToken(String),
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+impl<T> Page<T> {
+    /// Cuts rows that were asked for one beyond the page.
+    pub(super) fn cut(mut rows: Vec<(String, T)>, page_size: usize) -> Self {
+        let more = rows.len() > page_size;
+        rows.truncate(page_size);
+        let next_page_token = match rows.last() {
+            Some((token, _)) if more => token.clone(),
+            _ => String::new(),
+        };
+        Self { items: rows.into_iter().map(|(_, item)| item).collect(), next_page_token }
+    }
+}
+
+/// The page size that is used for the one asked for.
+pub(super) fn page_size(asked: usize) -> usize {
+    asked.clamp(1, MAX_PAGE_SIZE)
+}
+
+pub(super) fn events(
+    connection: &Connection,
+    sync_guid: SyncGuid,
+    asked: usize,
+    token: &str,
+) -> Result<Page<SessionEvent>, Error> {
+    let page_size = page_size(asked);
+    let after: i64 = match token {
+        "" => 0,
+        token => token.parse().map_err(|_| Error::InvalidPageToken(token.to_owned()))?,
+    };
+    let mut statement = connection.prepare_cached(
+        "SELECT sync_guid, time, from_state, to_state, cause, message, revision
+         FROM events WHERE sync_guid = ?1 AND revision > ?2 ORDER BY revision LIMIT ?3",
+    )?;
+    let rows = statement.query_map((sync_guid.to_string(), after, limit(page_size)), |row| {
+        Ok((row.get::<_, i64>(6)?.to_string(), file::event(row)?))
+    })?;
+    Ok(Page::cut(rows.collect::<rusqlite::Result<_>>()?, page_size))
+}
+
+pub(super) fn sessions(
+    connection: &Connection,
+    query: &SessionQuery,
+    asked: usize,
+    token: &str,
+) -> Result<Page<SessionRecord>, Error> {
+    let page_size = page_size(asked);
+    let mut conditions = Vec::new();
+    let mut values: Vec<Value> = Vec::new();
+    if !token.is_empty() {
+        let (time, sync_guid): (i64, SyncGuid) =
+            parse_place(token).ok_or_else(|| Error::InvalidPageToken(token.to_owned()))?;
+        conditions.push("(create_time, sync_guid) < (?, ?)".to_owned());
+        values.extend([time.into(), sync_guid.to_string().into()]);
+    }
+    if let Some(operation_id) = query.operation_id {
+        conditions.push("operation_id = ?".to_owned());
+        values.push(operation_id.to_string().into());
+    }
+    if !query.states.is_empty() {
+        conditions.push(format!("state IN ({})", vec!["?"; query.states.len()].join(", ")));
+        values.extend(query.states.iter().map(|state| Value::from(*state as i64)));
+    }
+    let condition = if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
+    values.push(limit(page_size).into());
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT create_time, sync_guid, record FROM sessions {condition}
+         ORDER BY create_time DESC, sync_guid DESC LIMIT ?"
+    ))?;
+    let rows = statement.query_map(params_from_iter(values), |row| {
+        let place = format!("{}.{}", row.get::<_, i64>(0)?, row.get::<_, String>(1)?);
+        Ok((place, file::from_json(row, 2)?))
+    })?;
+    Ok(Page::cut(rows.collect::<rusqlite::Result<_>>()?, page_size))
+}
+
+/// A place in a list by time: microseconds and id.
+pub(super) fn parse_place<T: std::str::FromStr>(token: &str) -> Option<(i64, T)> {
+    let (time, id) = token.split_once('.')?;
+    Some((time.parse().ok()?, id.parse().ok()?))
+}
+
+fn limit(page_size: usize) -> i64 {
+    i64::try_from(page_size).unwrap_or(i64::MAX - 1) + 1
+}

@@ -1,0 +1,163 @@
+//! One session in the hub: its newest record, and enough of its past to tell what a watcher at any place knows of it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::filter::{Identity, Matcher};
+use super::frame::{Change, Entry, RemovedReason};
+use super::info::View;
+use crate::store::{SessionEvent, SessionRecord};
+use crate::types::SyncState;
+
+/// Transitions kept with a session. Of older ones only the revision is known, and they are counted as left out.
+const TRANSITIONS_KEPT: usize = 32;
+
+/// Revisions kept of transitions that were left out, to count them exactly for those who saw the older ones.
+const LEFT_OUT_KEPT: usize = 256;
+
+/// A session.
+///
+/// Its *places* are revisions at which a watcher that comes by must look at it: that of its last change, that of every kept
+/// transition, and that of the newest one left out. With its last change alone, a transition would vanish from a watcher
+/// that passes its revision while a frame is full and the session has moved on meanwhile.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) record: Arc<SessionRecord>,
+    identity: Identity,
+    /// Revision of the last change; of the forgetting when it is forgotten.
+    last: u64,
+    transitions: VecDeque<(u64, Arc<SessionEvent>)>,
+    left_out: VecDeque<u64>,
+    /// Left out before those of `left_out`.
+    left_out_earlier: u32,
+    forgotten: bool,
+}
+
+/// What was known of a session's state at a revision.
+enum Past {
+    NotCreated,
+    In(SyncState),
+    Unknown,
+}
+
+impl Session {
+    pub(super) fn new(record: Arc<SessionRecord>) -> Self {
+        let identity = Identity::of(&record);
+        let last = record.revision;
+        Self {
+            record,
+            identity,
+            last,
+            transitions: VecDeque::new(),
+            left_out: VecDeque::new(),
+            left_out_earlier: 0,
+            forgotten: false,
+        }
+    }
+
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.forgotten
+    }
+
+    /// The newer record of the session.
+    pub(super) fn update(&mut self, record: Arc<SessionRecord>) {
+        let known = |record: &SessionRecord| {
+            let ends = [&record.source, &record.destination];
+            ends.map(|member| (member.endpoint.clone(), member.replica_id.clone()))
+        };
+        if known(&record) != known(&self.record) {
+            self.identity = Identity::of(&record);
+        }
+        self.last = record.revision;
+        self.record = record;
+    }
+
+    pub(super) fn add_transition(&mut self, revision: u64, event: Arc<SessionEvent>) {
+        if self.transitions.len() == TRANSITIONS_KEPT
+            && let Some((revision, _)) = self.transitions.pop_front()
+        {
+            if self.left_out.len() == LEFT_OUT_KEPT {
+                self.left_out.pop_front();
+                self.left_out_earlier = self.left_out_earlier.saturating_add(1);
+            }
+            self.left_out.push_back(revision);
+        }
+        self.transitions.push_back((revision, event));
+    }
+
+    pub(super) fn forget(&mut self, revision: u64) {
+        self.forgotten = true;
+        self.last = revision;
+    }
+
+    /// All its places, in order, perhaps one of them twice.
+    pub(super) fn places(&self) -> impl Iterator<Item = u64> {
+        let transitions = self.transitions.iter().map(|(revision, _)| *revision);
+        self.left_out.back().copied().into_iter().chain(transitions).chain([self.last])
+    }
+
+    /// The viewpoint from which it is wanted now.
+    pub(super) fn view(&self, matcher: &Matcher) -> Option<View> {
+        if self.forgotten { None } else { matcher.view(&self.record, &self.identity, self.record.state) }
+    }
+
+    /// The viewpoint from which a watcher at `place` holds it, or may hold it where that is not known any more.
+    pub(super) fn view_at(&self, matcher: &Matcher, place: u64) -> Option<View> {
+        match self.past(place) {
+            Past::NotCreated => None,
+            Past::In(state) => matcher.view(&self.record, &self.identity, state),
+            Past::Unknown => matcher.view_in_any_state(&self.record, &self.identity),
+        }
+    }
+
+    /// True when the session has not changed since `place`.
+    pub(super) fn is_older_than(&self, place: u64) -> bool {
+        self.last <= place
+    }
+
+    /// What a watcher at `from` is sent when it goes on to `to`.
+    ///
+    /// The newest record is sent even if it is newer than `to`, but only to those who hold the session at `to`: what a
+    /// watcher holds at a place depends on nothing but the place, so that a later frame (or the same watcher, come back with
+    /// a token) can tell. It may be told of a removal twice; it never keeps what does not fit.
+    pub(super) fn entry(&self, matcher: &Matcher, from: u64, to: u64) -> Option<Entry> {
+        let held = self.view_at(matcher, from);
+        let wanted = self.view(matcher);
+        let change = match wanted {
+            Some(view) if self.is_older_than(to) || self.view_at(matcher, to).is_some() => {
+                Change::SyncInfo { record: Arc::clone(&self.record), view }
+            }
+            _ => Change::Removed {
+                sync_guid: self.record.sync_guid,
+                view: held?,
+                reason: if self.forgotten { RemovedReason::Forgotten } else { RemovedReason::LeftFilter },
+            },
+        };
+        let new = |revision: u64| from < revision && revision <= to;
+        let transitions = self.transitions.iter().filter(|(revision, _)| new(*revision));
+        let transitions = transitions.map(|(_, event)| Arc::clone(event)).collect();
+        let left_out = self.left_out.iter().filter(|revision| new(**revision)).count();
+        let earlier = match self.left_out.front() {
+            Some(oldest) if from < *oldest => self.left_out_earlier,
+            _ => 0,
+        };
+        let transitions_left_out = u32::try_from(left_out).unwrap_or(u32::MAX).saturating_add(earlier);
+        Some(Entry { change, transitions, transitions_left_out })
+    }
+
+    fn past(&self, place: u64) -> Past {
+        if place == 0 {
+            return Past::NotCreated;
+        }
+        if let Some((_, event)) = self.transitions.iter().rev().find(|(revision, _)| *revision <= place) {
+            return Past::In(event.to_state);
+        }
+        if self.left_out.back().is_some_and(|newest| place < *newest) {
+            return Past::Unknown;
+        }
+        match self.transitions.front() {
+            None => Past::In(self.record.state),
+            Some((_, event)) => event.from_state.map_or(Past::NotCreated, Past::In),
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Which sessions a reader wants, and from whose viewpoint (SyncInfoFilter in `contract.md`).
+
+use std::collections::{BTreeSet, HashSet};
+
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::info::{View, connection_guid, endpoint_guid};
+use crate::store::{Member, SessionRecord};
+use crate::types::{Endpoint, OperationId, SyncGuid, SyncState};
+
+/// Which sync infos are wanted: all fields must fit, and any value of a field. An empty field fits everything.
+///
+/// `members` and the like take a GUID (either case, braces allowed) or a name. A member is also found by its endpoint's text
+/// and by the GUID that it had before its replica was known: a session that fits once does not cease to fit because more of
+/// it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Replication groups.
+    pub replication_groups: Vec<String>,
+    /// Connections; outside a replication group they have a GUID only.
+    pub connections: Vec<String>,
+    /// The members from whose viewpoint the session is looked at.
+    pub members: Vec<String>,
+    /// Their partners.
+    pub partners: Vec<String>,
+    /// Operations.
+    pub operation_ids: Vec<OperationId>,
+    /// Sessions.
+    pub sync_guids: Vec<SyncGuid>,
+    /// States.
+    pub states: Vec<SyncState>,
+    /// Only this viewpoint. Unset: each session once, from its destination, or from the viewpoint that fits `members`.
+    pub inbound: Option<bool>,
+}
+
+/// A filter made ready to be applied often.
+#[derive(Clone, Debug)]
+pub(super) struct Matcher {
+    groups: Names,
+    connections: Names,
+    members: Names,
+    partners: Names,
+    operation_ids: HashSet<OperationId>,
+    sync_guids: HashSet<SyncGuid>,
+    states: Vec<SyncState>,
+    inbound: Option<bool>,
+    fingerprint: Uuid,
+}
+
+/// GUIDs of a session's ends, made once per session: hashing them for every watcher would cost more than the rest.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// By endpoint, and by replica once it is known.
+    source: Vec<Uuid>,
+    destination: Vec<Uuid>,
+    connections: Vec<Uuid>,
+}
+
+impl Identity {
+    pub(super) fn of(record: &SessionRecord) -> Self {
+        let guids = |member: &Member| {
+            let replica = member.replica_id.as_ref().map(|id| id.guid());
+            Vec::from_iter([endpoint_guid(&member.endpoint)].into_iter().chain(replica))
+        };
+        let (source, destination) = (guids(&record.source), guids(&record.destination));
+        let pairs = source.iter().flat_map(|source| destination.iter().map(|destination| (*source, *destination)));
+        let connections = pairs.map(|(source, destination)| connection_guid(source, destination)).collect();
+        Self { source, destination, connections }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Names {
+    names: BTreeSet<String>,
+    guids: BTreeSet<Uuid>,
+}
+
+impl Names {
+    fn new(texts: &[String]) -> Self {
+        let mut names = Self::default();
+        for text in texts {
+            match Uuid::try_parse(text) {
+                Ok(guid) => names.guids.insert(guid),
+                Err(_) => names.names.insert(text.clone()),
+            };
+        }
+        names
+    }
+
+    fn any(&self) -> bool {
+        self.names.is_empty() && self.guids.is_empty()
+    }
+
+    fn fit(&self, names: &[&str], guids: &[Uuid]) -> bool {
+        self.any()
+            || guids.iter().any(|guid| self.guids.contains(guid))
+            || names.iter().any(|name| self.names.contains(*name))
+    }
+}
+
+impl Matcher {
+    pub(super) fn new(filter: &Filter) -> Self {
+        let mut states = filter.states.clone();
+        states.sort();
+        states.dedup();
+        let mut matcher = Self {
+            groups: Names::new(&filter.replication_groups),
+            connections: Names::new(&filter.connections),
+            members: Names::new(&filter.members),
+            partners: Names::new(&filter.partners),
+            operation_ids: filter.operation_ids.iter().copied().collect(),
+            sync_guids: filter.sync_guids.iter().copied().collect(),
+            states,
+            inbound: filter.inbound,
+            fingerprint: Uuid::nil(),
+        };
+        matcher.fingerprint = matcher.digest();
+        matcher
+    }
+
+    /// Equal for filters that let the same through, however they were written; part of every token.
+    pub(super) fn fingerprint(&self) -> Uuid {
+        self.fingerprint
+    }
+
+    /// The viewpoint from which the session is wanted, were it in that state.
+    pub(super) fn view(&self, record: &SessionRecord, identity: &Identity, state: SyncState) -> Option<View> {
+        if self.states.is_empty() || self.states.contains(&state) {
+            self.view_in_any_state(record, identity)
+        } else {
+            None
+        }
+    }
+
+    /// The viewpoint from which the session is wanted, were it in a state that is.
+    pub(super) fn view_in_any_state(&self, record: &SessionRecord, identity: &Identity) -> Option<View> {
+        let wanted = (self.sync_guids.is_empty() || self.sync_guids.contains(&record.sync_guid))
+            && (self.operation_ids.is_empty() || self.operation_ids.contains(&record.operation_id))
+            && self.groups.fit(&[""], &[Uuid::nil()])
+            && self.connections.fit(&[], &identity.connections);
+        if !wanted {
+            return None;
+        }
+        let fits = |view: &View| {
+            let source = (&record.source, &identity.source);
+            let destination = (&record.destination, &identity.destination);
+            let (member, partner) = match view {
+                View::Inbound => (destination, source),
+                View::Outbound => (source, destination),
+            };
+            fits_end(&self.members, member) && fits_end(&self.partners, partner)
+        };
+        let views: &[View] = match self.inbound {
+            Some(true) => &[View::Inbound],
+            Some(false) => &[View::Outbound],
+            None if self.members.any() => &[View::Inbound],
+            None => &[View::Inbound, View::Outbound],
+        };
+        views.iter().copied().find(fits)
+    }
+
+    fn digest(&self) -> Uuid {
+        let mut hash = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        for names in [&self.groups, &self.connections, &self.members, &self.partners] {
+            part(&(names.guids.len() as u64).to_le_bytes());
+            names.guids.iter().for_each(|guid| part(guid.as_bytes()));
+            part(&(names.names.len() as u64).to_le_bytes());
+            names.names.iter().for_each(|name| part(name.as_bytes()));
+        }
+        let operations = BTreeSet::from_iter(self.operation_ids.iter().map(|id| id.0));
+        let sessions = BTreeSet::from_iter(self.sync_guids.iter().map(|id| id.0));
+        for ids in [operations, sessions] {
+            part(&(ids.len() as u64).to_le_bytes());
+            ids.iter().for_each(|id| part(id.as_bytes()));
+        }
+        part(&self.states.iter().map(|state| *state as u8).collect::<Vec<_>>());
+        part(&[match self.inbound {
+            None => 0,
+            Some(false) => 1,
+            Some(true) => 2,
+        }]);
+        let mut fingerprint = [0; 16];
+        fingerprint.copy_from_slice(&hash.finalize()[..16]);
+        Uuid::from_bytes(fingerprint)
+    }
+}
+
+fn fits_end(names: &Names, (member, guids): (&Member, &Vec<Uuid>)) -> bool {
+    let (Endpoint::Address(endpoint) | Endpoint::MemberName(endpoint)) = &member.endpoint;
+    names.fit(&[&member.name, endpoint], guids)
+}

@@ -1,0 +1,304 @@
+//! The read model: every session's newest record, in the order of changes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::cursor::Cursor;
+use super::entry::Session;
+use super::filter::{Filter, Matcher};
+use super::frame::Frame;
+use super::info::View;
+use super::token::Token;
+use crate::store::{MAX_PAGE_SIZE, Published, RecoveredSession, SessionRecord};
+use crate::types::SyncGuid;
+
+/// Sessions in one frame.
+pub(super) const FRAME_ENTRIES: usize = 256;
+
+/// Places or sessions that are looked at under one lock; a reader that wants more takes the lock again.
+const LOOKED_AT: usize = 1024;
+
+/// Frames kept for sharing until the next change. One more is made for its watcher alone.
+const SHARED_FRAMES: usize = 256;
+
+/// How long it is known that a session was forgotten.
+const FORGOTTEN_RETENTION: Duration = Duration::from_hours(24);
+
+/// Forgotten sessions that are known at most; with one more, the oldest is no longer, and tokens from before it are too old.
+const FORGOTTEN_KEPT: usize = 20_000;
+
+/// Why sync infos could not be listed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A page token that was not given for this filter by this history.
+    #[error("the page token {0:?} was not given out for this filter: start from the first page")]
+    InvalidPageToken(String),
+}
+
+/// A page of sync infos, newest session first.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    /// Records, and the viewpoints from which they are wanted.
+    pub infos: Vec<(Arc<SessionRecord>, View)>,
+    /// Asks for the next page; empty when there is none.
+    pub next_page_token: String,
+    /// A watch from here gets all that changed since the first page was made.
+    pub resume_token: String,
+}
+
+/// Holds the newest state of all sessions. Fed by the store's writer; read by anyone.
+#[derive(Debug)]
+pub struct Hub {
+    epoch: Uuid,
+    state: Mutex<State>,
+    latest: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    sessions: HashMap<SyncGuid, Session>,
+    /// The places of all sessions.
+    order: BTreeMap<u64, SyncGuid>,
+    /// By creation time in microseconds, forgotten ones left out.
+    by_time: BTreeSet<(i64, SyncGuid)>,
+    forgotten: VecDeque<(Instant, u64, SyncGuid)>,
+    /// Of the last change.
+    revision: u64,
+    /// Below it, what was removed is no longer known.
+    floor: u64,
+    /// By fingerprint and place; all of them go up to `revision`, or are full.
+    frames: HashMap<(Uuid, u64), Arc<Frame>>,
+}
+
+impl Hub {
+    /// A hub that holds what the store recovered.
+    pub fn new(epoch: Uuid, sessions: impl IntoIterator<Item = RecoveredSession>) -> Self {
+        let mut state = State::default();
+        for RecoveredSession { record, events } in sessions {
+            let mut session = Session::new(Arc::clone(&record));
+            for (revision, event) in events {
+                session.add_transition(revision, event);
+            }
+            state.order.extend(session.places().map(|place| (place, record.sync_guid)));
+            state.by_time.insert((record.create_time.as_microsecond(), record.sync_guid));
+            state.revision = state.revision.max(record.revision);
+            state.sessions.insert(record.sync_guid, session);
+        }
+        let latest = watch::Sender::new(state.revision);
+        Self { epoch, state: Mutex::new(state), latest }
+    }
+
+    /// Makes changes visible, in the order in which the store published them.
+    pub fn publish(&self, changes: Vec<Published>) {
+        let mut state = self.lock();
+        for change in changes {
+            state.publish(change);
+        }
+        state.expire(Instant::now());
+        let revision = state.revision;
+        drop(state);
+        self.latest.send_replace(revision);
+    }
+
+    /// Forgets a session: `revision` is that of the forgetting, given by the store. Those who hold the session, or come back
+    /// within 24 hours, are told.
+    pub fn forget(&self, sync_guid: SyncGuid, revision: u64) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        state.forget(sync_guid, revision, now);
+        state.expire(now);
+        let revision = state.revision;
+        drop(state);
+        self.latest.send_replace(revision);
+    }
+
+    /// The session's newest record.
+    pub fn get(&self, sync_guid: SyncGuid) -> Option<Arc<SessionRecord>> {
+        let state = self.lock();
+        let session = state.sessions.get(&sync_guid).filter(|session| !session.is_forgotten())?;
+        Some(Arc::clone(&session.record))
+    }
+
+    /// A page of what matches. Sessions that came to match after the first page are not on the later ones; a watch from
+    /// `resume_token` brings them.
+    pub fn list(&self, filter: &Filter, page_size: usize, page_token: &str) -> Result<Listing, Error> {
+        let matcher = Matcher::new(filter);
+        let page_size = page_size.clamp(1, MAX_PAGE_SIZE);
+        let (token, mut end) = match page_token {
+            "" => (self.token(&matcher, self.lock().revision), Bound::Unbounded),
+            text => {
+                let place = self.parse_page_token(text, &matcher);
+                let (token, last) = place.ok_or_else(|| Error::InvalidPageToken(text.to_owned()))?;
+                (token, Bound::Excluded(last))
+            }
+        };
+        let mut infos = Vec::new();
+        loop {
+            let state = self.lock();
+            let mut looked_at = 0;
+            for place @ (_, sync_guid) in state.by_time.range((Bound::Unbounded, end)).rev().take(LOOKED_AT) {
+                looked_at += 1;
+                let session = &state.sessions[sync_guid];
+                // Shown only to those who hold it at the token's place, too, so that a watch from there takes it away again.
+                if let Some(view) = session.view(&matcher)
+                    && (session.is_older_than(token.revision) || session.view_at(&matcher, token.revision).is_some())
+                {
+                    if infos.len() == page_size {
+                        let Bound::Excluded((time, sync_guid)) = end else {
+                            unreachable!("a full page has a last row")
+                        };
+                        let next_page_token = format!("{token}.{time}.{sync_guid}");
+                        return Ok(Listing { infos, next_page_token, resume_token: token.to_string() });
+                    }
+                    infos.push((Arc::clone(&session.record), view));
+                }
+                end = Bound::Excluded(*place);
+            }
+            if looked_at < LOOKED_AT {
+                return Ok(Listing { infos, next_page_token: String::new(), resume_token: token.to_string() });
+            }
+        }
+    }
+
+    /// Watches what matches: from `resume_token` on, or from the beginning when it is empty or cannot be used. A heartbeat
+    /// is sent when there was nothing else for `heartbeat`.
+    pub fn watch(self: &Arc<Self>, filter: &Filter, resume_token: &str, heartbeat: Duration) -> Cursor {
+        Cursor::new(Arc::clone(self), Matcher::new(filter), resume_token, heartbeat)
+    }
+
+    pub(super) fn token(&self, matcher: &Matcher, revision: u64) -> Token {
+        Token { epoch: self.epoch, filter: matcher.fingerprint(), revision }
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.latest.subscribe()
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn parse_page_token(&self, text: &str, matcher: &Matcher) -> Option<(Token, (i64, SyncGuid))> {
+        let (token, place) = text.split_once('.')?;
+        let token = Token::parse(token)?;
+        let (time, sync_guid) = place.split_once('.')?;
+        let place = (time.parse().ok()?, sync_guid.parse().ok()?);
+        (token == self.token(matcher, token.revision)).then_some((token, place))
+    }
+}
+
+impl State {
+    /// Of the last change.
+    pub(super) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// False when a watcher at `place` cannot be told all that was removed since.
+    pub(super) fn reaches_back_to(&self, place: u64) -> bool {
+        place == 0 || place >= self.floor
+    }
+
+    /// Places of all sessions: no more entries than these lead through an unchanging hub.
+    pub(super) fn places(&self) -> usize {
+        self.order.len()
+    }
+
+    /// What a watcher at `from` is sent next. It has no entries when nothing that it wants has changed up to `to`.
+    pub(super) fn frame(&mut self, matcher: &Matcher, from: u64) -> Arc<Frame> {
+        let key = (matcher.fingerprint(), from);
+        if let Some(frame) = self.frames.get(&key) {
+            return Arc::clone(frame);
+        }
+        let mut to = from;
+        let mut sessions = Vec::new();
+        let mut places = self.order.range((Bound::Excluded(from), Bound::Unbounded)).take(LOOKED_AT);
+        let full = loop {
+            let Some((place, sync_guid)) = places.next() else { break sessions.len() >= FRAME_ENTRIES };
+            let session = &self.sessions[sync_guid];
+            // Its later places in this frame add nothing.
+            if session.places().find(|place| *place > from) == Some(*place) {
+                sessions.push(session);
+            }
+            to = *place;
+            if sessions.len() == FRAME_ENTRIES {
+                break true;
+            }
+        };
+        let more = full || self.order.range((Bound::Excluded(to), Bound::Unbounded)).next().is_some();
+        if !more {
+            to = self.revision;
+        }
+        let entries = sessions.into_iter().filter_map(|session| session.entry(matcher, from, to)).collect();
+        let frame = Arc::new(Frame { from, to, entries, encoded: OnceLock::new() });
+        if self.frames.len() < SHARED_FRAMES {
+            self.frames.insert(key, Arc::clone(&frame));
+        }
+        frame
+    }
+
+    fn publish(&mut self, change: Published) {
+        let Published { revision, record, event } = change;
+        let sync_guid = record.sync_guid;
+        match self.sessions.get_mut(&sync_guid) {
+            Some(session) if session.is_forgotten() => return,
+            Some(session) => {
+                for place in session.places() {
+                    self.order.remove(&place);
+                }
+                session.update(record);
+                if let Some(event) = event {
+                    session.add_transition(revision, event);
+                }
+                self.order.extend(session.places().map(|place| (place, sync_guid)));
+            }
+            None => {
+                self.by_time.insert((record.create_time.as_microsecond(), sync_guid));
+                let mut session = Session::new(record);
+                if let Some(event) = event {
+                    session.add_transition(revision, event);
+                }
+                self.order.extend(session.places().map(|place| (place, sync_guid)));
+                self.sessions.insert(sync_guid, session);
+            }
+        }
+        self.revision = revision;
+        self.frames.clear();
+    }
+
+    fn forget(&mut self, sync_guid: SyncGuid, revision: u64, now: Instant) {
+        let Some(session) = self.sessions.get_mut(&sync_guid).filter(|session| !session.is_forgotten()) else {
+            return;
+        };
+        self.by_time.remove(&(session.record.create_time.as_microsecond(), sync_guid));
+        for place in session.places() {
+            self.order.remove(&place);
+        }
+        session.forget(revision);
+        self.order.extend(session.places().map(|place| (place, sync_guid)));
+        self.forgotten.push_back((now, revision, sync_guid));
+        self.revision = revision;
+        self.frames.clear();
+    }
+
+    fn expire(&mut self, now: Instant) {
+        while let Some((since, revision, sync_guid)) = self.forgotten.front().copied() {
+            if self.forgotten.len() <= FORGOTTEN_KEPT && now.duration_since(since) < FORGOTTEN_RETENTION {
+                break;
+            }
+            self.forgotten.pop_front();
+            self.floor = revision;
+            self.frames.clear();
+            if let Some(session) = self.sessions.remove(&sync_guid) {
+                for place in session.places() {
+                    self.order.remove(&place);
+                }
+            }
+        }
+    }
+}

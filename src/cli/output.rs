@@ -3,9 +3,8 @@
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
-
 use super::exit::Failure;
+use crate::grpc::json;
 
 /// How answers look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -38,16 +37,10 @@ impl Output {
         M: prost::Message + prost::Name,
     {
         match self.format {
-            OutputFormat::Json => line(&json_value(message)?.to_string()),
+            OutputFormat::Json => line(&json::to_json(message)),
             OutputFormat::Table => text(&table(message)),
         }
     }
-}
-
-/// A message as proto3 JSON.
-pub(super) fn json_value<M: prost::Message + prost::Name>(message: &M) -> Result<serde_json::Value, Failure> {
-    to_json(message)
-        .map_err(|error| Failure::failed(format!("the answer cannot be shown as JSON: {error}; try --output table")))
 }
 
 /// Writes one line and hands it on at once: a reader may act on it.
@@ -67,12 +60,4 @@ pub(super) fn text(text: &str) -> Result<(), Failure> {
 /// The first line of a process that listens: exactly its address, for whoever started it.
 pub(super) fn announce(address: SocketAddr) -> Result<(), Failure> {
     line(&format!("http://{address}"))
-}
-
-fn to_json<M: prost::Message + prost::Name>(message: &M) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
-    let pool = DescriptorPool::decode(crate::pb::FILE_DESCRIPTOR_SET)?;
-    let descriptor = pool.get_message_by_name(&M::full_name()).ok_or("its type is not in the descriptor set")?;
-    let message = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())?;
-    let options = SerializeOptions::new().skip_default_fields(false).stringify_64_bit_integers(true);
-    Ok(message.serialize_with_options(serde_json::value::Serializer, &options)?)
 }

@@ -15,6 +15,7 @@ use super::output::{self, Output};
 use super::roots::{self, Root};
 use super::summary::{Findings, Summary};
 use super::wait::{self, EndedOperation, OnStop};
+use crate::grpc::json::to_value;
 use crate::pb;
 use crate::types::Endpoint;
 
@@ -145,7 +146,7 @@ pub(super) async fn run(args: SyncArgs, output: Output, stop: CancellationToken)
     let ends = [&args.a, &args.b].map(|end| end.to_string_lossy().into_owned());
     let summary = Summary::new(&ended.operation, &ended.sync_infos, ends, findings);
     if output.is_json() {
-        output::line(&json(&ended)?.to_string())?;
+        output::line(&json(&ended).to_string())?;
     } else {
         output::text(&summary.words())?;
     }
@@ -163,9 +164,9 @@ async fn operate(
 }
 
 /// `{"operation":…,"syncInfos":[…]}`.
-fn json(ended: &EndedOperation) -> Result<serde_json::Value, Failure> {
-    let sync_infos = ended.sync_infos.iter().map(output::json_value).collect::<Result<Vec<_>, _>>()?;
-    Ok(serde_json::json!({ "operation": output::json_value(&ended.operation)?, "syncInfos": sync_infos }))
+fn json(ended: &EndedOperation) -> serde_json::Value {
+    let sync_infos: Vec<_> = ended.sync_infos.iter().map(to_value).collect();
+    serde_json::json!({ "operation": to_value(&ended.operation), "syncInfos": sync_infos })
 }
 
 #[cfg(test)]
@@ -178,7 +179,7 @@ mod tests {
             operation: pb::Operation { operation_id: "o".into(), ..Default::default() },
             sync_infos: vec![pb::SyncInfo { revision: 9, ..Default::default() }],
         };
-        let json = json(&ended).unwrap();
+        let json = json(&ended);
         assert_eq!(json["operation"]["operationId"], "o");
         assert_eq!(json["operation"]["state"], "OPERATION_STATE_UNSPECIFIED");
         assert_eq!(json["syncInfos"][0]["revision"], "9");

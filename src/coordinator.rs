@@ -3,7 +3,7 @@
 //! `serve` puts the gRPC edge in front of it; `sync` drives it in its own process. Neither has a loop of its own.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -14,15 +14,13 @@ use crate::grpc::provider::{DialOptions, DialOut};
 use crate::operation::Operations;
 use crate::provider::{CallError, Provider, Refusal, RefusalCode};
 use crate::session::{Dial, Sessions, Timing};
-use crate::store::Store;
+use crate::store::{Opened, Recovered, Store};
 use crate::sync_info::Hub;
 use crate::types::{Endpoint, Hresult};
 
 /// What a coordinator needs to know.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where its state is kept; made if its parent exists.
-    pub data_dir: PathBuf,
     /// Spans.
     pub timing: Timing,
     /// Where providers find SessionStateService; `None` when it is not told to them.
@@ -43,6 +41,13 @@ pub enum Error {
     Operations(#[from] crate::operation::Error),
 }
 
+/// A store that is locked and read, before anything runs on it.
+#[derive(Debug)]
+pub struct OpenedStore {
+    opened: Opened,
+    recovered: Recovered,
+}
+
 /// A coordinator that runs. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Coordinator {
@@ -57,12 +62,22 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Opens the store, ends what a former run left behind, and goes on with its operations.
+    /// Opens and locks the store. Nothing runs yet.
     ///
     /// # Errors
-    /// When the store is in use, broken, newer, or cannot be written: nothing was changed then.
-    pub async fn start(options: Options, dial: Dial) -> Result<Self, Error> {
-        let (opened, recovered) = Store::open(&options.data_dir)?;
+    /// When the store is in use, broken or newer: nothing was changed then.
+    pub fn open(data_dir: &Path) -> Result<OpenedStore, Error> {
+        let (opened, recovered) = Store::open(data_dir)?;
+        info!(data_dir = %data_dir.display(), sessions = recovered.sessions.len(), "store opened");
+        Ok(OpenedStore { opened, recovered })
+    }
+
+    /// Ends what a former run left behind, and goes on with its operations.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn start(store: OpenedStore, options: Options, dial: Dial) -> Result<Self, Error> {
+        let OpenedStore { opened, recovered } = store;
         let hub = Arc::new(Hub::new(recovered.epoch, recovered.sessions.iter().cloned()));
         let publish = hub.clone();
         let store = Arc::new(opened.start(move |published| publish.publish(published))?);
@@ -70,7 +85,6 @@ impl Coordinator {
         sessions.recover(&recovered).await?;
         let operations = Operations::new(store.clone(), sessions.clone());
         operations.recover(&recovered).await?;
-        info!(data_dir = %options.data_dir.display(), "coordinator started");
         Ok(Self { store, hub, sessions, operations })
     }
 

@@ -53,6 +53,7 @@ pub mod knowledge;
 pub mod operation;
 pub mod pb;
 pub mod provider;
+pub mod providers;
 pub mod referee;
 pub mod server;
 pub mod session;

@@ -39,6 +39,8 @@ pub struct Referee {
     skipped: Knowledge,
     /// The highest tick of the destination that the source showed to know.
     destination_tick_seen: u64,
+    /// The source's own tick in its newest made-with knowledge.
+    source_tick: u64,
     empty_batches: u32,
     open: Option<OpenBatch>,
 }
@@ -155,6 +157,7 @@ impl Referee {
             known: Knowledge::new(schema.item_id),
             skipped: Knowledge::new(schema.item_id),
             destination_tick_seen: 0,
+            source_tick: 0,
             empty_batches: 0,
             open: None,
         }
@@ -169,6 +172,16 @@ impl Referee {
         self.check_told(knowledge)?;
         self.known = knowledge.clone();
         Ok(())
+    }
+
+    /// The source's own tick, as its batches last showed it.
+    pub fn source_tick(&self) -> u64 {
+        self.source_tick
+    }
+
+    /// The destination's own tick, as its knowledge last showed it.
+    pub fn destination_tick(&self) -> u64 {
+        self.known.max_tick(&self.destination)
     }
 
     /// What GetChangeBatch is to be asked with: what the destination has, and what was skipped in this session.
@@ -197,6 +210,8 @@ impl Referee {
             ask_destination_again: self.known.max_tick(&self.destination) < self.destination_tick_seen,
             ..BatchVerdict::default()
         };
+        let source_ticks = batch.groups.iter().map(|group| group.made_with_knowledge.max_tick(&self.source));
+        self.source_tick = source_ticks.fold(self.source_tick, u64::max);
         let mut changes = HashMap::new();
         let mut inline_bytes = 0;
         for (index, group) in batch.groups.iter().enumerate() {

@@ -1,14 +1,16 @@
 //! Serving: a listener, the services behind it, health and reflection, and an end that does not wait for ever.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tonic::transport::server::Connected;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
@@ -38,12 +40,20 @@ const MAX_STREAMS: u32 = 16 * 1024;
 /// A ping goes out on a silent connection this often; one that does not answer is dead.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
+/// A connection that HTTP/2 can be spoken on: TCP, or a pipe within this process.
+pub trait Connection: AsyncRead + AsyncWrite + Connected<ConnectInfo: Clone + Send + Sync> + Unpin + Send + 'static {}
+
+impl<IO> Connection for IO where
+    IO: AsyncRead + AsyncWrite + Connected<ConnectInfo: Clone + Send + Sync> + Unpin + Send + 'static
+{
+}
+
 /// Serves a coordinator until `stop`, then says NOT_SERVING, ends the sessions within `grace`, and closes.
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve_coordinator(
-    listener: TcpListener,
+pub async fn serve_coordinator<IO: Connection>(
+    incoming: impl Stream<Item = io::Result<IO>>,
     coordinator: &Coordinator,
     grace: Duration,
     stop: CancellationToken,
@@ -60,7 +70,7 @@ pub async fn serve_coordinator(
         .add_service(GatewayServer);
     set_serving(&health, true, &COORDINATOR_SERVICES).await;
     let closing = CancellationToken::new();
-    let serving = run(listener, with_reflection(routes), closing.clone());
+    let serving = run(incoming, with_reflection(routes), closing.clone());
     let stopping = async {
         stop.cancelled().await;
         info!("stopping: sessions end, then connections close");
@@ -87,15 +97,15 @@ const PROVIDER_SERVICES: [&str; 2] = ["", "synclave.v1.KnowledgeSyncProviderServ
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve_provider(
-    listener: TcpListener,
+pub async fn serve_provider<IO: Connection>(
+    incoming: impl Stream<Item = io::Result<IO>>,
     provider: Arc<dyn Provider>,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let routes = Routes::new(health_service).add_service(ProviderServer::new(provider, stop.clone()).into_service());
     set_serving(&health, true, &PROVIDER_SERVICES).await;
-    run(listener, with_reflection(routes), stop).await
+    run(incoming, with_reflection(routes), stop).await
 }
 
 async fn set_serving(health: &HealthReporter, serving: bool, services: &[&str]) {
@@ -120,7 +130,11 @@ fn with_reflection(routes: Routes) -> Routes {
     }
 }
 
-async fn run(listener: TcpListener, routes: Routes, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
+async fn run<IO: Connection>(
+    incoming: impl Stream<Item = io::Result<IO>>,
+    routes: Routes,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
     let stopped = stop.clone();
     let serving = Server::builder()
         .tcp_nodelay(true)
@@ -130,7 +144,7 @@ async fn run(listener: TcpListener, routes: Routes, stop: CancellationToken) -> 
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move { stopped.cancelled().await });
+        .serve_with_incoming_shutdown(incoming, async move { stopped.cancelled().await });
     tokio::pin!(serving);
     tokio::select! {
         served = &mut serving => return served,

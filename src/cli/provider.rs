@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
-use super::output;
+use super::{output, replica};
 use super::roots::Root;
 use super::serve::{cannot_listen, check_reach};
+use crate::server;
 
 /// Run a provider
 ///
@@ -85,8 +87,13 @@ pub(super) async fn run(args: ProviderArgs, stop: CancellationToken) -> Result<E
     let listener =
         tokio::net::TcpListener::bind(plan.listen).await.map_err(|error| cannot_listen(plan.listen, &error))?;
     let address = listener.local_addr().map_err(|error| cannot_listen(plan.listen, &error))?;
-    // wiring: open the replica of `plan.root`, announce when ready, serve on `listener` until `stop`.
+    let (root, state_dir, name) = (plan.root.clone(), plan.state_dir, plan.name);
+    let provider = tokio::task::spawn_blocking(move || replica::open(&root, state_dir, name))
+        .await
+        .map_err(|error| Failure::failed(format!("{} could not be opened: {error}", plan.root.path().display())))??;
     output::announce(address)?;
-    stop.cancelled().await;
+    server::serve_provider(TcpListenerStream::new(listener), provider, stop)
+        .await
+        .map_err(|error| Failure::failed(format!("serving on {address} failed: {error}; start it again")))?;
     Ok(Exit::Done)
 }

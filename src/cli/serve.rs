@@ -2,12 +2,21 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
+use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
 use super::{output, roots};
+use crate::coordinator::{Coordinator, Options, Providers};
+use crate::grpc::provider::DialOptions;
+use crate::server;
+use crate::session::Timing;
+
+/// Sessions have so long to end when the server stops; what is left is ended by the next start.
+const STOP_GRACE: Duration = Duration::from_secs(20);
 
 /// Run the coordinator
 ///
@@ -35,6 +44,56 @@ pub(super) struct ServeArgs {
     /// Listen on an address that others can reach, without TLS
     #[arg(long)]
     insecure: bool,
+    #[command(flatten)]
+    spans: Spans,
+}
+
+/// Spans of a session, such as 30s or 500ms. The defaults are right for all but tests and very slow stores.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Spans")]
+struct Spans {
+    /// A provider that hears nothing of a session for so long ends it itself
+    #[arg(long, default_value = "60s", value_name = "SPAN", value_parser = span, hide_short_help = true)]
+    lease: Duration,
+    /// Deadline of a unary call to a provider
+    #[arg(long, default_value = "30s", value_name = "SPAN", value_parser = span, hide_short_help = true)]
+    call_deadline: Duration,
+    /// Deadline of BeginSession, in which a provider may look through its whole store
+    #[arg(long, default_value = "10m", value_name = "SPAN", value_parser = span, hide_short_help = true)]
+    begin_deadline: Duration,
+    /// A stream has failed when the side that is waited for says nothing for so long
+    #[arg(long, default_value = "60s", value_name = "SPAN", value_parser = span, hide_short_help = true)]
+    stream_idle: Duration,
+    /// A provider that cannot be reached is dialled for so long
+    #[arg(long, default_value = "30s", value_name = "SPAN", value_parser = span, hide_short_help = true)]
+    connect_patience: Duration,
+    /// A session's final state is entered so long after its outcome at the latest
+    #[arg(long, default_value = "5s", value_name = "SPAN", value_parser = span, hide_short_help = true)]
+    end_grace: Duration,
+    /// A provider has so long to come back from a cancelled call
+    #[arg(long, default_value = "10s", value_name = "SPAN", value_parser = span, hide_short_help = true)]
+    cancel_grace: Duration,
+}
+
+/// Parses `1m 30s`, `500ms`.
+fn span(text: &str) -> Result<Duration, String> {
+    let span: jiff::SignedDuration = text.parse().map_err(|_| "write a span such as 30s, 500ms or 2m".to_owned())?;
+    Duration::try_from(span).ok().filter(|span| !span.is_zero()).ok_or_else(|| "must be more than 0".to_owned())
+}
+
+impl Spans {
+    fn timing(&self) -> Timing {
+        Timing {
+            lease: self.lease,
+            call_deadline: self.call_deadline,
+            begin_deadline: self.begin_deadline,
+            stream_idle: self.stream_idle,
+            connect_patience: self.connect_patience,
+            end_grace: self.end_grace,
+            cancel_grace: self.cancel_grace,
+            ..Timing::default()
+        }
+    }
 }
 
 /// What to serve, checked.
@@ -46,6 +105,8 @@ pub(super) struct ServePlan {
     pub(super) data_dir: PathBuf,
     /// Handed to providers as the address of SessionStateService.
     pub(super) advertise: Option<String>,
+    /// Spans of its sessions.
+    pub(super) timing: Timing,
 }
 
 impl ServeArgs {
@@ -56,7 +117,9 @@ impl ServeArgs {
         {
             return Err(Failure::usage(format!("--advertise {url:?} is no address; give it as http://HOST:PORT")));
         }
-        Ok(ServePlan { listen: self.listen, data_dir: roots::data_dir(self.data_dir)?, advertise: self.advertise })
+        let timing = self.spans.timing();
+        let data_dir = roots::data_dir(self.data_dir)?;
+        Ok(ServePlan { listen: self.listen, data_dir, advertise: self.advertise, timing })
     }
 }
 
@@ -82,9 +145,16 @@ pub(super) async fn run(args: ServeArgs, stop: CancellationToken) -> Result<Exit
     let listener =
         tokio::net::TcpListener::bind(plan.listen).await.map_err(|error| cannot_listen(plan.listen, &error))?;
     let address = listener.local_addr().map_err(|error| cannot_listen(plan.listen, &error))?;
-    // wiring: open the store of `plan.data_dir`, announce when ready, serve on `listener` until `stop`.
+    let failed = |error: &dyn std::fmt::Display| Failure::failed(error.to_string());
+    let opened = Coordinator::open(&plan.data_dir).map_err(|error| failed(&error))?;
+    let options = Options { timing: plan.timing, advertise: plan.advertise };
+    let dial = Providers::new(DialOptions::default()).into_dial();
+    let coordinator = Coordinator::start(opened, options, dial).await.map_err(|error| failed(&error))?;
     output::announce(address)?;
-    stop.cancelled().await;
+    let incoming = TcpListenerStream::new(listener);
+    server::serve_coordinator(incoming, &coordinator, STOP_GRACE, stop)
+        .await
+        .map_err(|error| Failure::failed(format!("serving on {address} failed: {error}; start it again")))?;
     Ok(Exit::Done)
 }
 

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 
 use clap::Args;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 use super::client::{Server, unary};
 use super::endpoint::{self, Target};
 use super::exit::{Exit, Failure};
+use super::local::LocalCoordinator;
 use super::options::Conflict;
 use super::output::{self, Output};
 use super::roots::{self, Root};
-use super::summary::{Findings, Summary};
+use super::summary::Summary;
 use super::wait::{self, EndedOperation, OnStop};
 use crate::grpc::json::to_value;
 use crate::pb;
@@ -72,15 +72,6 @@ pub(super) struct SyncPlan {
     pub(super) data_dir: PathBuf,
 }
 
-/// The coordinator of this process, with both ends within its reach.
-#[derive(Debug)]
-pub(super) struct LocalCoordinator {
-    /// The way to its services.
-    pub(super) channel: Channel,
-    /// Its names for A and B.
-    pub(super) endpoints: [Endpoint; 2],
-}
-
 impl SyncArgs {
     fn plan(&self) -> Result<SyncPlan, Failure> {
         let a = match Target::parse(&self.a) {
@@ -113,25 +104,6 @@ impl SyncArgs {
             allow_mass_delete: self.allow_mass_delete,
             ..Default::default()
         }
-    }
-}
-
-impl LocalCoordinator {
-    /// Opens the store, joins both ends, serves in this process only.
-    async fn start(plan: &SyncPlan) -> Result<Self, Failure> {
-        // wiring: open and lock the store first, so that a store in use changes nothing
-        for end in &plan.ends {
-            if let SyncEnd::Directory(root) = end {
-                root.create()?;
-            }
-        }
-        Err(Failure::failed("the coordinator is not wired to the command line yet"))
-    }
-
-    /// Ends in good order, and tells what only the providers of this process know.
-    async fn stop(self) -> Result<Findings, Failure> {
-        // wiring
-        Ok(Findings::default())
     }
 }
 

@@ -29,6 +29,12 @@ pub fn parse(text: &str) -> Result<Uri, AddressError> {
     if plain && port && bare { Ok(uri) } else { Err(malformed()) }
 }
 
+/// True for `file:///…`: a directory that the coordinator's own process speaks for, as `sync` does. Whether it does so only
+/// the coordinator knows.
+pub fn is_local(text: &str) -> bool {
+    text.starts_with("file:///")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -38,6 +38,7 @@ mod enumeration;
 mod item_store;
 mod loading;
 mod metadata;
+mod report;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ pub use item_store::{
     Staged, Staging, StoreError,
 };
 pub use metadata::MetadataError;
+pub use report::{ConflictCopy, Report};
 
 use metadata::Metadata;
 use session::Registry;
@@ -98,6 +100,7 @@ struct Shared {
     /// Set when a partner turned out to know more of this replica than it does itself.
     went_back: AtomicBool,
     registry: Mutex<Registry>,
+    report: Mutex<Report>,
 }
 
 /// A panic elsewhere leaves a lock poisoned; what it guards changes in whole transactions only and is fit for use.
@@ -200,8 +203,14 @@ impl ReplicaProvider {
                 gate: Mutex::new(()),
                 went_back: AtomicBool::new(false),
                 registry: Mutex::new(Registry::default()),
+                report: Mutex::default(),
             }),
         }))
+    }
+
+    /// What happened to items here, for people.
+    pub fn report(&self) -> Report {
+        lock(&self.shared.report).clone()
     }
 
     /// The replica that it speaks for; another one after a restore or a clone was detected.

@@ -16,6 +16,7 @@ use synclave::session::Timing;
 use synclave::store::SessionRecord;
 use synclave::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction, OperationId, SessionKind};
 use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 /// Short spans: long enough for a loaded machine, short enough for a table of faults.
@@ -46,7 +47,7 @@ pub fn serve_scripted(provider: &Scripted, stop: CancellationToken) -> Endpoint 
             let listener = TcpListener::from_std(listener).expect("a listener");
             let mut dying = provider.dying.subscribe();
             tokio::select! {
-                result = serve_provider(listener, Arc::new(provider), stop.clone()) => result.expect("serves"),
+                result = serve_provider(TcpListenerStream::new(listener), Arc::new(provider), stop.clone()) => result.expect("serves"),
                 _ = dying.wait_for(|dying| *dying) => {}
             }
         });
@@ -69,9 +70,10 @@ impl Bench {
         let source = serve_scripted(source, stop.clone());
         let destination = serve_scripted(destination, stop.clone());
         let data = tempfile::tempdir().expect("a directory");
-        let options = Options { data_dir: data.path().to_owned(), timing, advertise: None };
+        let store = Coordinator::open(data.path()).expect("opens");
+        let options = Options { timing, advertise: None };
         let dial = Providers::new(DialOptions::default()).into_dial();
-        let coordinator = Coordinator::start(options, dial).await.expect("starts");
+        let coordinator = Coordinator::start(store, options, dial).await.expect("starts");
         Self { coordinator, source, destination, stop, _data: data }
     }
 

@@ -21,6 +21,7 @@ pub fn encode_endpoint(endpoint: &Endpoint) -> pb::Endpoint {
 pub fn endpoint(endpoint: Option<pb::Endpoint>, at: Path<'_>, violations: &mut Violations) -> Option<Endpoint> {
     let target = violations.required(endpoint, at)?.target;
     match violations.required(target, at.field("target"))? {
+        pb::endpoint::Target::Address(text) if address::is_local(&text) => Some(Endpoint::Address(text)),
         pb::endpoint::Target::Address(text) => match address::parse(&text) {
             Ok(uri) => Some(Endpoint::Address(uri.to_string().trim_end_matches('/').to_owned())),
             Err(error) => violations.none(at.field("address"), error),

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use super::detection::{is_mass_delete, mass_delete};
 use super::session::{Session, Work};
-use super::{Shared, canceled, metadata_failed, panicked};
+use super::{Shared, canceled, lock, metadata_failed, panicked};
 use crate::knowledge::{
     ChangeBatch, ChangeGroup, ChangeOutcome, Digest, GroupKind, ItemChange, ItemId, Knowledge, OutcomeKind,
 };
@@ -225,6 +225,12 @@ impl<'a> Applier<'a> {
             OutcomeKind::RecoverableError => self.failed += 1,
             OutcomeKind::Obsolete | OutcomeKind::Deferred => {}
         }
+        let left_out = match (outcome.kind, &outcome.error) {
+            (OutcomeKind::RecoverableError, Some(error)) => error.error_description.clone(),
+            (OutcomeKind::Deferred, _) => "in conflict, and the policy leaves it to you".to_owned(),
+            _ => return,
+        };
+        lock(&self.shared.report).left_out(outcome.item_id.to_string(), left_out);
     }
 
     /// What the section teaches when nothing of it is left out. Bounds are the group's, so that an item which failed in an

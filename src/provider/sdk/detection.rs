@@ -39,8 +39,9 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
     // The metadata is not locked while the store is searched, which may take minutes; the gate keeps its rows as they are.
     let detection = shared.store.detect(&snapshot).map_err(store_failed)?;
     for skipped in &detection.skipped {
-        tracing::warn!(item = %skipped.display_name, reason = %skipped.reason, "left out");
+        tracing::debug!(item = %skipped.display_name, reason = %skipped.reason, "not carried");
     }
+    lock(&shared.report).skipped(&detection.skipped);
     let intents: BTreeMap<_, _> = intents.into_iter().collect();
     let alive = snapshot.iter().filter(|(_, row)| !row.item.deleted).count() as u64;
     if !allow_mass_delete {

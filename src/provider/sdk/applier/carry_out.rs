@@ -41,7 +41,13 @@ impl Applier<'_> {
             }
         }
         learned.exclude_items(&*left_out);
+        let copies: Vec<_> =
+            actions.iter().filter(|(_, action)| action.is_copy).map(|(copy, action)| (action.index, copy.clone())).collect();
         self.conclude(actions, intended, &learned, tick)?;
+        let mut report = lock(&self.shared.report);
+        for (index, copy) in copies {
+            report.copied(&section.changes[index].item_id, &copy);
+        }
         Ok(section.changes.iter().zip(verdicts).map(|(change, verdict)| outcome(change, verdict)).collect())
     }
 

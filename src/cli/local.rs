@@ -1,0 +1,133 @@
+//! The coordinator of `sync`: the same store, sessions, operations and services as `serve`, in this process and for it alone.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::task::JoinHandle;
+use tokio_stream::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tower::service_fn;
+
+use super::exit::Failure;
+use super::provider::member_name;
+use super::replica;
+use super::roots::Root;
+use super::summary::{ConflictCopy, Findings, LeftOut};
+use super::sync::{SyncEnd, SyncPlan};
+use crate::coordinator::{Coordinator, Options, Providers};
+use crate::grpc::provider::DialOptions;
+use crate::provider::sdk::ReplicaProvider;
+use crate::server;
+use crate::session::Timing;
+use crate::types::Endpoint;
+
+/// Bytes on their way between the command and the services of its own process.
+const PIPE_BYTES: usize = 256 * 1024;
+
+/// Sessions have so long to end when the command does.
+const STOP_GRACE: Duration = Duration::from_secs(20);
+
+/// The coordinator of this process, with both ends within its reach.
+#[derive(Debug)]
+pub(super) struct LocalCoordinator {
+    /// The way to its services.
+    pub(super) channel: Channel,
+    /// Its names for A and B.
+    pub(super) endpoints: [Endpoint; 2],
+    replicas: Vec<Arc<ReplicaProvider>>,
+    stop: CancellationToken,
+    served: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl LocalCoordinator {
+    /// Opens the store first, so that one that is in use changes nothing; then the replicas; then serves, in this process only.
+    pub(super) async fn start(plan: &SyncPlan) -> Result<Self, Failure> {
+        let failed = |error: &dyn std::fmt::Display| Failure::failed(error.to_string());
+        let opened = Coordinator::open(&plan.data_dir).map_err(|error| failed(&error))?;
+        let mut replicas = Vec::new();
+        let mut providers = Providers::new(DialOptions::default());
+        let mut endpoints = Vec::new();
+        for end in &plan.ends {
+            endpoints.push(match end {
+                SyncEnd::Provider(endpoint) => endpoint.clone(),
+                SyncEnd::Directory(root) => {
+                    root.create()?;
+                    let replica = replica::open(root, None, member_name(root))?;
+                    let endpoint = Endpoint::Address(file_url(root));
+                    providers.add(endpoint.clone(), replica.clone());
+                    replicas.push(replica);
+                    endpoint
+                }
+            });
+        }
+        let options = Options { timing: Timing::default(), advertise: None };
+        let coordinator =
+            Coordinator::start(opened, options, providers.into_dial()).await.map_err(|error| failed(&error))?;
+
+        let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        let stop = CancellationToken::new();
+        let served = tokio::spawn({
+            let stop = stop.clone();
+            async move {
+                // One connection, and none after it: the server ends by `stop`, not by running out of them.
+                let incoming = tokio_stream::once(Ok::<_, std::io::Error>(theirs)).chain(tokio_stream::pending());
+                server::serve_coordinator(incoming, &coordinator, STOP_GRACE, stop).await
+            }
+        });
+        let mut ours = Some(ours);
+        let connector = service_fn(move |_| {
+            let ours = ours.take().map(TokioIo::new);
+            async move { ours.ok_or_else(|| std::io::Error::other("this process has one way to its own services")) }
+        });
+        let channel = tonic::transport::Endpoint::from_static("http://this.process")
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| Failure::failed(format!("the coordinator of this process does not answer: {error}")))?;
+        let endpoints =
+            endpoints.try_into().map_err(|_| Failure::failed("a sync has two ends; name two directories"))?;
+        Ok(Self { channel, endpoints, replicas, stop, served })
+    }
+
+    /// Ends in good order, and tells what only the providers of this process know.
+    pub(super) async fn stop(self) -> Result<Findings, Failure> {
+        self.stop.cancel();
+        drop(self.channel);
+        match self.served.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Failure::failed(format!("the coordinator of this process failed: {error}"))),
+            Err(error) => return Err(Failure::failed(format!("the coordinator of this process failed: {error}"))),
+        }
+        Ok(findings(&self.replicas))
+    }
+}
+
+fn findings(replicas: &[Arc<ReplicaProvider>]) -> Findings {
+    let mut findings = Findings::default();
+    for report in replicas.iter().map(|replica| replica.report()) {
+        findings.conflict_copies.extend(
+            report.conflict_copies.iter().map(|copy| ConflictCopy { item: copy.item.to_string(), copy: copy.copy.to_string() }),
+        );
+        findings.left_out.extend(report.left_out.into_iter().map(|(name, reason)| LeftOut { name, reason }));
+        findings
+            .skipped
+            .extend(report.skipped.into_iter().map(|skipped| LeftOut { name: skipped.display_name, reason: skipped.reason }));
+    }
+    findings
+}
+
+/// `file:///…`, with every byte that a URL does not carry as it is written as `%XX`.
+fn file_url(root: &Root) -> String {
+    let path: &Path = root.path();
+    let mut url = String::from("file://");
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' => url.push(char::from(byte)),
+            other => url.push_str(&format!("%{other:02X}")),
+        }
+    }
+    url
+}

@@ -9,6 +9,7 @@ use crate::types::Hresult;
 
 pub mod batch;
 pub mod enums;
+pub mod exchange;
 pub mod knowledge;
 pub mod operation;
 pub mod provider;

@@ -163,3 +163,6 @@ impl SyncInfoService for SyncInfoServer {
         Ok(Response::new(Watch::new(cursor, self.stop.clone())))
     }
 }
+
+#[cfg(test)]
+mod tests;

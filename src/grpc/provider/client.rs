@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::{Identity, LastIdentity, LatestKeys};
 use crate::grpc::address::{self, AddressError};
 use crate::grpc::convert::knowledge::ReplicaKeys;
-use crate::grpc::convert::{self, Violations, batch, provider, time};
+use crate::grpc::convert::{self, Violations, batch, exchange, provider, time};
 use crate::grpc::{MESSAGE_LIMIT, status};
 use crate::knowledge::ChangeBatch;
 use crate::pb;
@@ -180,7 +180,7 @@ impl Stream for Requests {
             return Poll::Pending;
         }
         match self.inputs.poll_recv(context) {
-            Poll::Ready(Some(input)) => Poll::Ready(Some(provider::encode_process_input(input))),
+            Poll::Ready(Some(input)) => Poll::Ready(Some(exchange::encode_process_input(input))),
             Poll::Ready(None) => {
                 if let Some(abandoned) = self.abandoned.take() {
                     // Nobody hears it when the pump is done already.
@@ -248,7 +248,7 @@ impl Provider for DialOut {
         let identity = self.identity().await?;
         let (batch, keys) =
             batch::encode_batch(&batch, None, Some(&identity.replica_id)).map_err(CallError::Refused)?;
-        let start = Frame::Start(provider::encode_process_start(key, start));
+        let start = Frame::Start(exchange::encode_process_start(key, start));
         let head = [start, Frame::Batch(batch)].map(|frame| pb::ProcessChangeBatchRequest { frame: Some(frame) });
         let (abandoned, abandonment) = oneshot::channel();
         let over = CancellationToken::new();
@@ -266,7 +266,7 @@ impl Provider for DialOut {
         self.pump(outputs, async move {
             let _over = over;
             let decoder = |response, violations: &mut Violations| {
-                provider::process_output(response, &identity.schema, &keys, violations)
+                exchange::process_output(response, &identity.schema, &keys, violations)
             };
             let is_last = |output: &ProcessOutput| matches!(output, ProcessOutput::Result(_));
             tokio::select! {
@@ -281,13 +281,13 @@ impl Provider for DialOut {
 
     async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError> {
         let keys: Arc<ReplicaKeys> = self.keys.get(key.sync_guid);
-        let request = provider::encode_load(key, &load, &keys).map_err(CallError::Refused)?;
+        let request = exchange::encode_load(key, &load, &keys).map_err(CallError::Refused)?;
         let (outputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
         let mut client = self.client.clone();
         let sender = outputs.clone();
         self.pump(outputs, async move {
             let is_last = |part: &DataPart| matches!(part, DataPart::End { .. } | DataPart::Failed(_));
-            relay(client.load_change_data(request), sender, provider::data_part, is_last).await
+            relay(client.load_change_data(request), sender, exchange::data_part, is_last).await
         });
         Ok(receiver)
     }

@@ -8,7 +8,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Identity, LastIdentity, LatestKeys};
-use crate::grpc::convert::{Path, batch, provider};
+use crate::grpc::convert::{Path, batch, exchange, provider};
 use crate::grpc::stream::Frames;
 use crate::grpc::{FULL_ENUMERATION, MESSAGE_LIMIT, parse, status};
 use crate::pb;
@@ -79,7 +79,7 @@ async fn feed(
             // An error here means that the client is gone: nobody is left to tell.
             Ok(None) | Err(_) => return,
         };
-        match parse(|violations| provider::process_input(request, violations)) {
+        match parse(|violations| exchange::process_input(request, violations)) {
             // A provider that has stopped listening says why in its answer.
             Ok(input) => {
                 if inputs.send(input).await.is_err() {
@@ -175,7 +175,7 @@ impl KnowledgeSyncProviderService for ProviderServer {
         let at = Path::ROOT.field("frame");
         let start = requests.message().await?.and_then(|request| request.frame);
         let (key, start) = parse(|violations| match start {
-            Some(Frame::Start(start)) => provider::process_start(start, Path::ROOT.field("start"), violations),
+            Some(Frame::Start(start)) => exchange::process_start(start, Path::ROOT.field("start"), violations),
             _ => violations.none(at, "must be start: it comes first"),
         })?;
         let batch = requests.message().await?.and_then(|request| request.frame);
@@ -189,7 +189,7 @@ impl KnowledgeSyncProviderService for ProviderServer {
         let (fault, faulted) = oneshot::channel();
         let feeder = AbortOnDropHandle::new(tokio::spawn(feed(requests, sender, fault)));
         let render = move |output| {
-            provider::encode_process_output(output, &keys, Some(&identity.replica_id)).map_err(|refusal| {
+            exchange::encode_process_output(output, &keys, Some(&identity.replica_id)).map_err(|refusal| {
                 // The batch is half applied by now, so this must not look like a call that had no effect.
                 Status::internal(refusal.message)
             })
@@ -212,9 +212,9 @@ impl KnowledgeSyncProviderService for ProviderServer {
         let identity = self.identity().await?;
         let keys_of = |session: SyncGuid| self.shared.keys.get(session);
         let (key, load) =
-            parse(|violations| provider::load(request.into_inner(), &identity.schema, keys_of, violations))?;
+            parse(|violations| exchange::load(request.into_inner(), &identity.schema, keys_of, violations))?;
         let parts = self.provider.load_change_data(key, load).await.map_err(failed)?;
-        let render = |part| Ok(provider::encode_data_part(part));
+        let render = |part| Ok(exchange::encode_data_part(part));
         let is_last = |part: &DataPart| matches!(part, DataPart::End { .. } | DataPart::Failed(_));
         Ok(Response::new(Frames::new(parts, render, is_last, &self.stop)))
     }

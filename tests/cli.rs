@@ -179,7 +179,10 @@ fn a_port_that_is_taken_is_said() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let dir = tempfile::tempdir().unwrap();
-    let line = refusal(&[OsStr::new("serve"), "--listen".as_ref(), address.as_ref(), "--data-dir".as_ref(), dir.path().as_ref()], 1);
+    let line = refusal(
+        &[OsStr::new("serve"), "--listen".as_ref(), address.as_ref(), "--data-dir".as_ref(), dir.path().as_ref()],
+        1,
+    );
     assert!(line.contains(&address) && line.contains("--listen"), "{line}");
 }
 

@@ -29,8 +29,8 @@ Examples:
   synclave serve --listen 127.0.0.1:0 --data-dir /var/lib/synclave
   synclave serve --listen 0.0.0.0:50051 --insecure --advertise http://sync.example.net:50051
 
-There is no TLS and no authentication yet: whoever reaches the address may do everything. That is why anything but the
-loopback needs --insecure.")]
+There is no TLS and no authentication yet: whoever reaches the address may do everything. That is \
+why anything but the loopback needs --insecure.")]
 pub(super) struct ServeArgs {
     /// Where to listen; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:50051", value_name = "HOST:PORT")]

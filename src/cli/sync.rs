@@ -31,8 +31,8 @@ Examples:
   synclave sync ~/photos /mnt/backup/photos --one-way
   synclave sync ~/photos http://nas.local:7001 --conflict last-writer-wins
 
-An argument with :// or member: is the address of a provider, anything else a directory. B is made if it is not there but
-its parent is. Neither may be, or hold, the other.
+An argument with :// or member: is the address of a provider, anything else a directory. B is \
+made if it is not there but its parent is. Neither may be, or hold, the other.
 
 Exit codes: 0 in sync, 1 failed, 2 wrong command line, 3 ended but not in sync, or Ctrl-C.")]
 pub(super) struct SyncArgs {

@@ -16,11 +16,11 @@ use super::table::duration;
 use crate::pb;
 use crate::pb::watch_sync_info_response::Event;
 
-/// How often the end is asked for while sessions run: a watch tells of sessions, not of the operation around them.
-const POLL: Duration = Duration::from_millis(500);
+/// The end is asked for at least this often: a watch tells of sessions, not of the operation around them.
+const MAX_POLL: Duration = Duration::from_millis(500);
 
-/// The same while no session runs, when the end is near.
-const POLL_NEAR_END: Duration = Duration::from_millis(20);
+/// When a session has ended, the operation may be about to: from here the interval doubles up to [`MAX_POLL`] again.
+const MIN_POLL: Duration = Duration::from_millis(10);
 
 /// Most sync infos that the server puts in a page.
 const PAGE_SIZE: i32 = 1000;
@@ -32,6 +32,13 @@ pub(super) enum OnStop {
     Leave,
     /// The operation is cancelled, and its end waited for.
     Cancel,
+}
+
+/// Whether what is waited for has ended.
+enum Asked<T> {
+    Ended(T),
+    /// With something that should be said once; empty when there is nothing.
+    GoesOn(String),
 }
 
 /// An operation that has ended.
@@ -53,7 +60,9 @@ pub(super) async fn operation(
     let ask = async || {
         let request = pb::GetOperationRequest { operation_id: operation_id.to_owned() };
         let operation = server.operations().get_operation(unary(request)).await?.into_inner().operation;
-        Ok(operation.filter(|operation| End::of_operation(operation).is_some()))
+        let operation = operation.unwrap_or_default();
+        let ended = End::of_operation(&operation).is_some();
+        Ok(if ended { Asked::Ended(operation) } else { Asked::GoesOn(next_attempt(&operation)) })
     };
     let stopped = async || match on_stop {
         OnStop::Leave => Err(Failure::Interrupted(format!(
@@ -84,8 +93,8 @@ pub(super) async fn session(
     let filter = pb::SyncInfoFilter { sync_guids: vec![sync_guid.to_owned()], ..Default::default() };
     let ask = async || {
         let request = pb::GetSessionRequest { sync_guid: sync_guid.to_owned() };
-        let session = server.sessions().get_session(unary(request)).await?.into_inner().session;
-        Ok(session.filter(|session| End::of_session(session).is_some()))
+        let session = server.sessions().get_session(unary(request)).await?.into_inner().session.unwrap_or_default();
+        Ok(if End::of_session(&session).is_some() { Asked::Ended(session) } else { Asked::GoesOn(String::new()) })
     };
     let stopped = async || {
         Err(Failure::Interrupted(format!(
@@ -96,19 +105,29 @@ pub(super) async fn session(
     until_ended(server, filter, stop, stopped, ask).await
 }
 
-/// Shows the sessions of `filter` until `ask` has something. `stopped` says what Ctrl-C does, and whether the wait goes on.
+/// Why an operation waits, and until when; empty while it does not.
+fn next_attempt(operation: &pb::Operation) -> String {
+    if operation.state() != pb::OperationState::Waiting {
+        return String::new();
+    }
+    let time = render::time(operation.next_attempt_time.as_ref());
+    format!("failed: {}; the next attempt begins at {time}", render::operation_fault(operation))
+}
+
+/// Shows the sessions of `filter` until `ask` has an end. `stopped` says what Ctrl-C does, and whether the wait goes on.
 async fn until_ended<T>(
     server: &Server,
     filter: pb::SyncInfoFilter,
     stop: &CancellationToken,
     stopped: impl AsyncFn() -> Result<&'static str, Failure>,
-    ask: impl AsyncFn() -> Result<Option<T>, Status>,
+    ask: impl AsyncFn() -> Result<Asked<T>, Status>,
 ) -> Result<T, Failure> {
     let request = pb::WatchSyncInfoRequest { filter: Some(filter), ..Default::default() };
     let mut follower = Follower::open(server, request).await?;
     let mut view = ProgressView::new();
-    let mut running = false;
     let mut stopping = false;
+    let mut said = String::new();
+    let mut interval = MIN_POLL;
     let mut next_ask = Instant::now();
     loop {
         tokio::select! {
@@ -117,11 +136,11 @@ async fn until_ended<T>(
                     let Some(Event::Changes(changes)) = message.event else { continue };
                     for entry in changes.entries {
                         let Some(pb::sync_info_entry::Entry::SyncInfo(info)) = entry.entry else { continue };
-                        running = !render::is_final(info.dfsr_sync_info.as_ref().and_then(|dfsr| dfsr.state));
                         view.update(&progress(&info));
-                    }
-                    if !running {
-                        next_ask = next_ask.min(Instant::now() + POLL_NEAR_END);
+                        if render::is_final(info.dfsr_sync_info.as_ref().and_then(|dfsr| dfsr.state)) {
+                            interval = MIN_POLL;
+                            next_ask = Instant::now();
+                        }
                     }
                 }
                 News::Lost { why, retry_in } => {
@@ -131,13 +150,19 @@ async fn until_ended<T>(
             },
             () = tokio::time::sleep_until(next_ask) => {
                 match ask().await {
-                    Ok(Some(ended)) => return Ok(ended),
-                    Ok(None) => {}
+                    Ok(Asked::Ended(ended)) => return Ok(ended),
+                    Ok(Asked::GoesOn(news)) => {
+                        if !news.is_empty() && news != said {
+                            view.notice(&news);
+                        }
+                        said = news;
+                    }
                     // The follower says so, and says when it is back.
                     Err(status) if is_lost(&status) => {}
                     Err(status) => return Err(server.refused(&status)),
                 }
-                next_ask = Instant::now() + if running { POLL } else { POLL_NEAR_END };
+                next_ask = Instant::now() + interval;
+                interval = (interval * 2).min(MAX_POLL);
             }
             () = stop.cancelled(), if !stopping => {
                 stopping = true;

@@ -27,10 +27,11 @@ Examples:
   synclave watch
   synclave watch --member oslo --state in-progress --state in-error
   synclave watch --operation 0192f0c1-7c1e-7b7e-9d3a-5f3c1f0e8a11 --output json | \\
-      jq -r '.changes.entries[]?.syncInfo.dfsrSyncInfo | \"\\(.state) \\(.updatesTransferred)\"'
+      jq -r '.changes.entries[]?.syncInfo.dfsrSyncInfo // empty | \"\\(.state) \\(.updatesTransferred)\"'
 
-With --output json each line is one WatchSyncInfoResponse. Keep the resumeToken of the last line that you have dealt with:
---resume-token goes on from there, after a second or a night, with what changed.")]
+With --output json each line is one WatchSyncInfoResponse. Keep the resumeToken of the last line \
+that you have dealt with: --resume-token goes on from there, after a second or a night, with what \
+changed.")]
 pub(super) struct WatchArgs {
     /// Only this session; may be given several times, as the other conditions
     #[arg(long, value_name = "SYNC_GUID", value_delimiter = ',')]

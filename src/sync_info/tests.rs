@@ -528,13 +528,13 @@ async fn transitions_that_are_no_longer_kept_are_counted() {
     let mut store = store_of(1);
     let mut client = Client::new(&store.hub, Filter::default(), "");
     while client.take().await {}
-    for round in 0..250 {
+    for round in 0..96 {
         store.enter(0, if round % 2 == 0 { SyncState::Connecting } else { SyncState::InProgress });
     }
     while client.take().await {}
     let sync_guid = store.sessions[0].record.sync_guid;
     let (seen, left_out) = &client.transitions[&sync_guid];
-    assert_eq!((seen.len(), *left_out), (1 + 32, 250 - 32));
+    assert_eq!((seen.len(), *left_out), (1 + 32, 96 - 32));
 }
 
 /// A watcher that is as slow as can be still gets its marker, and what it is sent per change does not grow.

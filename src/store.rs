@@ -196,7 +196,7 @@ impl Store {
 
     /// Writes all of `writes` or none of it; resolves when they are durable and published.
     ///
-    /// Waits while [`queue::CAPACITY`] commits are under way. A commit whose caller has gone away is still carried out.
+    /// Waits for its turn while 1,024 other commits are under way. A commit whose caller has gone away is still carried out.
     /// After an error nothing was published, and nothing was stored unless the machine fails next: the caller may try again
     /// with the same records.
     pub async fn commit(&self, writes: Vec<Write>) -> Result<(), Error> {

@@ -419,7 +419,8 @@ async fn operations_are_seen_when_they_are_committed() {
     records[1].state = OperationState::Canceled;
     let (changed, committed) =
         tokio::join!(watch.changed(), store.commit(vec![Write::Operation(Box::new(records[1].clone()))]));
-    (changed.unwrap(), committed.unwrap());
+    changed.unwrap();
+    committed.unwrap();
     assert_eq!(**watch.borrow(), records[1]);
 
     let page = store.operations().list(1, "").unwrap();

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use super::filter::{Identity, Matcher};
 use super::frame::{Change, Entry, RemovedReason};
 use super::info::View;
-use crate::store::{SessionEvent, SessionRecord};
+use crate::store::{Member, SessionEvent, SessionRecord};
 use crate::types::SyncState;
 
 /// Revisions kept of transitions that were left out, to count them exactly for those who saw the older ones. Who missed more
 /// is told of all that were left out since the session began.
-const LEFT_OUT_KEPT: usize = 256;
+const LEFT_OUT_KEPT: usize = 64;
 
 /// A session.
 ///
-/// Its *places* are revisions at which a watcher that comes by must look at it: that of its last change, that of every kept
-/// transition, and that of the newest one left out. With its last change alone, a transition would vanish from a watcher
+/// Its *places* are revisions at which a watcher that comes by must look at it: that of its last change, and those of
+/// its transitions, as far back as they are known. With its last change alone, a transition would vanish from a watcher
 /// that passes its revision while a frame is full and the session has moved on meanwhile.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -26,8 +26,8 @@ pub(super) struct Session {
     last: u64,
     transitions: VecDeque<(u64, Arc<SessionEvent>)>,
     left_out: VecDeque<u64>,
-    /// Left out before those of `left_out`.
-    left_out_earlier: u32,
+    /// How many were left out before those of `left_out`, and the revision of the last of them.
+    left_out_earlier: (u32, u64),
     forgotten: bool,
 }
 
@@ -48,7 +48,7 @@ impl Session {
             last,
             transitions: VecDeque::new(),
             left_out: VecDeque::new(),
-            left_out_earlier: 0,
+            left_out_earlier: (0, 0),
             forgotten: false,
         }
     }
@@ -59,29 +59,26 @@ impl Session {
 
     /// The newer record of the session.
     pub(super) fn update(&mut self, record: Arc<SessionRecord>) {
-        let known = |record: &SessionRecord| {
-            let ends = [&record.source, &record.destination];
-            ends.map(|member| (member.endpoint.clone(), member.replica_id.clone()))
-        };
-        if known(&record) != known(&self.record) {
+        let same = |one: &Member, other: &Member| one.endpoint == other.endpoint && one.replica_id == other.replica_id;
+        if !same(&record.source, &self.record.source) || !same(&record.destination, &self.record.destination) {
             self.identity = Identity::of(&record);
         }
         self.last = record.revision;
         self.record = record;
     }
 
-    /// Adds a transition; with more than `kept` the oldest is left out.
-    pub(super) fn add_transition(&mut self, revision: u64, event: Arc<SessionEvent>, kept: usize) {
-        if self.transitions.len() >= kept
-            && let Some((revision, _)) = self.transitions.pop_front()
-        {
-            if self.left_out.len() == LEFT_OUT_KEPT {
-                self.left_out.pop_front();
-                self.left_out_earlier = self.left_out_earlier.saturating_add(1);
-            }
-            self.left_out.push_back(revision);
-        }
+    /// Adds a transition; with more than `kept` the oldest is left out. Gives the place that is no longer one, if any.
+    pub(super) fn add_transition(&mut self, revision: u64, event: Arc<SessionEvent>, kept: usize) -> Option<u64> {
         self.transitions.push_back((revision, event));
+        if self.transitions.len() > kept {
+            self.left_out.extend(self.transitions.pop_front().map(|(revision, _)| revision));
+        }
+        if self.left_out.len() <= LEFT_OUT_KEPT {
+            return None;
+        }
+        let outdated = self.left_out.pop_front()?;
+        self.left_out_earlier = (self.left_out_earlier.0.saturating_add(1), outdated);
+        Some(outdated)
     }
 
     pub(super) fn forget(&mut self, revision: u64) {
@@ -92,7 +89,13 @@ impl Session {
     /// All its places, in order, perhaps one of them twice.
     pub(super) fn places(&self) -> impl Iterator<Item = u64> {
         let transitions = self.transitions.iter().map(|(revision, _)| *revision);
-        self.left_out.back().copied().into_iter().chain(transitions).chain([self.last])
+        self.left_out.iter().copied().chain(transitions).chain([self.last])
+    }
+
+    /// The place that the next change takes away: the last one, unless it is a transition's.
+    pub(super) fn passing_place(&self) -> Option<u64> {
+        let of_transition = self.transitions.back().is_some_and(|(revision, _)| *revision == self.last);
+        (!of_transition).then_some(self.last)
     }
 
     /// The viewpoint from which it is wanted now.
@@ -136,10 +139,8 @@ impl Session {
         let transitions = self.transitions.iter().filter(|(revision, _)| new(*revision));
         let transitions = transitions.map(|(_, event)| Arc::clone(event)).collect();
         let left_out = self.left_out.iter().filter(|revision| new(**revision)).count();
-        let earlier = match self.left_out.front() {
-            Some(oldest) if from < *oldest => self.left_out_earlier,
-            _ => 0,
-        };
+        let (earlier, newest) = self.left_out_earlier;
+        let earlier = if from < newest { earlier } else { 0 };
         let transitions_left_out = u32::try_from(left_out).unwrap_or(u32::MAX).saturating_add(earlier);
         Some(Entry { change, transitions, transitions_left_out })
     }

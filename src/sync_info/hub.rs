@@ -1,5 +1,6 @@
 //! The read model: every session's newest record, in the order of changes.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -251,9 +252,8 @@ impl State {
         }
         let mut to = from;
         let mut sessions = Vec::new();
-        let mut places = self.order.range((Bound::Excluded(from), Bound::Unbounded)).take(self.limits.looked_at);
-        let full = loop {
-            let Some((place, sync_guid)) = places.next() else { break sessions.len() >= self.limits.frame_entries };
+        let places = self.order.range((Bound::Excluded(from), Bound::Unbounded)).take(self.limits.looked_at);
+        for (place, sync_guid) in places {
             let session = &self.sessions[sync_guid];
             // Its later places in this frame add nothing.
             if session.places().find(|place| *place > from) == Some(*place) {
@@ -261,10 +261,10 @@ impl State {
             }
             to = *place;
             if sessions.len() == self.limits.frame_entries {
-                break true;
+                break;
             }
-        };
-        let more = full || self.order.range((Bound::Excluded(to), Bound::Unbounded)).next().is_some();
+        }
+        let more = self.order.range((Bound::Excluded(to), Bound::Unbounded)).next().is_some();
         if !more {
             to = self.revision;
         }
@@ -279,28 +279,27 @@ impl State {
     fn publish(&mut self, change: Published) {
         let Published { revision, record, event } = change;
         let sync_guid = record.sync_guid;
-        match self.sessions.get_mut(&sync_guid) {
-            Some(session) if session.is_forgotten() => return,
-            Some(session) => {
-                for place in session.places() {
+        let session = match self.sessions.entry(sync_guid) {
+            Entry::Occupied(entry) if entry.get().is_forgotten() => return,
+            Entry::Occupied(entry) => {
+                let session = entry.into_mut();
+                if let Some(place) = session.passing_place() {
                     self.order.remove(&place);
                 }
                 session.update(record);
-                if let Some(event) = event {
-                    session.add_transition(revision, event, self.limits.transitions_kept);
-                }
-                self.order.extend(session.places().map(|place| (place, sync_guid)));
+                session
             }
-            None => {
+            Entry::Vacant(entry) => {
                 self.by_time.insert((record.create_time.as_microsecond(), sync_guid));
-                let mut session = Session::new(record);
-                if let Some(event) = event {
-                    session.add_transition(revision, event, self.limits.transitions_kept);
-                }
-                self.order.extend(session.places().map(|place| (place, sync_guid)));
-                self.sessions.insert(sync_guid, session);
+                entry.insert(Session::new(record))
             }
+        };
+        if let Some(event) = event
+            && let Some(place) = session.add_transition(revision, event, self.limits.transitions_kept)
+        {
+            self.order.remove(&place);
         }
+        self.order.insert(revision, sync_guid);
         self.revision = revision;
         self.frames.clear();
     }
@@ -310,11 +309,11 @@ impl State {
             return;
         };
         self.by_time.remove(&(session.record.create_time.as_microsecond(), sync_guid));
-        for place in session.places() {
+        if let Some(place) = session.passing_place() {
             self.order.remove(&place);
         }
         session.forget(revision);
-        self.order.extend(session.places().map(|place| (place, sync_guid)));
+        self.order.insert(revision, sync_guid);
         self.forgotten.push_back((now, revision, sync_guid));
         self.revision = self.revision.max(revision);
         self.frames.clear();

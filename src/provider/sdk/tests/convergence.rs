@@ -127,6 +127,46 @@ async fn a_container_goes_with_its_last_child_or_lives_on_with_a_new_one() {
     assert_eq!(a.store.contents().into_keys().collect::<Vec<_>>(), ["e", "e/new"]);
 }
 
+/// In one direction only: the source never hears that the container was deleted, and does not send it again.
+#[tokio::test]
+async fn a_deleted_container_comes_back_with_what_is_new_in_it() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.make_directory("d");
+    a.store.make_directory("d/e");
+    a.store.write("d/e/f", "f", 1);
+    sync(&a, &b, PLAN).await.unwrap();
+    for name in ["d/e/f", "d/e", "d"] {
+        b.store.remove(name);
+    }
+    a.store.write("d/e/new", "new", 2);
+    let report = sync(&a, &b, PLAN).await.unwrap();
+    assert_eq!(report.count(OutcomeKind::Applied), report.outcomes.len());
+    assert_eq!(b.store.contents().into_keys().collect::<Vec<_>>(), ["d", "d/e", "d/e/new"]);
+    settle(&[&a, &b], PLAN).await;
+    assert_eq!(a.store.contents(), b.store.contents());
+    assert_eq!(a.store.read("d/e/f"), None);
+}
+
+#[tokio::test]
+async fn a_container_becomes_an_item_and_back() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.make_directory("x");
+    a.store.write("x/f", "f", 1);
+    sync(&a, &b, PLAN).await.unwrap();
+    a.store.remove("x/f");
+    // Empty, as the container was: only its kind tells them apart.
+    a.store.write("x", "", 2);
+    for inline in [16, 0] {
+        sync(&a, &b, Plan { inline, ..PLAN }).await.unwrap();
+        assert_eq!(a.store.contents(), b.store.contents());
+        a.store.remove("x");
+        a.store.make_directory("x");
+        sync(&a, &b, Plan { inline, ..PLAN }).await.unwrap();
+        assert_eq!(a.store.contents(), b.store.contents());
+        a.store.write("x", "", 3);
+    }
+}
+
 #[tokio::test]
 async fn many_items_in_many_batches() {
     let (a, b) = (Replica::new("a"), Replica::new("b"));

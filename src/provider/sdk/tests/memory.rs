@@ -246,6 +246,11 @@ impl ItemStore for MemoryStore {
             if inner.unwritable.as_ref() == Some(id) {
                 return Err(ItemError::Failed("no space".to_owned()));
             }
+            if let Some((parent, _)) = id.to_string().rsplit_once('/')
+                && !inner.items.get(&ItemId::from(parent)).is_some_and(Entry::is_directory)
+            {
+                return Err(ItemError::InTheWay("its directory is not there".to_owned()));
+            }
             let fits = match replaces {
                 Replaces::Nothing => !inner.items.contains_key(id),
                 Replaces::Item(known) => inner.is(id, known),

@@ -62,6 +62,7 @@ async fn a_destination_does_not_delete_most_of_its_items() {
 #[tokio::test]
 async fn a_rename_of_everything_is_no_mass_delete() {
     let (a, b) = with_items(120).await;
+    a.store.make_directory("moved");
     for n in 0..120 {
         a.store.remove(&format!("{n:04}"));
         a.store.write(&format!("moved/{n:04}"), &format!("content of {n}"), 1);

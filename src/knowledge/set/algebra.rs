@@ -170,6 +170,12 @@ impl Knowledge {
         item_format: IdFormat,
         columns: impl IntoIterator<Item = (Vec<ChangeUnitId>, Vec<Range>)>,
     ) -> Self {
+        let columns: Vec<_> = columns.into_iter().collect();
+        if columns.len() == 1 {
+            // The usual case, in which the ranges need not be hashed to find equal ones.
+            let fragment = |(change_unit_ids, ranges)| Fragment { change_unit_ids, ranges };
+            return Self { item_format, fragments: columns.into_iter().map(fragment).collect() };
+        }
         let mut groups: Vec<Vec<ChangeUnitId>> = Vec::new();
         let mut homes: HashMap<Vec<Range>, usize> = HashMap::new();
         for (index, (units, ranges)) in columns.into_iter().enumerate() {

@@ -1,5 +1,7 @@
-use super::harness::{PLAN, Plan, Replica, settle, sync};
+use super::harness::{PLAN, Plan, Replica, begin, end, key, request, settle, sync};
 use crate::knowledge::OutcomeKind;
+use crate::provider::{ProcessOutput, ProcessStart, Provider};
+use crate::types::{ConflictResolutionPolicy, FullEnumerationAction, ProviderRole};
 
 #[tokio::test]
 async fn creations_updates_and_deletions_travel() {
@@ -185,32 +187,25 @@ async fn a_local_edit_that_was_not_detected_is_never_overwritten() {
     a.store.write("f", "1", 1);
     sync(&a, &b, PLAN).await.unwrap();
     a.store.write("f", "2", 2);
-    // The edit at the destination comes after its detection, here through the unreadable gap between begin and apply.
-    let edit = async {
-        use super::harness::{begin, end, key, request};
-        use crate::provider::Provider;
-        use crate::types::ProviderRole;
-        let session = key();
-        b.provider.begin_session(begin(ProviderRole::Destination, session, false)).await.unwrap();
-        b.store.write("f", "mine", 3);
-        a.provider.begin_session(begin(ProviderRole::Source, session, false)).await.unwrap();
-        let batch = a.provider.get_change_batch(session, request(b.knowledge(), PLAN)).await.unwrap();
-        let (_inputs, receiver) = tokio::sync::mpsc::channel(8);
-        let start = crate::provider::ProcessStart {
-            conflict_resolution_policy: crate::types::ConflictResolutionPolicy::SourceProviderWins,
-            full_enumeration_action: crate::types::FullEnumerationAction::Abort,
-        };
-        let mut outputs = b.provider.process_change_batch(session, start, batch, receiver).await.unwrap();
-        let mut kinds = Vec::new();
-        while let Some(output) = outputs.recv().await {
-            if let crate::provider::ProcessOutput::Outcome(outcome) = output.unwrap() {
-                kinds.push(outcome.kind);
-            }
-        }
-        a.provider.end_session(end(session)).await.unwrap();
-        b.provider.end_session(end(session)).await.unwrap();
-        kinds
+    let session = key();
+    b.provider.begin_session(begin(ProviderRole::Destination, session, false)).await.unwrap();
+    b.store.write("f", "mine", 3);
+    a.provider.begin_session(begin(ProviderRole::Source, session, false)).await.unwrap();
+    let batch = a.provider.get_change_batch(session, request(b.knowledge(), PLAN)).await.unwrap();
+    let (_inputs, receiver) = tokio::sync::mpsc::channel(8);
+    let start = ProcessStart {
+        conflict_resolution_policy: ConflictResolutionPolicy::SourceProviderWins,
+        full_enumeration_action: FullEnumerationAction::Abort,
     };
-    assert_eq!(edit.await, [OutcomeKind::RecoverableError]);
+    let mut outputs = b.provider.process_change_batch(session, start, batch, receiver).await.unwrap();
+    let mut kinds = Vec::new();
+    while let Some(output) = outputs.recv().await {
+        if let ProcessOutput::Outcome(outcome) = output.unwrap() {
+            kinds.push(outcome.kind);
+        }
+    }
+    a.provider.end_session(end(session)).await.unwrap();
+    b.provider.end_session(end(session)).await.unwrap();
+    assert_eq!(kinds, [OutcomeKind::RecoverableError]);
     assert_eq!(b.store.read("f").as_deref(), Some("mine"));
 }

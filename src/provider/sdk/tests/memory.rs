@@ -110,8 +110,11 @@ impl MemoryStore {
         entry.stamp = stamp;
     }
 
+    /// With all that is in it.
     pub(super) fn remove(&self, id: &str) {
-        lock(&self.state).items.remove(&ItemId::from(id));
+        let inside = format!("{id}/");
+        let gone = |item: &ItemId| item.to_string() == id || item.as_bytes().starts_with(inside.as_bytes());
+        lock(&self.state).items.retain(|item, _| !gone(item));
     }
 
     pub(super) fn read(&self, id: &str) -> Option<String> {

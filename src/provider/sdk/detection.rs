@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use super::metadata::{Commit, Intent, Metadata, Row, Snapshot};
 use super::{
-    Applied, Detection, Fingerprint, ItemError, ItemState, KnownItem, Observation, Shared, StoreError, lock,
-    metadata_failed, store_failed,
+    Applied, Detection, Fingerprint, ItemError, ItemState, KnownItem, Observation, Shared, lock, metadata_failed,
+    store_failed,
 };
-use crate::knowledge::{ClockVector, Digest, ItemId, Knowledge, Version};
+use crate::knowledge::{ClockVector, Digest, ItemId, Knowledge, ReplicaId, Version};
 use crate::provider::{Refusal, RefusalCode};
 use crate::types::Hresult;
 
@@ -90,7 +90,7 @@ struct Fold<'a> {
     shared: &'a Shared,
     snapshot: &'a Snapshot,
     intents: BTreeMap<ItemId, Intent>,
-    replica: crate::knowledge::ReplicaId,
+    replica: ReplicaId,
     knowledge: Arc<Knowledge>,
     tick: u64,
     rows: BTreeMap<ItemId, Row>,
@@ -295,11 +295,4 @@ fn is_between(state: &ItemState, old: &ItemState, new: &ItemState) -> bool {
         && state.same_content(old)
         && [&state.properties, &old.properties, &new.properties].iter().all(|map| map.keys().all(of_either))
         && (state.modification_time == old.modification_time || state.modification_time == new.modification_time)
-}
-
-/// The store's own word that it cannot be used, at the end of a batch.
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Self {
-        store_failed(error)
-    }
 }

@@ -73,7 +73,7 @@ pub(super) struct Session {
     pub(super) counters: Counters,
     /// What the source still has to send; kept from batch to batch.
     pub(super) enumeration: Mutex<Option<Enumeration>>,
-    /// Contents that this session deleted, which the store still holds until its end.
+    /// Contents that this session deleted or displaced, which the store may still have until its end.
     pub(super) deleted: Mutex<HashMap<Digest, (ItemId, KnownItem)>>,
     standing: Mutex<Standing>,
     work: TaskTracker,
@@ -103,7 +103,7 @@ impl Session {
         standing.deadline = Instant::now() + standing.lease;
     }
 
-    /// Remembers content that a deletion leaves in the store until the session ends.
+    /// Remembers content that was deleted or displaced, which the store may still have until the session ends.
     pub(super) fn remember_deleted(&self, id: &ItemId, known: KnownItem) {
         let mut deleted = lock(&self.deleted);
         if deleted.len() < MAX_DELETED_CONTENTS && known.state.size > 0 {

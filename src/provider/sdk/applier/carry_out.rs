@@ -63,7 +63,7 @@ impl Applier<'_> {
             .filter(|(_, action)| !matches!(action.step, Step::None))
             .map(|(id, action)| {
                 let mut vector =
-                    if action.is_copy { Default::default() } else { (**learned.vector_for_item(id)).clone() };
+                    if action.comes_first { Default::default() } else { (**learned.vector_for_item(id)).clone() };
                 vector.learn(&action.after.version);
                 (id.clone(), Intent { row: action.after.clone(), learned: vector })
             })
@@ -76,8 +76,8 @@ impl Applier<'_> {
         Ok(intended)
     }
 
-    /// Deletions from the last id to the first, so that children go before their container; then the copies of losers, which
-    /// must stand before anything takes their place; then the rest from the first id to the last. What fails leaves the
+    /// Deletions from the last id to the first, so that children go before their container; then what must stand before other
+    /// things take their place (copies of losers, containers); then the rest from the first id to the last. What fails leaves the
     /// actions and is returned with its change.
     fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> Vec<(usize, RecoverableError)> {
         let deletes = |action: &Action| matches!(action.step, Step::Delete);
@@ -86,14 +86,14 @@ impl Applier<'_> {
         };
         let mut order = ids(&deletes);
         order.reverse();
-        order.extend(ids(&|action| action.is_copy));
-        order.extend(ids(&|action| !action.is_copy && !deletes(action)));
+        order.extend(ids(&|action| action.comes_first));
+        order.extend(ids(&|action| !action.comes_first && !deletes(action)));
 
         let mut failures: BTreeMap<usize, RecoverableError> = BTreeMap::new();
         for id in order {
             let Some(action) = actions.get_mut(&id) else { continue };
             let failed = match failures.get(&action.index) {
-                // Its loser could not be kept.
+                // Its loser could not be kept, or its container not be brought back.
                 Some(error) => Some(error.clone()),
                 None => self.change_item(&id, action).err().map(|error| error.into_recoverable(&id)),
             };
@@ -112,7 +112,11 @@ impl Applier<'_> {
             (Step::None, _) => return Ok(()),
             (Step::Put(staged), before) => {
                 let replaces = before.map_or(Replaces::Nothing, Replaces::Item);
-                store.put(id, staged, &action.after.item.state, &replaces)?
+                let applied = store.put(id, staged, &action.after.item.state, &replaces)?;
+                if let Replaces::Item(displaced) = replaces {
+                    self.session.remember_deleted(id, displaced);
+                }
+                applied
             }
             (Step::SetProperties, Some(known)) => store.set_properties(id, &action.after.item.state, &known)?,
             (Step::Delete, Some(known)) => {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::fetch::Obtained;
 use super::settle::{NewVersion, Settlement, Winner, kind_of, settle};
 use super::{Applier, Section};
-use crate::knowledge::{Digest, ItemChange, ItemId, RecoverableError, ReplicaId, Version};
+use crate::knowledge::{Digest, ItemChange, ItemDataHeader, ItemId, RecoverableError, ReplicaId, Version};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::{Fingerprint, ItemError, ItemState, KnownItem, Staged, metadata_failed};
@@ -32,8 +32,9 @@ pub(super) struct Action {
     /// Its fingerprint is set once the step is done.
     pub(super) after: Row,
     pub(super) step: Step,
-    /// It keeps a conflict's loser: if it fails, the action of its change must not be carried out.
-    pub(super) is_copy: bool,
+    /// It keeps a conflict's loser, or brings a container back: it goes before the action of its change, which must not be
+    /// carried out when it fails.
+    pub(super) comes_first: bool,
 }
 
 /// What becomes of one change before the store is touched.
@@ -100,8 +101,44 @@ impl Applier<'_> {
             };
             plan.verdicts.push(verdict);
         }
+        self.revive_containers(&mut plan.actions, &mut ticks)?;
         plan.tick = ticks.tick;
         Ok(plan)
+    }
+
+    /// A container that was deleted here, and into which the source has put something new, lives on with a version of its own:
+    /// the source need not know of the deletion, and would never send the container again.
+    fn revive_containers(&self, actions: &mut BTreeMap<ItemId, Action>, ticks: &mut Ticks) -> Result<(), CallError> {
+        let arrivals: Vec<(ItemId, usize)> = actions
+            .iter()
+            .filter(|(_, action)| matches!(action.step, Step::Put(_)))
+            .filter(|(_, action)| !action.before.as_ref().is_some_and(Row::is_there))
+            .map(|(id, action)| (id.clone(), action.index))
+            .collect();
+        for (id, index) in arrivals {
+            for container in self.shared.store.containers(&id) {
+                if actions.contains_key(&container) {
+                    break;
+                }
+                let row = self.shared.metadata().row(&container).map_err(metadata_failed)?;
+                // Nearest first: above one that is there, all are. Of one that was never here nothing is known.
+                let Some(row) = row.filter(|row| !row.is_there() && row.item.state.size == 0) else { break };
+                let header = ItemDataHeader {
+                    properties: row.item.state.properties.clone(),
+                    content_size: 0,
+                    content_digest: Some(row.item.state.digest),
+                };
+                let Ok(staged) = self.shared.store.stage(&container, &header).and_then(|staging| staging.finish())
+                else {
+                    break;
+                };
+                let version = ticks.version(NewVersion::Local);
+                let after = row_of(row.item.state.clone(), version.clone(), version);
+                let step = Step::Put(staged);
+                actions.insert(container, Action { index, before: Some(row), after, step, comes_first: true });
+            }
+        }
+        Ok(())
     }
 
     fn plan_change(
@@ -160,7 +197,7 @@ impl Applier<'_> {
                     };
                     let version = ticks.version(NewVersion::Local);
                     let after = row_of(loser, version.clone(), version);
-                    actions.insert(name, Action { index, before, after, step: Step::Put(content), is_copy: true });
+                    actions.insert(name, Action { index, before, after, step: Step::Put(content), comes_first: true });
                 }
             }
         }
@@ -177,7 +214,7 @@ impl Applier<'_> {
         };
         match planned {
             Ok((before, after, step)) => {
-                actions.insert(id.clone(), Action { index, before, after, step, is_copy: false });
+                actions.insert(id.clone(), Action { index, before, after, step, comes_first: false });
                 Ok(Verdict::Planned { conflict })
             }
             Err(error) => Ok(Verdict::Failed(error)),

@@ -1,5 +1,7 @@
-use super::harness::{PLAN, Plan, Replica, settle, sync};
+use super::harness::{PLAN, Plan, Replica, begin, end, key, request, settle, sync};
 use crate::knowledge::OutcomeKind;
+use crate::provider::{ProcessOutput, ProcessStart, Provider};
+use crate::types::{ConflictResolutionPolicy, FullEnumerationAction, ProviderRole};
 
 #[tokio::test]
 async fn creations_updates_and_deletions_travel() {
@@ -127,6 +129,46 @@ async fn a_container_goes_with_its_last_child_or_lives_on_with_a_new_one() {
     assert_eq!(a.store.contents().into_keys().collect::<Vec<_>>(), ["e", "e/new"]);
 }
 
+/// In one direction only: the source never hears that the container was deleted, and does not send it again.
+#[tokio::test]
+async fn a_deleted_container_comes_back_with_what_is_new_in_it() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.make_directory("d");
+    a.store.make_directory("d/e");
+    a.store.write("d/e/f", "f", 1);
+    sync(&a, &b, PLAN).await.unwrap();
+    for name in ["d/e/f", "d/e", "d"] {
+        b.store.remove(name);
+    }
+    a.store.write("d/e/new", "new", 2);
+    let report = sync(&a, &b, PLAN).await.unwrap();
+    assert_eq!(report.count(OutcomeKind::Applied), report.outcomes.len());
+    assert_eq!(b.store.contents().into_keys().collect::<Vec<_>>(), ["d", "d/e", "d/e/new"]);
+    settle(&[&a, &b], PLAN).await;
+    assert_eq!(a.store.contents(), b.store.contents());
+    assert_eq!(a.store.read("d/e/f"), None);
+}
+
+#[tokio::test]
+async fn a_container_becomes_an_item_and_back() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.make_directory("x");
+    a.store.write("x/f", "f", 1);
+    sync(&a, &b, PLAN).await.unwrap();
+    a.store.remove("x/f");
+    // Empty, as the container was: only its kind tells them apart.
+    a.store.write("x", "", 2);
+    for inline in [16, 0] {
+        sync(&a, &b, Plan { inline, ..PLAN }).await.unwrap();
+        assert_eq!(a.store.contents(), b.store.contents());
+        a.store.remove("x");
+        a.store.make_directory("x");
+        sync(&a, &b, Plan { inline, ..PLAN }).await.unwrap();
+        assert_eq!(a.store.contents(), b.store.contents());
+        a.store.write("x", "", 3);
+    }
+}
+
 #[tokio::test]
 async fn many_items_in_many_batches() {
     let (a, b) = (Replica::new("a"), Replica::new("b"));
@@ -145,32 +187,25 @@ async fn a_local_edit_that_was_not_detected_is_never_overwritten() {
     a.store.write("f", "1", 1);
     sync(&a, &b, PLAN).await.unwrap();
     a.store.write("f", "2", 2);
-    // The edit at the destination comes after its detection, here through the unreadable gap between begin and apply.
-    let edit = async {
-        use super::harness::{begin, end, key, request};
-        use crate::provider::Provider;
-        use crate::types::ProviderRole;
-        let session = key();
-        b.provider.begin_session(begin(ProviderRole::Destination, session, false)).await.unwrap();
-        b.store.write("f", "mine", 3);
-        a.provider.begin_session(begin(ProviderRole::Source, session, false)).await.unwrap();
-        let batch = a.provider.get_change_batch(session, request(b.knowledge(), PLAN)).await.unwrap();
-        let (_inputs, receiver) = tokio::sync::mpsc::channel(8);
-        let start = crate::provider::ProcessStart {
-            conflict_resolution_policy: crate::types::ConflictResolutionPolicy::SourceProviderWins,
-            full_enumeration_action: crate::types::FullEnumerationAction::Abort,
-        };
-        let mut outputs = b.provider.process_change_batch(session, start, batch, receiver).await.unwrap();
-        let mut kinds = Vec::new();
-        while let Some(output) = outputs.recv().await {
-            if let crate::provider::ProcessOutput::Outcome(outcome) = output.unwrap() {
-                kinds.push(outcome.kind);
-            }
-        }
-        a.provider.end_session(end(session)).await.unwrap();
-        b.provider.end_session(end(session)).await.unwrap();
-        kinds
+    let session = key();
+    b.provider.begin_session(begin(ProviderRole::Destination, session, false)).await.unwrap();
+    b.store.write("f", "mine", 3);
+    a.provider.begin_session(begin(ProviderRole::Source, session, false)).await.unwrap();
+    let batch = a.provider.get_change_batch(session, request(b.knowledge(), PLAN)).await.unwrap();
+    let (_inputs, receiver) = tokio::sync::mpsc::channel(8);
+    let start = ProcessStart {
+        conflict_resolution_policy: ConflictResolutionPolicy::SourceProviderWins,
+        full_enumeration_action: FullEnumerationAction::Abort,
     };
-    assert_eq!(edit.await, [OutcomeKind::RecoverableError]);
+    let mut outputs = b.provider.process_change_batch(session, start, batch, receiver).await.unwrap();
+    let mut kinds = Vec::new();
+    while let Some(output) = outputs.recv().await {
+        if let ProcessOutput::Outcome(outcome) = output.unwrap() {
+            kinds.push(outcome.kind);
+        }
+    }
+    a.provider.end_session(end(session)).await.unwrap();
+    b.provider.end_session(end(session)).await.unwrap();
+    assert_eq!(kinds, [OutcomeKind::RecoverableError]);
     assert_eq!(b.store.read("f").as_deref(), Some("mine"));
 }

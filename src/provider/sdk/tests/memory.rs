@@ -110,8 +110,11 @@ impl MemoryStore {
         entry.stamp = stamp;
     }
 
+    /// With all that is in it.
     pub(super) fn remove(&self, id: &str) {
-        lock(&self.state).items.remove(&ItemId::from(id));
+        let inside = format!("{id}/");
+        let gone = |item: &ItemId| item.to_string() == id || item.as_bytes().starts_with(inside.as_bytes());
+        lock(&self.state).items.retain(|item, _| !gone(item));
     }
 
     pub(super) fn read(&self, id: &str) -> Option<String> {
@@ -245,6 +248,11 @@ impl ItemStore for MemoryStore {
         self.step(|inner| {
             if inner.unwritable.as_ref() == Some(id) {
                 return Err(ItemError::Failed("no space".to_owned()));
+            }
+            if let Some((parent, _)) = id.to_string().rsplit_once('/')
+                && !inner.items.get(&ItemId::from(parent)).is_some_and(Entry::is_directory)
+            {
+                return Err(ItemError::InTheWay("its directory is not there".to_owned()));
             }
             let fits = match replaces {
                 Replaces::Nothing => !inner.items.contains_key(id),

@@ -1,15 +1,92 @@
 use std::sync::Arc;
 
-use super::harness::{PLAN, Plan, Replica, settle, sync};
+use super::harness::{PLAN, Plan, Replica, begin, end, key, request, settle, sync};
 use super::memory::MemoryStore;
+use crate::knowledge::{ChangeBatch, ChangeOutcome, Digest, ItemDataHeader, OutcomeKind};
 use crate::provider::sdk::{MetadataError, Options, ReplicaProvider};
-use crate::provider::{CallError, Provider};
+use crate::provider::{CallError, DataPart, ProcessInput, ProcessOutput, ProcessStart, Provider};
+use crate::types::{FullEnumerationAction, Hresult, ProviderRole};
 
 #[track_caller]
 fn reason<T: std::fmt::Debug>(result: Result<T, CallError>) -> String {
     match result.expect_err("refused") {
         CallError::Refused(refusal) => refusal.reason,
         other => panic!("{other:?}"),
+    }
+}
+
+/// Gives the destination a batch of the source's, spoilt, and answers its one load, if it comes, with `parts`.
+async fn spoilt(spoil: impl FnOnce(&mut ChangeBatch), parts: Vec<DataPart>) -> Result<Vec<ChangeOutcome>, CallError> {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.write("f", "content", 1);
+    let session = key();
+    a.provider.begin_session(begin(ProviderRole::Source, session, false)).await?;
+    b.provider.begin_session(begin(ProviderRole::Destination, session, false)).await?;
+    let known = b.knowledge();
+    let mut batch = a.provider.get_change_batch(session, request(known, Plan { inline: 0, ..PLAN })).await?;
+    spoil(&mut batch);
+    let start =
+        ProcessStart { conflict_resolution_policy: PLAN.policy, full_enumeration_action: FullEnumerationAction::Abort };
+    let (inputs, receiver) = tokio::sync::mpsc::channel(8);
+    let mut outputs = b.provider.process_change_batch(session, start, batch, receiver).await?;
+    let mut outcomes = Vec::new();
+    let result = loop {
+        match outputs.recv().await.expect("a result comes") {
+            Ok(ProcessOutput::Load(load)) => {
+                for part in &parts {
+                    let input = ProcessInput::Data { load_id: load.load_id, part: part.clone() };
+                    inputs.send(input).await.unwrap();
+                }
+            }
+            Ok(ProcessOutput::Outcome(outcome)) => outcomes.push(outcome),
+            Ok(ProcessOutput::Progress { .. }) => {}
+            Ok(ProcessOutput::Result(_)) => break Ok(outcomes),
+            Err(error) => break Err(error),
+        }
+    };
+    b.provider.end_session(end(session)).await?;
+    assert!(result.is_ok() || b.store.contents().is_empty());
+    result
+}
+
+fn header(content_size: u64) -> DataPart {
+    DataPart::Header(ItemDataHeader { content_size, ..ItemDataHeader::default() })
+}
+
+#[tokio::test]
+async fn a_destination_that_is_out_of_date_refuses() {
+    let forget = |batch: &mut ChangeBatch| {
+        batch.forgotten_knowledge = batch.groups[0].made_with_knowledge.clone();
+    };
+    assert_eq!(reason(spoilt(forget, Vec::new()).await), "SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED");
+}
+
+#[tokio::test]
+async fn nothing_is_learned_beyond_the_prerequisite() {
+    let outcomes = spoilt(|batch| batch.prerequisite_knowledge = batch.groups[0].made_with_knowledge.clone(), vec![]);
+    let error = outcomes.await.unwrap().remove(0).error.expect("it is left out");
+    assert_eq!(error.hresult, Hresult::SYNC_E_CHANGE_NEEDS_KNOWLEDGE);
+}
+
+#[tokio::test]
+async fn data_out_of_order_ends_the_batch() {
+    let chunk = || DataPart::Chunk(bytes::Bytes::from_static(b"content"));
+    for parts in [vec![chunk()], vec![header(7), header(7)], vec![header(7), chunk(), chunk()]] {
+        assert_eq!(reason(spoilt(|_| {}, parts).await), "SYNC_E_NOT_EXPECTED_CHANGE");
+    }
+}
+
+#[tokio::test]
+async fn data_that_is_not_what_was_announced_is_left_out() {
+    let chunk = DataPart::Chunk(bytes::Bytes::from_static(b"CONTENT"));
+    let end = |byte| DataPart::End { content_digest: Digest([byte; 32]) };
+    let short = vec![header(7), end(1)];
+    let other = vec![header(7), chunk, end(1)];
+    let longer = vec![header(8), end(1)];
+    for parts in [short, other, longer] {
+        let outcome = spoilt(|_| {}, parts).await.unwrap().remove(0);
+        assert_eq!(outcome.kind, OutcomeKind::RecoverableError);
+        assert_eq!(outcome.error.unwrap().hresult, Hresult::SYNC_E_DATA_MODIFIED_CONCURRENTLY);
     }
 }
 
@@ -62,6 +139,7 @@ async fn a_destination_does_not_delete_most_of_its_items() {
 #[tokio::test]
 async fn a_rename_of_everything_is_no_mass_delete() {
     let (a, b) = with_items(120).await;
+    a.store.make_directory("moved");
     for n in 0..120 {
         a.store.remove(&format!("{n:04}"));
         a.store.write(&format!("moved/{n:04}"), &format!("content of {n}"), 1);

@@ -210,8 +210,9 @@ impl Referee {
             ask_destination_again: self.known.max_tick(&self.destination) < self.destination_tick_seen,
             ..BatchVerdict::default()
         };
+        // A source that sends no group lacks nothing to send: then the destination's knowledge contains its own.
         let source_ticks = batch.groups.iter().map(|group| group.made_with_knowledge.max_tick(&self.source));
-        self.source_tick = source_ticks.fold(self.source_tick, u64::max);
+        self.source_tick = source_ticks.fold(self.source_tick.max(self.known.max_tick(&self.source)), u64::max);
         let mut changes = HashMap::new();
         let mut inline_bytes = 0;
         for (index, group) in batch.groups.iter().enumerate() {

@@ -148,6 +148,9 @@ pub(super) async fn begin(shared: &Arc<Shared>, request: BeginSession) -> Result
         let outcome = match detected {
             Ok(alive) => {
                 session.counters.alive.store(alive, Ordering::Relaxed);
+                if session.role == ProviderRole::Destination {
+                    lock(&shared.report).begin_destination();
+                }
                 activate(&shared, &session)
             }
             Err(error) => {

@@ -41,8 +41,8 @@ impl Applier<'_> {
             }
         }
         learned.exclude_items(&*left_out);
-        let copies: Vec<_> =
-            actions.iter().filter(|(_, action)| action.is_copy).map(|(copy, action)| (action.index, copy.clone())).collect();
+        let kept = actions.iter().filter(|(_, action)| action.keeps_loser);
+        let copies: Vec<_> = kept.map(|(copy, action)| (action.index, copy.clone())).collect();
         self.conclude(actions, intended, &learned, tick)?;
         let mut report = lock(&self.shared.report);
         for (index, copy) in copies {

@@ -35,6 +35,8 @@ pub(super) struct Action {
     /// It keeps a conflict's loser, or brings a container back: it goes before the action of its change, which must not be
     /// carried out when it fails.
     pub(super) comes_first: bool,
+    /// It keeps a conflict's loser: people are told.
+    pub(super) keeps_loser: bool,
 }
 
 /// What becomes of one change before the store is touched.
@@ -135,7 +137,7 @@ impl Applier<'_> {
                 let version = ticks.version(NewVersion::Local);
                 let after = row_of(row.item.state.clone(), version.clone(), version);
                 let step = Step::Put(staged);
-                actions.insert(container, Action { index, before: Some(row), after, step, comes_first: true });
+                actions.insert(container, Action { index, before: Some(row), after, step, comes_first: true, keeps_loser: false });
             }
         }
         Ok(())
@@ -197,7 +199,8 @@ impl Applier<'_> {
                     };
                     let version = ticks.version(NewVersion::Local);
                     let after = row_of(loser, version.clone(), version);
-                    actions.insert(name, Action { index, before, after, step: Step::Put(content), comes_first: true });
+                    let step = Step::Put(content);
+                    actions.insert(name, Action { index, before, after, step, comes_first: true, keeps_loser: true });
                 }
             }
         }
@@ -214,7 +217,7 @@ impl Applier<'_> {
         };
         match planned {
             Ok((before, after, step)) => {
-                actions.insert(id.clone(), Action { index, before, after, step, comes_first: false });
+                actions.insert(id.clone(), Action { index, before, after, step, comes_first: false, keeps_loser: false });
                 Ok(Verdict::Planned { conflict })
             }
             Err(error) => Ok(Verdict::Failed(error)),

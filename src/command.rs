@@ -1,6 +1,11 @@
 //! What the coordinator is asked to do: requests of applications in words of the domain, checked whatever the state.
+//!
+//! The JSON of a command is what a repeated request is compared by. A field that is added later is left out of it where it has
+//! its default, so that requests compare equal across an upgrade.
 
 use std::time::Duration;
+
+use serde::Serialize;
 
 use crate::store::SyncDirection;
 use crate::types::{
@@ -23,9 +28,10 @@ pub const DEFAULT_PAGE_SIZE: usize = 100;
 pub const MAX_PAGE_SIZE: usize = 1000;
 
 /// SessionService.BeginSession.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BeginSession {
     /// Makes the request repeatable: the same id with the same content gets the same answer. A GUID's lower-case text.
+    #[serde(skip)]
     pub request_id: Option<String>,
     /// Who moves the data.
     pub kind: SessionKind,
@@ -44,9 +50,10 @@ pub struct BeginSession {
 }
 
 /// OperationService.StartOperation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StartOperation {
     /// Makes the request repeatable: the same id with the same content gets the same answer. A GUID's lower-case text.
+    #[serde(skip)]
     pub request_id: Option<String>,
     /// First end: the source of an upload.
     pub source: Endpoint,

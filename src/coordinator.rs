@@ -13,6 +13,7 @@ use crate::grpc::address::AddressError;
 use crate::grpc::provider::{DialOptions, DialOut};
 use crate::operation::Operations;
 use crate::provider::{CallError, Provider, Refusal, RefusalCode};
+use crate::session::token::Tokens;
 use crate::session::{Dial, Sessions, Timing};
 use crate::store::{Opened, Recovered, Store};
 use crate::sync_info::Hub;
@@ -81,7 +82,8 @@ impl Coordinator {
         let hub = Arc::new(Hub::new(recovered.epoch, recovered.sessions.iter().cloned()));
         let publish = hub.clone();
         let store = Arc::new(opened.start(move |published| publish.publish(published))?);
-        let sessions = Sessions::new(store.clone(), dial, options.timing, options.advertise);
+        let sessions =
+            Sessions::new(store.clone(), Tokens::new(recovered.secret), dial, options.timing, options.advertise);
         sessions.recover(&recovered).await?;
         let operations = Operations::new(store.clone(), sessions.clone());
         operations.recover(&recovered).await?;
@@ -137,7 +139,8 @@ impl Providers {
         let address = match endpoint {
             Endpoint::Address(address) => address,
             Endpoint::MemberName(name) => {
-                let message = format!("no member is named {name}: members are not offered yet; give the provider's address");
+                let message =
+                    format!("no member is named {name}: members are not offered yet; give the provider's address");
                 return Err(CallError::Refused(Refusal::own(
                     RefusalCode::Unimplemented,
                     "MEMBERS",

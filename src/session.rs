@@ -9,6 +9,7 @@
 //! | who carries it out | [`task`]: one per session, behind a [`SessionHandle`] |
 //! | how item data flows | [`relay`] |
 //! | who may run when | [`admission`] |
+//! | what a token is | [`token`] |
 
 pub mod admission;
 pub mod blame;
@@ -20,9 +21,10 @@ pub mod registry;
 pub mod relay;
 pub mod task;
 pub mod timing;
+pub mod token;
 
 pub use registry::{NewSession, Sessions, StateError};
-pub use task::SessionHandle;
+pub use task::{CallerCall, SessionHandle};
 pub use timing::Timing;
 
 use std::sync::Arc;

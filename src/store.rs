@@ -15,6 +15,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rusqlite::Connection;
 
@@ -31,8 +32,8 @@ pub(crate) mod tests;
 pub use operations::Operations;
 pub use reader::{Page, SessionQuery};
 pub use record::{
-    Counters, EndNotice, InitiatedBy, LastError, Member, OperationRecord, OperationState, OwedEnd, SessionEvent,
-    SessionRecord, SyncDirection,
+    AcceptedRequest, Counters, EndNotice, InitiatedBy, LastError, Member, OperationRecord, OperationState, OwedEnd,
+    SessionEvent, SessionRecord, SyncDirection,
 };
 
 use crate::types::{ProviderRole, SyncGuid};
@@ -48,6 +49,9 @@ pub const LOCK_FILE_NAME: &str = "synclave.lock";
 /// Most entries of one page; a greater page size is taken as this one.
 pub const MAX_PAGE_SIZE: usize = 1000;
 
+/// How long a request is answered again in the same way.
+pub const REQUEST_RETENTION: Duration = Duration::from_hours(24);
+
 /// One change of what lasts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
@@ -56,6 +60,8 @@ pub enum Write {
     Session(Box<SessionRecord>, Option<SessionEvent>),
     /// The operation's new record, whole.
     Operation(Box<OperationRecord>),
+    /// The request is accepted: goes with what it asks for.
+    Request(AcceptedRequest),
     /// An EndSession is owed from now on: goes before BeginSession.
     Owe(Box<OwedEnd>),
     /// What the owed EndSession will say. Nothing happens if the row is gone: it was settled.
@@ -88,16 +94,29 @@ pub struct Published {
 }
 
 /// What an open store found.
-#[derive(Debug)]
 pub struct Recovered {
     /// Names the store's history; made with the file, and kept as long as it.
     pub epoch: uuid::Uuid,
+    /// Made with the file: tokens that outlast a process are made of it.
+    pub secret: [u8; 32],
     /// All sessions, in the order of their revisions.
     pub sessions: Vec<RecoveredSession>,
     /// All operations, oldest first.
     pub operations: Vec<Arc<OperationRecord>>,
     /// The EndSessions that are owed.
     pub owed: Vec<OwedEnd>,
+}
+
+impl std::fmt::Debug for Recovered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (sessions, operations, owed) = (self.sessions.len(), self.operations.len(), self.owed.len());
+        f.debug_struct("Recovered")
+            .field("epoch", &self.epoch)
+            .field("sessions", &sessions)
+            .field("operations", &operations)
+            .field("owed", &owed)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A session as it was stored.
@@ -214,6 +233,12 @@ impl Store {
     /// The operations, as they were last committed.
     pub fn operations(&self) -> &Operations {
         &self.operations
+    }
+
+    /// The request that was accepted under an id within [`REQUEST_RETENTION`].
+    pub async fn request(&self, request_id: &str) -> Result<Option<AcceptedRequest>, Error> {
+        let id = request_id.to_owned();
+        self.read(move |connection| reader::request(connection, &id)).await
     }
 
     /// A page of a session's transitions, oldest first. Empty for a session that is not there.

@@ -227,6 +227,14 @@ pub enum Endpoint {
     MemberName(String),
 }
 
+impl Endpoint {
+    /// Stands for whoever is there while its replica is not known, and for a member that is never asked: UUIDv5 of the
+    /// endpoint's text (`member:NAME` for a member) in the URL namespace.
+    pub fn guid(&self) -> Uuid {
+        Uuid::new_v5(&Uuid::NAMESPACE_URL, self.to_string().as_bytes())
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

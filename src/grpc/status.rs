@@ -12,7 +12,6 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::convert::InvalidMessage;
 use crate::provider::{CallError, Refusal, RefusalCode};
 use crate::session::StateError;
-use crate::store::OperationRecord;
 use crate::types::{Hresult, ProviderWithError, SyncGuid};
 use crate::{operation, store};
 
@@ -97,22 +96,21 @@ pub fn unimplemented(feature: &str) -> Status {
     from_refusal(&refusal, Subject::default())
 }
 
-/// An operation that was not accepted.
+/// An operation, or a session with one of its own, that was not accepted.
 pub fn not_started(error: &operation::Error) -> Status {
     match error {
         operation::Error::Store(error) => from_store(error),
+        operation::Error::Dial(error) => from_call_error(error),
+        operation::Error::RequestIdReused { .. } => {
+            let (code, reason) = (RefusalCode::AlreadyExists, "REQUEST_ID_REUSED");
+            from_refusal(&Refusal::own(code, reason, Hresult::E_INVALIDARG, error.to_string()), Subject::default())
+        }
+        operation::Error::Forgotten { .. } => {
+            let (code, reason) = (RefusalCode::NotFound, "OPERATION_NOT_FOUND");
+            from_refusal(&Refusal::own(code, reason, Hresult::E_INVALIDARG, error.to_string()), Subject::default())
+        }
         operation::Error::ShuttingDown => shutting_down(),
     }
-}
-
-/// A session that could not begin, though its operation was accepted.
-pub fn not_begun(operation: &OperationRecord) -> Status {
-    let (hresult, message) = match &operation.last_error {
-        Some(error) => (error.hresult, error.message.clone()),
-        None => (Hresult::E_FAIL, "the session did not begin; see the coordinator's log".to_owned()),
-    };
-    let refusal = Refusal::own(RefusalCode::FailedPrecondition, "SESSION_NOT_BEGUN", hresult, message);
-    from_refusal(&refusal, Subject::default())
 }
 
 /// The store failed, or was asked for a page that it never gave out.
@@ -132,12 +130,16 @@ pub fn from_store(error: &store::Error) -> Status {
     from_refusal(&Refusal::own(code, reason, hresult, error.to_string()), Subject::default())
 }
 
-/// SessionStateService refuses; a dead and an unknown token get the same answer.
-pub fn from_state(error: StateError) -> Status {
+/// A session takes the call no more, or is not of that kind; a dead and an unknown token get the same answer.
+pub fn from_state(error: StateError, subject: Subject) -> Status {
     let refusal = match error {
         StateError::NoSession | StateError::Concluded => Refusal::invalid_operation(error.to_string()),
+        StateError::NotExternal => {
+            let (code, hresult) = (RefusalCode::FailedPrecondition, Hresult::SYNC_E_INVALID_OPERATION);
+            Refusal::own(code, "NOT_EXTERNAL", hresult, error.to_string())
+        }
     };
-    from_refusal(&refusal, Subject::default())
+    from_refusal(&refusal, subject)
 }
 
 /// Ends a stream because the server stops. Without ErrorInfo: what was sent before may have had its effect.

@@ -10,11 +10,15 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error_span};
 
 use super::course::Course;
+use super::requests::{Requests, Turn, digest};
 use super::task::OperationTask;
 use crate::command::{BeginSession, StartOperation};
-use crate::session::Sessions;
-use crate::store::{InitiatedBy, OperationRecord, OperationState, Recovered, Store, SyncDirection, Write};
-use crate::types::OperationId;
+use crate::provider::CallError;
+use crate::session::{self, NewSession, SessionHandle, Sessions};
+use crate::store::{
+    AcceptedRequest, InitiatedBy, OperationRecord, OperationState, Recovered, Store, SyncDirection, Write,
+};
+use crate::types::{InitiationReason, OperationId, SyncGuid};
 
 /// Why an operation did not start.
 #[derive(Debug, thiserror::Error)]
@@ -22,9 +26,53 @@ pub enum Error {
     /// The store did not take it: nothing was started.
     #[error("the operation was not accepted: {0}")]
     Store(#[from] crate::store::Error),
+    /// An endpoint that this coordinator cannot dial: nothing was started.
+    #[error("{0}")]
+    Dial(CallError),
+    /// The id stands for another request.
+    #[error("request_id {request_id} was used for another request: take a new GUID for each")]
+    RequestIdReused {
+        /// The id.
+        request_id: String,
+    },
+    /// The request was accepted before, and what it led to is not kept any more.
+    #[error(
+        "operation {operation_id}, which this request has started, is forgotten: take a new request_id to start another"
+    )]
+    Forgotten {
+        /// The operation.
+        operation_id: OperationId,
+    },
     /// It is shutting down.
     #[error("the coordinator is shutting down; try again when it is back")]
     ShuttingDown,
+}
+
+impl From<session::registry::Error> for Error {
+    fn from(error: session::registry::Error) -> Self {
+        match error {
+            session::registry::Error::Store(error) => Self::Store(error),
+            session::registry::Error::Dial(error) => Self::Dial(error),
+            session::registry::Error::ShuttingDown => Self::ShuttingDown,
+        }
+    }
+}
+
+/// A session that was accepted with an operation of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BegunSession {
+    /// The operation.
+    pub operation_id: OperationId,
+    /// The session.
+    pub sync_guid: SyncGuid,
+}
+
+/// What a request turned out to be.
+enum Request {
+    /// It was accepted before.
+    Repeated(AcceptedRequest),
+    /// It was not. With an id it has a turn, and an id and a digest that go with what it leads to.
+    New(Option<Turn>, Option<(String, [u8; 32])>),
 }
 
 /// The operations of this process. Cheap to clone.
@@ -36,6 +84,7 @@ pub struct Operations {
 struct Inner {
     store: Arc<Store>,
     sessions: Sessions,
+    requests: Requests,
     running: Mutex<Running>,
     tracker: TaskTracker,
     shutdown: CancellationToken,
@@ -60,6 +109,7 @@ impl Operations {
         let inner = Inner {
             store,
             sessions,
+            requests: Requests::default(),
             running: Mutex::default(),
             tracker: TaskTracker::new(),
             shutdown: CancellationToken::new(),
@@ -76,7 +126,7 @@ impl Operations {
         for record in recovered.operations.iter().filter(|record| !record.state.is_final()) {
             let record = OperationRecord::clone(record);
             match record.initiated_by {
-                InitiatedBy::Operation => self.run(record),
+                InitiatedBy::Operation => self.run(record, None),
                 // One session, no retries: it ended with its session.
                 InitiatedBy::Session => {
                     let end_time = Some(Timestamp::now());
@@ -88,73 +138,143 @@ impl Operations {
         Ok(())
     }
 
-    /// Accepts an operation: it is durable when this returns, and runs.
+    /// Accepts an operation: it is durable when this returns, and runs. The same request again gets the same operation.
     ///
     /// # Errors
-    /// When it could not be stored; then nothing was started.
+    /// When it could not be stored, then nothing was started; [`Error::RequestIdReused`].
     pub async fn start(&self, command: StartOperation) -> Result<Arc<OperationRecord>, Error> {
-        self.accept(InitiatedBy::Operation, command).await
+        let digest = digest("StartOperation", &command);
+        let operations = self.clone();
+        self.to_its_end(async move {
+            let request = operations.request(command.request_id.as_deref(), digest).await?;
+            match request {
+                Request::Repeated(former) => operations.stored(former.operation_id),
+                Request::New(_turn, request) => operations.accept(command, request).await,
+            }
+        })
+        .await
     }
 
-    /// Begins a single session: an operation of one session, without retries. Returns once the session is accepted.
+    /// Begins a single session: an operation of one session, without retries. Both are durable when this returns, and the
+    /// session runs. The same request again gets the same session.
     ///
     /// # Errors
-    /// As [`Operations::start`].
-    pub async fn begin_session(&self, command: BeginSession) -> Result<Arc<OperationRecord>, Error> {
-        let BeginSession { request_id, source, destination, conflict_resolution_policy, .. } = command;
-        let operation = StartOperation {
-            request_id,
-            source,
-            destination,
-            direction: SyncDirection::Upload,
-            conflict_resolution_policy,
-            full_enumeration_action: command.full_enumeration_action,
-            allow_mass_delete: command.allow_mass_delete,
-            max_attempts: 1,
-            max_sessions: 1,
-        };
-        let record = self.accept(InitiatedBy::Session, operation).await?;
-        let Some(mut record) = self.watch(record.operation_id) else { return Ok(record) };
-        let begun = record.wait_for(|record| !record.sync_guids.is_empty() || record.state.is_final()).await;
-        Ok(begun.map_err(|_| Error::ShuttingDown)?.clone())
+    /// As [`Operations::start`]; [`Error::Dial`].
+    pub async fn begin_session(&self, command: BeginSession) -> Result<BegunSession, Error> {
+        let digest = digest("BeginSession", &command);
+        let operations = self.clone();
+        self.to_its_end(async move {
+            let request = operations.request(command.request_id.as_deref(), digest).await?;
+            match request {
+                Request::Repeated(former) => Ok(BegunSession {
+                    operation_id: former.operation_id,
+                    sync_guid: former.sync_guid.ok_or(Error::ShuttingDown)?,
+                }),
+                Request::New(_turn, request) => operations.accept_session(command, request).await,
+            }
+        })
+        .await
     }
 
-    async fn accept(&self, initiated_by: InitiatedBy, new: StartOperation) -> Result<Arc<OperationRecord>, Error> {
+    /// Runs also when the caller goes away: what is stored must run, and what is not must be known not to be.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        match self.inner.tracker.spawn(work.in_current_span()).await {
+            Ok(outcome) => outcome,
+            Err(failure) => match failure.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Error::ShuttingDown),
+            },
+        }
+    }
+
+    /// Whether the request was accepted before. A new one holds its turn until it is answered.
+    async fn request(&self, request_id: Option<&str>, digest: [u8; 32]) -> Result<Request, Error> {
+        let Some(request_id) = request_id else { return Ok(Request::New(None, None)) };
+        let turn = self.inner.requests.turn(request_id).await;
+        match self.inner.store.request(request_id).await? {
+            Some(former) if former.digest == digest => Ok(Request::Repeated(former)),
+            Some(_) => Err(Error::RequestIdReused { request_id: request_id.to_owned() }),
+            None => Ok(Request::New(Some(turn), Some((request_id.to_owned(), digest)))),
+        }
+    }
+
+    fn stored(&self, id: OperationId) -> Result<Arc<OperationRecord>, Error> {
+        self.inner.store.operations().get(id).ok_or(Error::Forgotten { operation_id: id })
+    }
+
+    async fn accept(
+        &self,
+        new: StartOperation,
+        request: Option<(String, [u8; 32])>,
+    ) -> Result<Arc<OperationRecord>, Error> {
         if self.running().closed {
             return Err(Error::ShuttingDown);
         }
-        let record = OperationRecord {
-            operation_id: OperationId::generate(),
-            initiated_by,
-            source: new.source,
-            destination: new.destination,
-            direction: new.direction,
-            conflict_resolution_policy: new.conflict_resolution_policy,
-            full_enumeration_action: new.full_enumeration_action,
-            allow_mass_delete: new.allow_mass_delete,
-            max_attempts: new.max_attempts,
-            max_sessions: new.max_sessions,
-            state: OperationState::Running,
-            attempt: 0,
-            next_attempt_time: None,
-            last_error: None,
-            sync_guids: Vec::new(),
-            create_time: Timestamp::now(),
-            end_time: None,
-        };
-        self.inner.store.commit(vec![Write::Operation(Box::new(record.clone()))]).await?;
+        let record = accepted(InitiatedBy::Operation, new);
+        let mut writes = vec![Write::Operation(Box::new(record.clone()))];
+        writes.extend(written(request, &record));
+        self.inner.store.commit(writes).await?;
         let accepted = Arc::new(record.clone());
-        self.run(record);
+        self.run(record, None);
         Ok(accepted)
     }
 
-    fn run(&self, record: OperationRecord) {
+    async fn accept_session(
+        &self,
+        new: BeginSession,
+        request: Option<(String, [u8; 32])>,
+    ) -> Result<BegunSession, Error> {
+        if self.running().closed {
+            return Err(Error::ShuttingDown);
+        }
+        let BeginSession { request_id: _, kind, source, destination, conflict_resolution_policy, lease, .. } = new;
+        let mut record = accepted(
+            InitiatedBy::Session,
+            StartOperation {
+                request_id: None,
+                source: source.clone(),
+                destination: destination.clone(),
+                direction: SyncDirection::Upload,
+                conflict_resolution_policy,
+                full_enumeration_action: new.full_enumeration_action,
+                allow_mass_delete: new.allow_mass_delete,
+                max_attempts: 1,
+                max_sessions: 1,
+            },
+        );
+        let sync_guid = SyncGuid::generate();
+        record.sync_guids.push(sync_guid);
+        let session = NewSession {
+            sync_guid,
+            kind,
+            lease,
+            operation_id: record.operation_id,
+            initiation_reason: InitiationReason::Forced,
+            source,
+            destination,
+            conflict_resolution_policy,
+            full_enumeration_action: new.full_enumeration_action,
+            allow_mass_delete: new.allow_mass_delete,
+        };
+        let mut with = vec![Write::Operation(Box::new(record.clone()))];
+        with.extend(written(request, &record));
+        let session = self.inner.sessions.begin(session, with).await?;
+        let operation_id = record.operation_id;
+        self.run(record, Some(session));
+        Ok(BegunSession { operation_id, sync_guid })
+    }
+
+    fn run(&self, record: OperationRecord, first: Option<SessionHandle>) {
         let id = record.operation_id;
         let cancel = CancellationToken::new();
         self.running().operations.insert(id, cancel.clone());
         let task = OperationTask {
             course: Course::new(record.direction, record.max_attempts, record.max_sessions),
             record,
+            first,
             store: self.inner.store.clone(),
             sessions: self.inner.sessions.clone(),
             cancel,
@@ -219,4 +339,39 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.operations.running().operations.remove(&self.id);
     }
+}
+
+fn accepted(initiated_by: InitiatedBy, new: StartOperation) -> OperationRecord {
+    OperationRecord {
+        operation_id: OperationId::generate(),
+        initiated_by,
+        source: new.source,
+        destination: new.destination,
+        direction: new.direction,
+        conflict_resolution_policy: new.conflict_resolution_policy,
+        full_enumeration_action: new.full_enumeration_action,
+        allow_mass_delete: new.allow_mass_delete,
+        max_attempts: new.max_attempts,
+        max_sessions: new.max_sessions,
+        state: OperationState::Running,
+        attempt: 0,
+        next_attempt_time: None,
+        last_error: None,
+        sync_guids: Vec::new(),
+        create_time: Timestamp::now(),
+        end_time: None,
+    }
+}
+
+/// The row that goes into the same transaction as what the request leads to.
+fn written(request: Option<(String, [u8; 32])>, record: &OperationRecord) -> Option<Write> {
+    request.map(|(request_id, digest)| {
+        Write::Request(AcceptedRequest {
+            request_id,
+            digest,
+            operation_id: record.operation_id,
+            sync_guid: record.sync_guids.first().copied(),
+            create_time: record.create_time,
+        })
+    })
 }

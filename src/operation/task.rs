@@ -7,14 +7,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::course::{Course, Ended, Flow, Next};
+use crate::session::registry::Error;
 use crate::session::task::Finished;
-use crate::session::{NewSession, Sessions};
-use crate::store::{InitiatedBy, LastError, OperationRecord, OperationState, Store, Write};
-use crate::types::{Hresult, InitiationReason, ProviderWithError, SyncState};
+use crate::session::{NewSession, SessionHandle, Sessions};
+use crate::store::{LastError, OperationRecord, OperationState, Store, Write};
+use crate::types::{Hresult, InitiationReason, ProviderWithError, SessionKind, SyncGuid, SyncState};
 
 pub(super) struct OperationTask {
     pub record: OperationRecord,
     pub course: Course,
+    /// A session that was accepted with the operation.
+    pub first: Option<SessionHandle>,
     pub store: Arc<Store>,
     pub sessions: Sessions,
     pub cancel: CancellationToken,
@@ -55,30 +58,13 @@ impl OperationTask {
 
     /// One session, from its acceptance to its end. `None` when the coordinator stops.
     async fn session(&mut self, flow: Flow) -> Option<Ended> {
-        self.record.state = OperationState::Running;
-        self.record.next_attempt_time = None;
-        let (source, destination) = match flow {
-            Flow::Upload => (&self.record.source, &self.record.destination),
-            Flow::Download => (&self.record.destination, &self.record.source),
+        let begun = match self.first.take() {
+            Some(session) => Ok(session),
+            None => self.begin(flow).await,
         };
-        let begun = self
-            .sessions
-            .begin(NewSession {
-                operation_id: self.record.operation_id,
-                initiation_reason: match self.record.initiated_by {
-                    InitiatedBy::Session => InitiationReason::Forced,
-                    InitiatedBy::Operation => InitiationReason::ForcedUntilSync,
-                },
-                source: source.clone(),
-                destination: destination.clone(),
-                conflict_resolution_policy: self.record.conflict_resolution_policy,
-                full_enumeration_action: self.record.full_enumeration_action,
-                allow_mass_delete: self.record.allow_mass_delete,
-            })
-            .await;
         let session = match begun {
             Ok(session) => session,
-            Err(crate::session::registry::Error::ShuttingDown) => return None,
+            Err(Error::ShuttingDown) => return None,
             Err(failure) => {
                 warn!(%failure, "a session could not begin");
                 self.record.last_error = Some(LastError {
@@ -90,13 +76,11 @@ impl OperationTask {
                     state: SyncState::InError,
                     ticks: Default::default(),
                     updates_transferred: 0,
-                    worth_retrying: matches!(failure, crate::session::registry::Error::Store(_)),
+                    worth_retrying: matches!(failure, Error::Store(_)),
                     canceled: false,
                 });
             }
         };
-        self.record.sync_guids.push(session.sync_guid());
-        self.save().await;
         let finished = tokio::select! {
             finished = session.finished() => finished,
             () = self.cancel.cancelled() => {
@@ -109,6 +93,34 @@ impl OperationTask {
             return None;
         }
         Some(self.take_in(&finished))
+    }
+
+    /// Begins a session; the operation that names it is stored in the same transaction.
+    async fn begin(&mut self, flow: Flow) -> Result<SessionHandle, Error> {
+        self.record.state = OperationState::Running;
+        self.record.next_attempt_time = None;
+        let (source, destination) = match flow {
+            Flow::Upload => (&self.record.source, &self.record.destination),
+            Flow::Download => (&self.record.destination, &self.record.source),
+        };
+        let new = NewSession {
+            sync_guid: SyncGuid::generate(),
+            kind: SessionKind::Coordinated,
+            lease: None,
+            operation_id: self.record.operation_id,
+            initiation_reason: InitiationReason::ForcedUntilSync,
+            source: source.clone(),
+            destination: destination.clone(),
+            conflict_resolution_policy: self.record.conflict_resolution_policy,
+            full_enumeration_action: self.record.full_enumeration_action,
+            allow_mass_delete: self.record.allow_mass_delete,
+        };
+        self.record.sync_guids.push(new.sync_guid);
+        let begun = self.sessions.begin(new, vec![Write::Operation(Box::new(self.record.clone()))]).await;
+        if begun.is_err() {
+            self.record.sync_guids.pop();
+        }
+        begun
     }
 
     fn take_in(&mut self, finished: &Arc<Finished>) -> Ended {

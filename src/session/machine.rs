@@ -1,4 +1,4 @@
-//! The life of a coordinated session as a pure machine: `handle(event, now)` returns effects. No I/O, no clock, no randomness,
+//! The life of a session as a pure machine: `handle(event, now)` returns effects. No I/O, no clock, no randomness,
 //! so that a simulation can drive millions of histories.
 //!
 //! ```text
@@ -8,6 +8,9 @@
 //!                                          └ BeginSession at most once per provider     ▼
 //!                                                              Done ◄── Ending ◄── Concluding
 //! ```
+//!
+//! An external session has the same begin and end; from `Beginning` it goes to `External`, and stays there until its caller ends
+//! it. An end that is not dialled is never called and owes nothing.
 //!
 //! ‡ An EndSession is owed from the moment that BeginSession may go out: the row is committed in `Recording`, before
 //! `Beginning`. ‡ The outcome and both notices are committed in `Concluding`, before EndSession goes out.
@@ -19,15 +22,17 @@ use jiff::Timestamp;
 use super::blame::Failure;
 use super::edge::is_edge;
 use super::timing::Timing;
-use crate::knowledge::{ChangeBatch, IdParameters};
+use crate::knowledge::{ChangeBatch, IdParameters, ReplicaId};
 use crate::provider::{
-    CallError, ChangeBatchRequest, MAX_MESSAGE_BYTES, ProgressTotals, ProviderFault, ProviderInfo, Renewal, SyncBatchParameters,
+    CallError, ChangeBatchRequest, MAX_MESSAGE_BYTES, ProgressReport, ProviderFault, ProviderInfo, ProviderLimits,
+    Renewal, SyncBatchParameters,
 };
 use crate::referee::{BatchReport, Referee};
 use crate::store::{EndNotice, OwedEnd, SessionEvent, SessionRecord};
-use crate::types::{Hresult, ProviderRole, SyncState};
+use crate::types::{Hresult, ProviderRole, SessionKind, SyncState};
 
 mod end;
+mod external;
 #[cfg(test)]
 mod tests;
 
@@ -98,7 +103,14 @@ pub enum Event {
         fault: ProviderFault,
     },
     /// OnProgress: totals since the start of the session.
-    Progress(ProgressTotals),
+    Progress(ProgressReport),
+    /// RenewSession by the caller of an external session.
+    CallerRenewed,
+    /// EndSession by the caller of an external session.
+    CallerEnded {
+        /// It knows that the replicas are in sync.
+        in_sync: bool,
+    },
 }
 
 /// Answers of unary calls.
@@ -142,6 +154,8 @@ pub enum Timer {
     EndGrace,
     /// Send EndSession once more.
     RetryEnd(ProviderRole),
+    /// The caller of an external session has been silent for its lease.
+    CallerLease,
 }
 
 /// What to do.
@@ -237,6 +251,7 @@ enum Step {
     Asking,
     Enumerating,
     Processing,
+    External,
     Reconnecting { role: ProviderRole, since: Instant, attempt: u32 },
     Concluding,
     Ending,
@@ -253,7 +268,7 @@ pub struct Ticks {
     pub destination: u64,
 }
 
-/// A coordinated session. See the module's text.
+/// A session. See the module's text.
 #[derive(Debug)]
 pub struct Machine {
     record: SessionRecord,
@@ -266,6 +281,7 @@ pub struct Machine {
     heard: [Option<Instant>; 2],
     batch: BatchInHand,
     left_out: u64,
+    ended_by_caller: bool,
     failure: Option<Failure>,
     events: Vec<SessionEvent>,
     rate: Rate,
@@ -290,16 +306,17 @@ impl Machine {
     /// A session that was accepted and stored; `record.state` is INITIALIZED.
     pub fn new(record: SessionRecord, timing: Timing) -> Self {
         Self {
+            step: Step::Created,
+            infos: ProviderRole::BOTH.map(|role| not_dialled(&record, role)),
+            ends: Ends::new(ProviderRole::BOTH.map(|role| record.is_dialled(role))),
             record,
             timing,
-            step: Step::Created,
-            infos: [None, None],
-            ends: Ends::default(),
             referee: None,
             renewing: [false; 2],
             heard: [None; 2],
             batch: BatchInHand::default(),
             left_out: 0,
+            ended_by_caller: false,
             failure: None,
             events: Vec::new(),
             rate: Rate::default(),
@@ -326,7 +343,7 @@ impl Machine {
         !self.events.is_empty()
     }
 
-    /// What a provider told of itself; known from `Admit` on.
+    /// What a provider told of itself, or what stands for one that is not dialled; known from `Admit` on.
     pub fn info(&self, role: ProviderRole) -> Option<&ProviderInfo> {
         self.infos[role as usize].as_ref()
     }
@@ -356,7 +373,9 @@ impl Machine {
             Event::Started => {
                 self.step = Step::Identifying { since: now.instant, attempt: 1 };
                 self.record.phase = "IDENTIFYING".to_owned();
+                self.hear_caller(&mut effects);
                 self.identify(&mut effects);
+                self.ask_for_admission(now, &mut effects);
             }
             Event::Waiting(reason) => {
                 if self.step == Step::Admitting && self.record.waiting_reason != reason {
@@ -380,7 +399,12 @@ impl Machine {
             Event::Timer(timer) => self.timer(timer, now, &mut effects),
             Event::Cancel { cause, reason } => self.cancel(Failure::interrupted(&cause, reason), now, &mut effects),
             Event::Fault { by, fault } => self.fault(by, &fault, now, &mut effects),
-            Event::Progress(totals) => self.progress(totals, &mut effects),
+            Event::Progress(report) => {
+                self.hear_caller(&mut effects);
+                self.progress(report, now, &mut effects);
+            }
+            Event::CallerRenewed => self.hear_caller(&mut effects),
+            Event::CallerEnded { in_sync } => self.caller_ended(in_sync, now, &mut effects),
         }
         effects
     }
@@ -431,7 +455,13 @@ impl Machine {
         }
     }
 
-    fn identified(&mut self, role: ProviderRole, result: Result<ProviderInfo, CallError>, now: Now, effects: &mut Vec<Effect>) {
+    fn identified(
+        &mut self,
+        role: ProviderRole,
+        result: Result<ProviderInfo, CallError>,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
         match result {
             Ok(info) => {
                 let member = self.record.member_mut(role);
@@ -441,16 +471,7 @@ impl Machine {
                     member.name.clone_from(&info.member_name);
                 }
                 self.infos[role as usize] = Some(info);
-                if let [Some(source), Some(destination)] = &self.infos {
-                    match matching(source, destination) {
-                        Ok(_) => {
-                            self.step = Step::Admitting;
-                            self.record.phase = "WAITING".to_owned();
-                            effects.push(Effect::Admit);
-                        }
-                        Err(failure) => self.conclude(failure, now, effects),
-                    }
-                }
+                self.ask_for_admission(now, effects);
             }
             Err(error @ CallError::Refused(_)) => {
                 self.conclude(Failure::call(role, "GetIdParameters", &error), now, effects);
@@ -472,6 +493,20 @@ impl Machine {
         }
     }
 
+    /// Goes on once it is known who both replicas are.
+    fn ask_for_admission(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let [Some(source), Some(destination)] = &self.infos else { return };
+        let both_dialled = ProviderRole::BOTH.iter().all(|role| self.record.is_dialled(*role));
+        match matching(source, destination, both_dialled) {
+            Ok(()) => {
+                self.step = Step::Admitting;
+                self.record.phase = "WAITING".to_owned();
+                effects.push(Effect::Admit);
+            }
+            Err(failure) => self.conclude(failure, now, effects),
+        }
+    }
+
     fn admitted(&mut self, now: Now, effects: &mut Vec<Effect>) {
         if self.step != Step::Admitting {
             return;
@@ -490,10 +525,11 @@ impl Machine {
         match (commit, self.step) {
             (Commit::Begin, Step::Recording) => {
                 self.step = Step::Beginning;
-                for role in ProviderRole::BOTH {
+                for role in ProviderRole::BOTH.into_iter().filter(|role| self.record.is_dialled(*role)) {
                     self.ends.sent(role);
                     effects.push(Effect::Begin(role));
                 }
+                self.enlisted(now, effects);
             }
             (Commit::Outcome, Step::Concluding) => self.send_ends(now, effects),
             (Commit::Final, Step::Finishing) => {
@@ -526,12 +562,7 @@ impl Machine {
         match result {
             Ok(()) => {
                 self.ends.begun(role);
-                if self.step == Step::Beginning && self.ends.all_begun() {
-                    self.enter(SyncState::InProgress, "ENLISTED", "", now);
-                    effects.push(Effect::SetTimer(Timer::Renew, self.timing.lease / 3));
-                    self.ask(effects);
-                    effects.push(Effect::Publish);
-                }
+                self.enlisted(now, effects);
             }
             Err(error) => {
                 if error.had_no_effect() {
@@ -544,6 +575,26 @@ impl Machine {
         }
     }
 
+    /// Goes on once every end that is dialled has answered BeginSession.
+    fn enlisted(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.step == Step::Beginning && self.ends.all_begun() {
+            self.enter(SyncState::InProgress, "ENLISTED", "", now);
+            effects.push(Effect::SetTimer(Timer::Renew, self.timing.lease / 3));
+            self.go_on(effects);
+        }
+    }
+
+    /// Both ends are in the session, for the first time or again.
+    fn go_on(&mut self, effects: &mut Vec<Effect>) {
+        match self.record.kind {
+            SessionKind::Coordinated => {
+                self.ask(effects);
+                effects.push(Effect::Publish);
+            }
+            SessionKind::External => self.run_external(effects),
+        }
+    }
+
     fn ask(&mut self, effects: &mut Vec<Effect>) {
         self.step = Step::Asking;
         self.record.phase = "BATCH".to_owned();
@@ -553,7 +604,9 @@ impl Machine {
     fn parameters(&mut self, result: Result<SyncBatchParameters, CallError>, now: Now, effects: &mut Vec<Effect>) {
         let parameters = match result {
             Ok(parameters) => parameters,
-            Err(error) => return self.call_failed(ProviderRole::Destination, "GetSyncBatchParameters", error, now, effects),
+            Err(error) => {
+                return self.call_failed(ProviderRole::Destination, "GetSyncBatchParameters", error, now, effects);
+            }
         };
         if self.referee.is_none() {
             let [Some(source), Some(destination)] = &self.infos else { return };
@@ -576,8 +629,9 @@ impl Machine {
             limits.clone().map(of).filter(|limit| *limit > 0).fold(own, u64::min)
         };
         let request = ChangeBatchRequest {
-            requested_batch_size: smallest(u64::from(parameters.requested_batch_size.max(1)), |limits| limits.max_changes.into())
-                as u32,
+            requested_batch_size: smallest(u64::from(parameters.requested_batch_size.max(1)), |limits| {
+                limits.max_changes.into()
+            }) as u32,
             max_bytes: smallest(MAX_MESSAGE_BYTES as u64 - MESSAGE_SLACK, |limits| limits.max_bytes),
             destination_knowledge: referee.asked_knowledge(),
             max_inline_bytes: smallest(MAX_INLINE_BYTES, |limits| limits.max_inline_bytes),
@@ -650,9 +704,15 @@ impl Machine {
         counters.updates_not_transferred = (self.batch.changes + self.batch.remaining).saturating_sub(relayed.outcomes);
         counters.updates_to_be_transferred =
             (self.batch.changes + self.batch.remaining + self.left_out).saturating_sub(relayed.applied);
-        let bytes = counters.bytes_transferred;
         let left = counters.updates_not_transferred;
         let done = counters.updates_transferred;
+        self.measure(now);
+        self.record.estimated_seconds_left = self.seconds_left(done, left, now);
+    }
+
+    /// Brings the rate up to date with the bytes that are counted.
+    fn measure(&mut self, now: Now) {
+        let bytes = self.record.counters.bytes_transferred;
         match self.rate.since {
             Some((since, from)) => {
                 let span = now.instant.duration_since(since);
@@ -664,9 +724,12 @@ impl Machine {
             }
             None => self.rate.since = Some((now.instant, bytes)),
         }
+    }
+
+    /// Seconds that what is left would take at the pace so far; `None` before there is a pace.
+    fn seconds_left(&self, done: u64, left: u64, now: Now) -> Option<u64> {
         let running = now.wall.duration_since(self.record.create_time).as_secs_f64();
-        self.record.estimated_seconds_left =
-            (done > 0 && running > 1.0).then(|| (running * left as f64 / done as f64) as u64);
+        (done > 0 && running > 1.0).then(|| (running * left as f64 / done as f64) as u64)
     }
 
     fn processed(&mut self, result: Result<BatchReport, RelayError>, now: Now, effects: &mut Vec<Effect>) {
@@ -717,6 +780,9 @@ impl Machine {
                 self.step = Step::Reconnecting { role, since: now.instant, attempt: 1 };
                 effects.push(Effect::Publish);
                 effects.push(Effect::AbortWork);
+                // A renewal that was under way was cut with the rest, and so was its timer.
+                self.renewing = [false; 2];
+                effects.push(Effect::SetTimer(Timer::Renew, self.timing.lease / 3));
                 effects.push(Effect::SetTimer(Timer::Reconnect(role), self.timing.connect_pause_before(1)));
             }
             error => self.conclude(Failure::call(role, call, &error), now, effects),
@@ -737,15 +803,14 @@ impl Machine {
                     }
                 }
                 if let Some(report) = renewal.progress {
-                    self.progress(report.totals, effects);
+                    self.progress(report, now, effects);
                 }
                 if matches!(step, Step::Reconnecting { role: lost, .. } if lost == role) {
                     self.enter(SyncState::InProgress, "RECONNECTED", "", now);
                     if self.failure.is_some() {
                         return self.stop(now, effects);
                     }
-                    self.ask(effects);
-                    effects.push(Effect::Publish);
+                    self.go_on(effects);
                 }
             }
             (Err(error @ CallError::Refused(_)), _) => {
@@ -761,10 +826,16 @@ impl Machine {
                 self.step = Step::Reconnecting { role, since, attempt: attempt + 1 };
                 effects.push(Effect::SetTimer(Timer::Reconnect(role), self.timing.connect_pause_before(attempt + 1)));
             }
+            (Err(error @ (CallError::Unreachable(_) | CallError::ConnectionLost(_))), Step::External) => {
+                if self.failure.is_some() {
+                    return;
+                }
+                self.external_link_lost(role, &error, now, effects);
+            }
             // The next call tells; until then only the lease counts.
             (Err(error), _) => {
-                let lapsed = self.heard[role as usize]
-                    .is_some_and(|at| now.instant.duration_since(at) >= self.timing.lapse());
+                let lapsed =
+                    self.heard[role as usize].is_some_and(|at| now.instant.duration_since(at) >= self.timing.lapse());
                 if lapsed {
                     self.conclude(Failure::call(role, "RenewSession", &error), now, effects);
                 }
@@ -794,11 +865,12 @@ impl Machine {
             Timer::CancelGrace => self.stop(now, effects),
             Timer::EndGrace => self.end_grace_over(now, effects),
             Timer::RetryEnd(role) => self.retry_end(role, effects),
+            Timer::CallerLease => self.caller_lease_over(now, effects),
         }
     }
 
     fn renew(&mut self, role: ProviderRole, effects: &mut Vec<Effect>) {
-        if !std::mem::replace(&mut self.renewing[role as usize], true) {
+        if self.record.is_dialled(role) && !std::mem::replace(&mut self.renewing[role as usize], true) {
             effects.push(Effect::Renew { role, canceled: self.is_canceled() });
         }
     }
@@ -820,6 +892,8 @@ impl Machine {
                 }
                 effects.push(Effect::SetTimer(Timer::CancelGrace, self.timing.cancel_grace));
             }
+            // A coordinator that stops cannot wait for others; and a provider that is at fault has stopped.
+            Step::External if failure.cause == "CANCELED" => self.cancel_external(failure, effects),
             _ => self.conclude(failure, now, effects),
         }
     }
@@ -837,9 +911,12 @@ impl Machine {
         }
     }
 
-    fn progress(&mut self, totals: ProgressTotals, effects: &mut Vec<Effect>) {
+    fn progress(&mut self, report: ProgressReport, now: Now, effects: &mut Vec<Effect>) {
+        if self.record.kind == SessionKind::External {
+            return self.report(report, now, effects);
+        }
         // The coordinator counts what it relays; a provider's word fills in only what it cannot see.
-        if let Some(needed) = totals.updates_to_be_transferred
+        if let Some(needed) = report.totals.updates_to_be_transferred
             && needed > self.record.counters.updates_to_be_transferred
             && !self.is_concluded()
         {
@@ -883,8 +960,22 @@ impl Machine {
     }
 }
 
-/// What two providers must have in common before BeginSession goes out to either.
-fn matching(source: &ProviderInfo, destination: &ProviderInfo) -> Result<IdParameters, Failure> {
+/// What stands for an end that is not dialled: its caller answers for it, and its member name is its replica, so that a member
+/// is in one session at a time.
+fn not_dialled(record: &SessionRecord, role: ProviderRole) -> Option<ProviderInfo> {
+    let member = record.member(role);
+    (!record.is_dialled(role)).then(|| ProviderInfo {
+        id_parameters: IdParameters::BUILT_IN,
+        replica_id: member.replica_id.clone().unwrap_or_else(|| ReplicaId::from(member.endpoint.guid())),
+        instance_id: String::new(),
+        member_name: member.name.clone(),
+        limits: ProviderLimits::default(),
+        capabilities: Vec::new(),
+    })
+}
+
+/// What two providers must have in common before BeginSession goes out to either. Schemas are compared when both told theirs.
+fn matching(source: &ProviderInfo, destination: &ProviderInfo, both_dialled: bool) -> Result<(), Failure> {
     if source.replica_id == destination.replica_id {
         return Err(Failure::mismatch(
             "SAME_REPLICA",
@@ -892,7 +983,7 @@ fn matching(source: &ProviderInfo, destination: &ProviderInfo) -> Result<IdParam
             format!("source and destination are the same replica ({}); name two different ones", source.replica_id),
         ));
     }
-    if source.id_parameters != destination.id_parameters {
+    if both_dialled && source.id_parameters != destination.id_parameters {
         return Err(Failure::mismatch(
             "SYNC_E_ID_FORMAT_MISMATCH",
             Hresult::SYNC_E_ID_FORMAT_MISMATCH,
@@ -902,5 +993,5 @@ fn matching(source: &ProviderInfo, destination: &ProviderInfo) -> Result<IdParam
             ),
         ));
     }
-    Ok(source.id_parameters)
+    Ok(())
 }

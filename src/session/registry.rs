@@ -2,30 +2,41 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
-use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error_span, info, warn};
 
+use super::Dial;
 use super::admission::Admission;
 use super::outbox::Outbox;
 use super::recovery::{end_left_behind, notice_left_behind};
 use super::task::{Links, Parts, SessionHandle, SessionStatus, SessionTask, handle};
 use super::timing::Timing;
-use super::Dial;
-use crate::provider::{CallError, ProgressTotals, ProviderFault};
+use super::token::{Tokens, fingerprint};
+use crate::knowledge::ReplicaId;
+use crate::provider::{CallError, ProgressReport, ProviderFault};
 use crate::store::{Counters, Member, OwedEnd, Recovered, SessionEvent, SessionRecord, Store, Write};
 use crate::types::{
     ConflictResolutionPolicy, Endpoint, FullEnumerationAction, Hresult, InitiationReason, OperationId, ProviderRole,
     SessionKind, SyncGuid, SyncState,
 };
 
+/// The longest lease that the caller of an external session is granted. Both ends are taken until it has run out.
+pub const MAX_CALLER_LEASE: Duration = Duration::from_secs(3_600);
+
 /// A session that is to begin.
 #[derive(Clone, Debug)]
 pub struct NewSession {
+    /// Its id.
+    pub sync_guid: SyncGuid,
+    /// Who moves the data.
+    pub kind: SessionKind,
+    /// Of an external session: the lease that its caller wishes for; `None` for that of the providers.
+    pub lease: Option<Duration>,
     /// The operation that it belongs to.
     pub operation_id: OperationId,
     /// Why it begins.
@@ -60,11 +71,14 @@ pub enum Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     /// Dead, or never given: the two are not told apart.
-    #[error("the token belongs to no session that runs")]
+    #[error("no session that runs has this token or id")]
     NoSession,
     /// The outcome is decided; the token only reads.
-    #[error("the session's outcome is decided; the token can only read now")]
+    #[error("the session's outcome is decided: from now on it can only be looked at")]
     Concluded,
+    /// A coordinated session has no caller that keeps it: the coordinator does.
+    #[error("the session is coordinated: it ends by itself or by CancelSession, and the coordinator keeps its leases")]
+    NotExternal,
 }
 
 /// The sessions of this process. Cheap to clone.
@@ -76,6 +90,7 @@ pub struct Sessions {
 struct Inner {
     parts: Parts,
     dial: Dial,
+    tokens: Tokens,
     live: Mutex<Live>,
     tracker: TaskTracker,
     deliveries: TaskTracker,
@@ -98,12 +113,18 @@ impl std::fmt::Debug for Sessions {
 
 impl Sessions {
     /// `coordinator_address` is where providers find SessionStateService; `None` when they cannot.
-    pub fn new(store: Arc<Store>, dial: Dial, timing: Timing, coordinator_address: Option<String>) -> Self {
+    pub fn new(
+        store: Arc<Store>,
+        tokens: Tokens,
+        dial: Dial,
+        timing: Timing,
+        coordinator_address: Option<String>,
+    ) -> Self {
         let admission = Admission::default();
         let (tracker, deliveries, shutdown) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
         let outbox = Outbox::new(store.clone(), admission.clone(), timing, deliveries.clone(), shutdown.clone());
         let parts = Parts { store, admission, outbox, timing, coordinator_address };
-        Self { inner: Arc::new(Inner { parts, dial, live: Mutex::default(), tracker, deliveries, shutdown }) }
+        Self { inner: Arc::new(Inner { parts, dial, tokens, live: Mutex::default(), tracker, deliveries, shutdown }) }
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
@@ -141,20 +162,22 @@ impl Sessions {
         Ok(())
     }
 
-    /// Accepts a session: it is durable when this returns, and runs.
+    /// Accepts a session: it is durable when this returns, with all of `with`, and runs.
     ///
     /// # Errors
     /// [`Error::Dial`] for an endpoint that cannot be dialled at all, [`Error::Store`] when it could not be stored; then nothing
     /// was begun.
-    pub async fn begin(&self, new: NewSession) -> Result<SessionHandle, Error> {
-        let providers = [(self.inner.dial)(&new.source), (self.inner.dial)(&new.destination)];
-        let [source, destination] = providers.map(|provider| provider.map_err(Error::Dial));
-        let providers = [source?, destination?];
-        let sync_guid = SyncGuid::generate();
+    pub async fn begin(&self, new: NewSession, with: Vec<Write>) -> Result<SessionHandle, Error> {
+        let sync_guid = new.sync_guid;
         let now = Timestamp::now();
-        let record = accepted(sync_guid, &new, now);
+        let record = accepted(&new, self.inner.parts.timing.lease, now);
+        let dial = |role| match record.is_dialled(role) {
+            true => (self.inner.dial)(&record.member(role).endpoint).map(Some).map_err(Error::Dial),
+            false => Ok(None),
+        };
+        let providers = [dial(ProviderRole::Source)?, dial(ProviderRole::Destination)?];
         let (session, inbox) = handle(sync_guid);
-        let tokens = [token(), token()];
+        let tokens = ProviderRole::BOTH.map(|role| self.token(sync_guid, role));
         let fingerprints = [fingerprint(&tokens[0]), fingerprint(&tokens[1])];
         {
             let mut live = self.live();
@@ -176,7 +199,9 @@ impl Sessions {
             cause: "ACCEPTED".to_owned(),
             message: String::new(),
         };
-        self.inner.parts.store.commit(vec![Write::Session(Box::new(record.clone()), Some(event))]).await?;
+        let mut writes = with;
+        writes.push(Write::Session(Box::new(record.clone()), Some(event)));
+        self.inner.parts.store.commit(writes).await?;
         let task = SessionTask::new(record, self.inner.parts.clone(), Links { providers, tokens }, inbox);
         let span = error_span!("session", %sync_guid);
         self.inner.tracker.spawn(
@@ -187,6 +212,11 @@ impl Sessions {
             .instrument(span),
         );
         Ok(session)
+    }
+
+    /// The token of a session's end, which is the same whenever it is asked for; whether the session runs is another matter.
+    pub fn token(&self, sync_guid: SyncGuid, role: ProviderRole) -> String {
+        self.inner.tokens.token(sync_guid, role)
     }
 
     /// A session that runs; `None` when it is over or unknown.
@@ -219,12 +249,12 @@ impl Sessions {
     }
 
     /// OnProgress by the holder of `token`.
-    pub async fn on_progress(&self, token: &str, totals: ProgressTotals) -> Result<(), StateError> {
+    pub async fn on_progress(&self, token: &str, report: ProgressReport) -> Result<(), StateError> {
         let (session, _, status) = self.by_token(token).await?;
         if status.concluded {
             return Err(StateError::Concluded);
         }
-        session.progress(totals).await;
+        session.progress(report).await;
         Ok(())
     }
 
@@ -267,40 +297,31 @@ impl Drop for Registered {
     }
 }
 
-/// 256 bits from the operating system, as 64 hexadecimal digits: nobody can guess it.
-fn token() -> String {
-    let mut bytes = [0_u8; 32];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
-            Ok(count) => filled += count,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => unreachable!("getrandom fails only with EINTR once it is seeded: {errno}"),
-        }
-    }
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn fingerprint(token: &str) -> [u8; 32] {
-    Sha256::digest(token.as_bytes()).into()
-}
-
-fn accepted(sync_guid: SyncGuid, new: &NewSession, now: Timestamp) -> SessionRecord {
-    let member = |endpoint: &Endpoint| Member {
-        endpoint: endpoint.clone(),
-        replica_id: None,
-        instance_id: String::new(),
-        name: endpoint.to_string(),
+fn accepted(new: &NewSession, lease: Duration, now: Timestamp) -> SessionRecord {
+    let member = |endpoint: &Endpoint| {
+        let (replica_id, name) = match endpoint {
+            // Nobody is asked: the name is all that will be known.
+            Endpoint::MemberName(name) if new.kind == SessionKind::External => {
+                (Some(ReplicaId::from(endpoint.guid())), name.clone())
+            }
+            _ => (None, endpoint.to_string()),
+        };
+        Member { endpoint: endpoint.clone(), replica_id, instance_id: String::new(), name }
+    };
+    let granted = || {
+        let granted = new.lease.unwrap_or(lease).clamp(Duration::from_millis(1), MAX_CALLER_LEASE);
+        granted.as_millis() as u64
     };
     SessionRecord {
-        sync_guid,
+        sync_guid: new.sync_guid,
         operation_id: new.operation_id,
-        kind: SessionKind::Coordinated,
+        kind: new.kind,
         source: member(&new.source),
         destination: member(&new.destination),
         conflict_resolution_policy: new.conflict_resolution_policy,
         full_enumeration_action: new.full_enumeration_action,
         allow_mass_delete: new.allow_mass_delete,
+        lease_ms: (new.kind == SessionKind::External).then(granted),
         state: SyncState::Initialized,
         epoch: 1,
         initiation_reason: new.initiation_reason,

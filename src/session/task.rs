@@ -15,11 +15,14 @@ use tracing::{error, info, warn};
 use super::admission::{Admission, Permit, Seat};
 use super::machine::{Answer, Commit, Effect, Event, Machine, Now, Relayed, Ticks, Timer};
 use super::outbox::Outbox;
+use super::registry::StateError;
 use super::relay::{Relay, within};
 use super::timing::Timing;
-use crate::provider::{BeginSession, EndSession, ProcessStart, ProgressTotals, Provider, ProviderFault, SessionKey, SessionRef};
+use crate::provider::{
+    BeginSession, EndSession, ProcessStart, ProgressReport, Provider, ProviderFault, SessionKey, SessionRef,
+};
 use crate::store::{OwedEnd, SessionRecord, Store, Write};
-use crate::types::{Hresult, ProviderRole, SyncGuid};
+use crate::types::{Hresult, ProviderRole, SessionKind, SyncGuid};
 
 /// Messages that may wait for a session. A full inbox makes the sender wait; the task never waits for one of them.
 const INBOX: usize = 32;
@@ -54,7 +57,8 @@ pub struct SessionStatus {
     pub hresult: Hresult,
     /// From the outcome on, a token is read-only.
     pub concluded: bool,
-    /// What is left of the provider's lease, on the coordinator's clock.
+    /// What is left of the lease, on the coordinator's clock: the provider's, or that of the caller who speaks for an end that
+    /// is not dialled.
     pub lease_remaining: std::time::Duration,
 }
 
@@ -62,8 +66,21 @@ pub struct SessionStatus {
 enum Message {
     Cancel { cause: String, reason: String },
     Fault { by: ProviderRole, fault: ProviderFault },
-    Progress(ProgressTotals),
+    Progress(ProgressReport),
+    Caller { call: CallerCall, reply: oneshot::Sender<Result<(), StateError>> },
     Status { role: ProviderRole, reply: oneshot::Sender<SessionStatus> },
+}
+
+/// What only the caller of an external session may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallerCall {
+    /// RenewSession.
+    Renew,
+    /// EndSession.
+    End {
+        /// It knows that the replicas are in sync.
+        in_sync: bool,
+    },
 }
 
 impl SessionHandle {
@@ -83,8 +100,19 @@ impl SessionHandle {
     }
 
     /// OnProgress.
-    pub async fn progress(&self, totals: ProgressTotals) {
-        self.send(Message::Progress(totals)).await;
+    pub async fn progress(&self, report: ProgressReport) {
+        self.send(Message::Progress(report)).await;
+    }
+
+    /// A call of an external session's caller. Taken means taken: nothing that happens later undoes it.
+    ///
+    /// # Errors
+    /// [`StateError::NotExternal`] for a coordinated session, [`StateError::Concluded`] when its outcome is decided,
+    /// [`StateError::NoSession`] when it is over.
+    pub async fn caller(&self, call: CallerCall) -> Result<(), StateError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Message::Caller { call, reply }).await;
+        answer.await.unwrap_or(Err(StateError::NoSession))
     }
 
     /// `None` once the session is over.
@@ -118,7 +146,8 @@ pub(super) struct Parts {
 
 /// The ends of a session.
 pub(super) struct Links {
-    pub providers: [Arc<dyn Provider>; 2],
+    /// `None` for an end that is not dialled.
+    pub providers: [Option<Arc<dyn Provider>>; 2],
     pub tokens: [String; 2],
 }
 
@@ -229,18 +258,44 @@ impl SessionTask {
         match message {
             Message::Cancel { cause, reason } => self.handle(Event::Cancel { cause, reason }).await,
             Message::Fault { by, fault } => self.handle(Event::Fault { by, fault }).await,
-            Message::Progress(totals) => self.handle(Event::Progress(totals)).await,
+            Message::Progress(report) => self.handle(Event::Progress(report)).await,
+            Message::Caller { call, reply } => {
+                let taken = if self.machine.record().kind != SessionKind::External {
+                    Err(StateError::NotExternal)
+                } else if self.machine.is_concluded() {
+                    Err(StateError::Concluded)
+                } else {
+                    Ok(())
+                };
+                if taken.is_ok() {
+                    self.handle(match call {
+                        CallerCall::Renew => Event::CallerRenewed,
+                        CallerCall::End { in_sync } => Event::CallerEnded { in_sync },
+                    })
+                    .await;
+                }
+                // The caller may have gone.
+                let _ = reply.send(taken);
+            }
             Message::Status { role, reply } => {
                 let status = SessionStatus {
                     is_canceled: self.machine.is_canceled(),
                     hresult: self.machine.record().hresult,
                     concluded: self.machine.is_concluded(),
-                    lease_remaining: self.parts.timing.lease.saturating_sub(self.heard[role as usize].elapsed()),
+                    lease_remaining: self.lease_remaining(role),
                 };
                 // The caller may have gone.
                 let _ = reply.send(status);
             }
         }
+    }
+
+    fn lease_remaining(&self, role: ProviderRole) -> std::time::Duration {
+        if self.machine.record().is_dialled(role) {
+            return self.parts.timing.lease.saturating_sub(self.heard[role as usize].elapsed());
+        }
+        let ends = self.timers.get(&Timer::CallerLease);
+        ends.map_or_else(Default::default, |at| at.saturating_duration_since(Instant::now()))
     }
 
     async fn returned(&mut self, returned: Result<Returned, tokio::task::JoinError>) {
@@ -258,7 +313,10 @@ impl SessionTask {
             Err(failure) if failure.is_cancelled() => {}
             Err(failure) => {
                 error!(%failure, "a call's task panicked");
-                self.handle(Event::CoordinatorFailed("the coordinator failed in a call; its log says where".to_owned())).await;
+                self.handle(Event::CoordinatorFailed(
+                    "the coordinator failed in a call; its log says where".to_owned(),
+                ))
+                .await;
             }
         }
     }
@@ -450,7 +508,7 @@ impl SessionTask {
     }
 
     fn provider(&self, role: ProviderRole) -> Arc<dyn Provider> {
-        self.links.providers[role as usize].clone()
+        self.links.providers[role as usize].clone().expect("the machine calls nobody who is not dialled")
     }
 
     fn key(&self) -> SessionKey {

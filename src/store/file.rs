@@ -1,23 +1,28 @@
 //! The files: lock, checks before anything is touched, schema, and what is read at the start.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
 use uuid::Uuid;
 
 use super::writer::{REVISION_BLOCK, write_session};
-use super::{Error, FILE_NAME, LOCK_FILE_NAME, Recovered, RecoveredSession, SessionEvent, SessionRecord};
+use super::{
+    Error, FILE_NAME, LOCK_FILE_NAME, REQUEST_RETENTION, Recovered, RecoveredSession, SessionEvent, SessionRecord,
+};
 use crate::types::{SyncGuid, SyncState};
 
 /// In the header of every file of ours ("SYCL"): says that the database is a store, not just any.
 const APPLICATION_ID: i64 = 0x5359_434C;
 
 /// Statements that lead from each schema to the next; `user_version` counts those that were run.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE meta (
         key   TEXT PRIMARY KEY,
         value ANY NOT NULL
@@ -54,10 +59,24 @@ const MIGRATIONS: &[&str] = &["
         record    TEXT NOT NULL,       -- OwedEnd as JSON
         PRIMARY KEY (sync_guid, role)
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    CREATE TABLE request_ids (
+        request_id   TEXT PRIMARY KEY,
+        digest       BLOB NOT NULL,    -- SHA-256 of what was asked for
+        operation_id TEXT NOT NULL,
+        sync_guid    TEXT,
+        create_time  INTEGER NOT NULL  -- microseconds since 1970
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX request_ids_by_time ON request_ids (create_time);
+",
+];
 
 /// The schema that this release writes, and the newest one that it reads.
 pub(super) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// The first schema whose `meta` holds a secret.
+const SCHEMA_WITH_SECRET: i64 = 2;
 
 /// How long a statement waits for another program's lock (an operator's shell) before it fails.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -86,18 +105,20 @@ pub(super) fn open(dir: &Path) -> Result<(OpenFile, Recovered), Error> {
     let found = check(&path)?;
     let contents = if found == SCHEMA_VERSION { Some(read(&open_reader(&path)?, &path)?) } else { None };
 
+    keep_private(&path)?;
     let prepare = || -> rusqlite::Result<Connection> {
-        let mut connection = Connection::open(&path)?;
+        let connection = Connection::open(&path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.set_prepared_statement_cache_capacity(32);
-        if found < SCHEMA_VERSION {
-            migrate(&mut connection, found)?;
-        }
         Ok(connection)
     };
     let mut connection = prepare().map_err(|error| failure(&path, error))?;
+    if found < SCHEMA_VERSION {
+        let secret = secret().map_err(|error| io_failure(&path, error))?;
+        migrate(&mut connection, found, secret).map_err(|error| failure(&path, error))?;
+    }
     let contents = match contents {
         Some(contents) => contents,
         None => read(&connection, &path)?,
@@ -142,6 +163,50 @@ pub(super) fn failure(path: &Path, error: rusqlite::Error) -> Error {
     }
 }
 
+/// Makes the file its owner's alone: it holds the secret that tokens are made of. SQLite gives its other files the same mode.
+fn keep_private(path: &Path) -> Result<(), Error> {
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+    let keep = |file: File| {
+        let metadata = file.metadata()?;
+        match metadata.mode() & 0o077 {
+            0 => Ok(()),
+            _ => file.set_permissions(Permissions::from_mode(metadata.mode() & 0o700)),
+        }
+    };
+    file.and_then(keep).map_err(|error| io_failure(path, error))
+}
+
+/// 256 bits from the operating system: nobody can guess them.
+fn secret() -> std::io::Result<[u8; 32]> {
+    let mut bytes = [0_u8; 32];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(count) => filled += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(bytes)
+}
+
+/// Forgets requests that are older than [`REQUEST_RETENTION`] at `now`, the oldest first, `limit` at most.
+pub(super) fn forget_requests(connection: &Connection, now: Timestamp, limit: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "DELETE FROM request_ids WHERE request_id IN
+                 (SELECT request_id FROM request_ids WHERE create_time <= ?1 ORDER BY create_time LIMIT ?2)",
+        )?
+        .execute(params![oldest_request(now), limit])?;
+    Ok(())
+}
+
+/// Requests that were accepted then or before are forgotten; microseconds since 1970.
+pub(super) fn oldest_request(now: Timestamp) -> i64 {
+    let retention = i64::try_from(REQUEST_RETENTION.as_micros()).unwrap_or(i64::MAX);
+    now.as_microsecond().saturating_sub(retention)
+}
+
 fn lock(path: &Path) -> Result<File, Error> {
     let file = OpenOptions::new()
         .create(true)
@@ -183,7 +248,7 @@ fn check(path: &Path) -> Result<i64, Error> {
     }
 }
 
-fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
+fn migrate(connection: &mut Connection, found: i64, secret: [u8; 32]) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     for statements in MIGRATIONS.iter().skip(usize::try_from(found).unwrap_or(0)) {
         transaction.execute_batch(statements)?;
@@ -193,6 +258,9 @@ fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
             "INSERT INTO meta (key, value) VALUES ('epoch', ?1), ('revision_reserved', 0)",
             params![Uuid::new_v4().to_string()],
         )?;
+    }
+    if found < SCHEMA_WITH_SECRET {
+        transaction.execute("INSERT INTO meta (key, value) VALUES ('secret', ?1)", params![secret.as_slice()])?;
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
@@ -206,11 +274,12 @@ struct Contents {
 
 fn read(connection: &Connection, path: &Path) -> Result<Contents, Error> {
     let read = || -> rusqlite::Result<Contents> {
-        let (epoch, reserved): (String, i64) = connection.query_row(
+        let (epoch, reserved, secret): (String, i64, [u8; 32]) = connection.query_row(
             "SELECT (SELECT value FROM meta WHERE key = 'epoch'),
-                    (SELECT value FROM meta WHERE key = 'revision_reserved')",
+                    (SELECT value FROM meta WHERE key = 'revision_reserved'),
+                    (SELECT value FROM meta WHERE key = 'secret')",
             [],
-            |row| Ok((row.get(0)?, row.get(1)?)),
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
         )?;
         let mut sessions = Vec::new();
         let mut places = HashMap::new();
@@ -241,7 +310,8 @@ fn read(connection: &Connection, path: &Path) -> Result<Contents, Error> {
             .query_map([], |row| from_json(row, 0))?
             .collect::<rusqlite::Result<_>>()?;
         let epoch = Uuid::try_parse(&epoch).map_err(|error| unreadable(0, error))?;
-        Ok(Contents { recovered: Recovered { epoch, sessions, operations, owed }, reserved: reserved.cast_unsigned() })
+        let recovered = Recovered { epoch, secret, sessions, operations, owed };
+        Ok(Contents { recovered, reserved: reserved.cast_unsigned() })
     };
     read().map_err(|error| match error {
         // The database is whole, and what it holds is not what we write.
@@ -271,6 +341,7 @@ fn start_revisions(
     }
     let ceiling = revision + REVISION_BLOCK;
     reserve(&transaction, ceiling)?;
+    forget_requests(&transaction, Timestamp::now(), i64::MAX)?;
     transaction.commit()?;
     recovered.sessions.sort_by_key(|session| session.record.revision);
     Ok((revision, ceiling))
@@ -278,10 +349,8 @@ fn start_revisions(
 
 /// A row of `events`: sync_guid, time, from_state, to_state, cause, message.
 pub(super) fn event(row: &Row<'_>) -> rusqlite::Result<SessionEvent> {
-    let text: String = row.get(0)?;
-    let sync_guid = text.parse().map_err(|error| unreadable(0, error))?;
-    let text: String = row.get(1)?;
-    let time = text.parse().map_err(|error| unreadable(1, error))?;
+    let sync_guid = parsed(0, &row.get::<_, String>(0)?)?;
+    let time = parsed(1, &row.get::<_, String>(1)?)?;
     let state = |column, number: i64| {
         let state = usize::try_from(number).ok().and_then(|index| SyncState::ALL.get(index)).copied();
         state.ok_or(rusqlite::Error::IntegralValueOutOfRange(column, number))
@@ -301,6 +370,14 @@ pub(super) fn from_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: u
     let text = row.get_ref(column)?;
     let text = text.as_str().map_err(|error| unreadable(column, error))?;
     serde_json::from_str(text).map_err(|error| unreadable(column, error))
+}
+
+/// A column that holds a text of ours.
+pub(super) fn parsed<T>(column: usize, text: &str) -> rusqlite::Result<T>
+where
+    T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    text.parse().map_err(|error| unreadable(column, error))
 }
 
 fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {

@@ -1,9 +1,10 @@
 //! Pages of what is stored. Every page is one indexed query that begins behind the last row of the page before.
 
+use jiff::Timestamp;
 use rusqlite::types::Value;
-use rusqlite::{Connection, params_from_iter};
+use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
 
-use super::{MAX_PAGE_SIZE, SessionEvent, SessionRecord, file};
+use super::{AcceptedRequest, MAX_PAGE_SIZE, SessionEvent, SessionRecord, file};
 use crate::types::{OperationId, SyncGuid, SyncState};
 
 /// A page of a list.
@@ -53,6 +54,26 @@ impl<T> Page<T> {
 /// The page size that is used for the one asked for.
 pub(super) fn page_size(asked: usize) -> usize {
     asked.clamp(1, MAX_PAGE_SIZE)
+}
+
+pub(super) fn request(connection: &Connection, request_id: &str) -> Result<Option<AcceptedRequest>, Error> {
+    let mut statement = connection.prepare_cached(
+        "SELECT digest, operation_id, sync_guid, create_time
+         FROM request_ids WHERE request_id = ?1 AND create_time > ?2",
+    )?;
+    let found = statement.query_row((request_id, file::oldest_request(Timestamp::now())), |row| {
+        let sync_guid = row.get::<_, Option<String>>(2)?.map(|text| file::parsed(2, &text)).transpose()?;
+        let time: i64 = row.get(3)?;
+        Ok(AcceptedRequest {
+            request_id: request_id.to_owned(),
+            digest: row.get(0)?,
+            operation_id: file::parsed(1, &row.get::<_, String>(1)?)?,
+            sync_guid,
+            create_time: Timestamp::from_microsecond(time)
+                .map_err(|_| rusqlite::Error::IntegralValueOutOfRange(3, time))?,
+        })
+    });
+    Ok(found.optional()?)
 }
 
 pub(super) fn events(

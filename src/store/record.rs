@@ -58,6 +58,9 @@ pub struct SessionRecord {
     pub full_enumeration_action: FullEnumerationAction,
     /// The safety stop is off.
     pub allow_mass_delete: bool,
+    /// Of an external session: how long its caller may be silent, in milliseconds, as granted.
+    #[serde(default)]
+    pub lease_ms: Option<u64>,
     /// Its state.
     pub state: SyncState,
     /// 1 at creation, higher at each takeover.
@@ -68,7 +71,9 @@ pub struct SessionRecord {
     pub create_time: Timestamp,
     /// When a final state was entered.
     pub end_time: Option<Timestamp>,
-    /// UPPER_SNAKE: what is being done now (WAITING, IDENTIFYING, ENLISTING, BATCH, APPLYING, RECONNECTING, ENDING, ENDED).
+    /// UPPER_SNAKE: what is being done now (WAITING, IDENTIFYING, ENLISTING, BATCH, APPLYING, RECONNECTING, CANCELING,
+    /// ENDING, ENDED). Of an external session that runs: EXTERNAL, then role and stage as last reported, such as
+    /// DESTINATION_CHANGE_APPLICATION.
     pub phase: String,
     /// UPPER_SNAKE: why it is not admitted yet; empty when it is.
     pub waiting_reason: String,
@@ -91,6 +96,12 @@ pub struct SessionRecord {
 }
 
 impl SessionRecord {
+    /// True for an end whose provider is called. Only in an external session there are others: members that are named, and
+    /// that the session's caller speaks for.
+    pub fn is_dialled(&self, role: ProviderRole) -> bool {
+        self.kind == SessionKind::Coordinated || matches!(self.member(role).endpoint, Endpoint::Address(_))
+    }
+
     /// The end in a role.
     pub fn member(&self, role: ProviderRole) -> &Member {
         match role {
@@ -157,6 +168,21 @@ pub struct EndNotice {
     pub message: String,
     /// Who is at fault.
     pub provider_with_error: Option<ProviderWithError>,
+}
+
+/// A request that was accepted under an id of its caller's choice: the same request again gets the same answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptedRequest {
+    /// The caller's id: a GUID's lower-case text.
+    pub request_id: String,
+    /// SHA-256 of what was asked for: another digest under the same id is another request.
+    pub digest: [u8; 32],
+    /// The operation that was accepted.
+    pub operation_id: OperationId,
+    /// Its session, when a session was asked for.
+    pub sync_guid: Option<SyncGuid>,
+    /// When.
+    pub create_time: Timestamp,
 }
 
 /// Which directions an operation runs, and in which order (SyncDirectionOrder).

@@ -32,6 +32,7 @@ pub(crate) fn session(source: &str, destination: &str) -> SessionRecord {
         conflict_resolution_policy: ConflictResolutionPolicy::KeepBoth,
         full_enumeration_action: FullEnumerationAction::Abort,
         allow_mass_delete: false,
+        lease_ms: None,
         state: SyncState::Initialized,
         epoch: 1,
         initiation_reason: InitiationReason::Forced,

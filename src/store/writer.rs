@@ -20,6 +20,9 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(3);
 /// Rows of progress in one transaction: bounds what a commit waits for behind a flush.
 const FLUSH_ROWS: usize = 256;
 
+/// Outdated requests that make room for each new one: more than come in, so that they never pile up.
+const FORGET_ROWS: i64 = 4;
+
 pub(super) struct Writer {
     file: OpenFile,
     queue: Arc<Queue>,
@@ -207,6 +210,21 @@ fn apply(
                     json(&record)?
                 ])?;
             effects.operations.push(Arc::from(record));
+        }
+        Write::Request(request) => {
+            file::forget_requests(transaction, request.create_time, FORGET_ROWS)?;
+            transaction
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO request_ids (request_id, digest, operation_id, sync_guid, create_time)
+                     VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
+                .execute(params![
+                    request.request_id,
+                    request.digest,
+                    request.operation_id.to_string(),
+                    request.sync_guid.map(|sync_guid| sync_guid.to_string()),
+                    request.create_time.as_microsecond()
+                ])?;
         }
         Write::Owe(owed) => {
             transaction

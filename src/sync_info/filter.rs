@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::info::{View, connection_guid, endpoint_guid};
+use super::info::{View, connection_guid};
 use crate::store::{Member, SessionRecord};
 use crate::types::{Endpoint, OperationId, SyncGuid, SyncState};
 
@@ -61,7 +61,7 @@ impl Identity {
     pub(super) fn of(record: &SessionRecord) -> Self {
         let guids = |member: &Member| {
             let replica = member.replica_id.as_ref().map(|id| id.guid());
-            Vec::from_iter([endpoint_guid(&member.endpoint)].into_iter().chain(replica))
+            Vec::from_iter([member.endpoint.guid()].into_iter().chain(replica))
         };
         let (source, destination) = (guids(&record.source), guids(&record.destination));
         let pairs = source.iter().flat_map(|source| destination.iter().map(|destination| (*source, *destination)));

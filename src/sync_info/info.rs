@@ -6,9 +6,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::store::{Member, SessionRecord};
-use crate::types::{
-    Endpoint, Hresult, InitiationReason, OperationId, ProviderWithError, SessionKind, SyncGuid, SyncState,
-};
+use crate::types::{Hresult, InitiationReason, OperationId, ProviderWithError, SessionKind, SyncGuid, SyncState};
 
 /// The viewpoint of a sync info.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -161,13 +159,8 @@ impl SyncInfo {
 pub(super) fn member_guid(member: &Member) -> Uuid {
     match &member.replica_id {
         Some(replica_id) => replica_id.guid(),
-        None => endpoint_guid(&member.endpoint),
+        None => member.endpoint.guid(),
     }
-}
-
-/// The GUID of a member whose replica is not known: UUIDv5 of its endpoint's text, in the URL namespace.
-pub(super) fn endpoint_guid(endpoint: &Endpoint) -> Uuid {
-    Uuid::new_v5(&Uuid::NAMESPACE_URL, endpoint.to_string().as_bytes())
 }
 
 /// The GUID of the connection partner → member outside a replication group: UUIDv5 in the partner's namespace of the

@@ -1,5 +1,7 @@
 //! Sessions and their events; what several requests have in common.
 
+use std::time::Duration;
+
 use super::provider::guid;
 use super::{Path, Violations, enums, time};
 use crate::command::{self, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, PageRequest};
@@ -94,7 +96,7 @@ pub fn encode_session(record: &SessionRecord) -> pb::Session {
         hresult: record.hresult.0,
         error_message: record.error_message.clone(),
         waiting_reason: record.waiting_reason.clone(),
-        lease: None,
+        lease: record.lease_ms.map(|lease| time::encode_duration(Duration::from_millis(lease))),
         conflict_resolution_policy: Some(pb::ConflictResolutionPolicy::from(record.conflict_resolution_policy).into()),
         full_enumeration_action: Some(pb::FullEnumerationAction::from(record.full_enumeration_action).into()),
         allow_mass_delete: record.allow_mass_delete,

@@ -2,7 +2,9 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{begin_session, cancel_session, end_session, get_session, list_session_events, list_sessions, renew_session};
+use super::{
+    begin_session, cancel_session, end_session, get_session, list_session_events, list_sessions, renew_session,
+};
 use crate::command::{EndSession, ListSessions};
 use crate::coordinator::Coordinator;
 use crate::grpc::convert::session::{encode_event, encode_session};
@@ -10,11 +12,9 @@ use crate::grpc::{MESSAGE_LIMIT, status};
 use crate::pb;
 use crate::pb::session_service_server::{SessionService, SessionServiceServer};
 use crate::provider::{Refusal, RefusalCode};
+use crate::session::{CallerCall, SessionHandle, StateError};
 use crate::store::{SessionQuery, SessionRecord};
-use crate::types::{Hresult, SessionKind, SyncGuid};
-
-/// The feature that sessions without a change loop belong to.
-const EXTERNAL_SESSIONS: &str = "EXTERNAL_SESSIONS";
+use crate::types::{Endpoint, Hresult, ProviderRole, SessionKind, SyncGuid};
 
 /// Serves a coordinator's sessions.
 #[derive(Clone, Debug)]
@@ -39,15 +39,24 @@ impl SessionServer {
         let record = self.coordinator.hub.get(sync_guid).ok_or_else(|| not_found(sync_guid))?;
         Ok(encode_session(&record))
     }
+
+    /// Does what only the caller of an external session may do.
+    async fn caller(&self, sync_guid: SyncGuid, call: CallerCall) -> Result<SessionHandle, Status> {
+        let record = self.coordinator.hub.get(sync_guid).ok_or_else(|| not_found(sync_guid))?;
+        let taken = match self.coordinator.sessions.get(sync_guid) {
+            _ if record.kind == SessionKind::Coordinated => Err(StateError::NotExternal),
+            Some(session) => session.caller(call).await.map(|()| session),
+            None => Err(StateError::NoSession),
+        };
+        taken.map_err(|error| {
+            status::from_state(error, status::Subject { sync_guid: Some(sync_guid), ..Default::default() })
+        })
+    }
 }
 
 fn not_found(sync_guid: SyncGuid) -> Status {
     let message = format!("there is no session {sync_guid}");
-    refused(RefusalCode::NotFound, "SESSION_NOT_FOUND", Hresult::E_INVALIDARG, message, sync_guid)
-}
-
-fn refused(code: RefusalCode, reason: &str, hresult: Hresult, message: String, sync_guid: SyncGuid) -> Status {
-    let refusal = Refusal::own(code, reason, hresult, message);
+    let refusal = Refusal::own(RefusalCode::NotFound, "SESSION_NOT_FOUND", Hresult::E_INVALIDARG, message);
     status::from_refusal(&refusal, status::Subject { sync_guid: Some(sync_guid), ..Default::default() })
 }
 
@@ -58,28 +67,30 @@ impl SessionService for SessionServer {
         request: Request<pb::BeginSessionRequest>,
     ) -> Result<Response<pb::BeginSessionResponse>, Status> {
         let command = begin_session(request.into_inner())?;
-        if command.kind == SessionKind::External {
-            return Err(status::unimplemented(EXTERNAL_SESSIONS));
-        }
-        let operation =
-            self.coordinator.operations.begin_session(command).await.map_err(|error| status::not_started(&error))?;
-        let sync_guid = operation.sync_guids.first().ok_or_else(|| status::not_begun(&operation))?;
-        let session = Some(self.record(*sync_guid)?);
-        Ok(Response::new(pb::BeginSessionResponse { session, ..Default::default() }))
+        let speaks_for_itself =
+            |endpoint: &Endpoint| command.kind == SessionKind::External && matches!(endpoint, Endpoint::MemberName(_));
+        let by_caller = [speaks_for_itself(&command.source), speaks_for_itself(&command.destination)];
+        let begun = self.coordinator.operations.begin_session(command).await;
+        let sync_guid = begun.map_err(|error| status::not_started(&error))?.sync_guid;
+        let token = |role: ProviderRole| match by_caller[role as usize] {
+            true => self.coordinator.sessions.token(sync_guid, role),
+            false => String::new(),
+        };
+        Ok(Response::new(pb::BeginSessionResponse {
+            session: Some(self.record(sync_guid)?),
+            source_token: token(ProviderRole::Source),
+            destination_token: token(ProviderRole::Destination),
+        }))
     }
 
     async fn end_session(
         &self,
         request: Request<pb::EndSessionRequest>,
     ) -> Result<Response<pb::EndSessionResponse>, Status> {
-        let EndSession { sync_guid, .. } = end_session(request.into_inner())?;
-        let session = self.record(sync_guid)?;
-        let message = format!(
-            "session {sync_guid} is coordinated: it ends by itself, or by CancelSession (its state is {})",
-            session.state().as_str_name()
-        );
-        let code = RefusalCode::FailedPrecondition;
-        Err(refused(code, "NOT_EXTERNAL", Hresult::SYNC_E_INVALID_OPERATION, message, sync_guid))
+        let EndSession { sync_guid, in_sync } = end_session(request.into_inner())?;
+        let session = self.caller(sync_guid, CallerCall::End { in_sync }).await?;
+        session.finished().await;
+        Ok(Response::new(pb::EndSessionResponse { session: Some(self.record(sync_guid)?) }))
     }
 
     async fn renew_session(
@@ -87,10 +98,8 @@ impl SessionService for SessionServer {
         request: Request<pb::RenewSessionRequest>,
     ) -> Result<Response<pb::RenewSessionResponse>, Status> {
         let sync_guid = renew_session(request.get_ref())?;
-        self.record(sync_guid)?;
-        let message = format!("session {sync_guid} is coordinated: the coordinator keeps its leases itself");
-        let code = RefusalCode::FailedPrecondition;
-        Err(refused(code, "NOT_EXTERNAL", Hresult::SYNC_E_INVALID_OPERATION, message, sync_guid))
+        self.caller(sync_guid, CallerCall::Renew).await?;
+        Ok(Response::new(pb::RenewSessionResponse { session: Some(self.record(sync_guid)?) }))
     }
 
     async fn cancel_session(
@@ -101,7 +110,10 @@ impl SessionService for SessionServer {
         if let Some(session) = self.coordinator.sessions.get(command.sync_guid) {
             let reason = if command.reason.is_empty() { "cancelled by CancelSession" } else { &command.reason };
             session.cancel("CANCELED", reason).await;
-            session.finished().await;
+            // Whoever moves the data of an external session is given time to stop, which may be this very caller.
+            if self.record(command.sync_guid)?.kind() == pb::SessionKind::Coordinated {
+                session.finished().await;
+            }
         }
         let session = Some(self.record(command.sync_guid)?);
         Ok(Response::new(pb::CancelSessionResponse { session }))

@@ -7,7 +7,7 @@ use crate::grpc::convert::time;
 use crate::grpc::{MESSAGE_LIMIT, status};
 use crate::pb;
 use crate::pb::session_state_service_server::{SessionStateService, SessionStateServiceServer};
-use crate::session::Sessions;
+use crate::session::{Sessions, StateError};
 
 /// The feature that carries a change applier's state across a process boundary.
 const CHANGE_APPLICATION_INFO: &str = "CHANGE_APPLICATION_INFO";
@@ -32,6 +32,10 @@ impl SessionStateServer {
     }
 }
 
+fn refused(error: StateError) -> Status {
+    status::from_state(error, status::Subject::default())
+}
+
 #[tonic::async_trait]
 impl SessionStateService for SessionStateServer {
     async fn is_canceled(
@@ -39,7 +43,7 @@ impl SessionStateService for SessionStateServer {
         request: Request<pb::IsCanceledRequest>,
     ) -> Result<Response<pb::IsCanceledResponse>, Status> {
         let token = token(request.into_inner().token)?;
-        let (_, _, state) = self.sessions.by_token(&token).await.map_err(status::from_state)?;
+        let (_, _, state) = self.sessions.by_token(&token).await.map_err(refused)?;
         let lease_remaining = Some(time::encode_duration(state.lease_remaining));
         Ok(Response::new(pb::IsCanceledResponse { is_canceled: state.is_canceled, lease_remaining }))
     }
@@ -49,7 +53,7 @@ impl SessionStateService for SessionStateServer {
         request: Request<pb::SetProviderWithErrorRequest>,
     ) -> Result<Response<pb::SetProviderWithErrorResponse>, Status> {
         let (token, fault) = set_provider_with_error(request.into_inner())?;
-        self.sessions.set_provider_with_error(&token, fault).await.map_err(status::from_state)?;
+        self.sessions.set_provider_with_error(&token, fault).await.map_err(refused)?;
         Ok(Response::new(pb::SetProviderWithErrorResponse {}))
     }
 
@@ -58,7 +62,7 @@ impl SessionStateService for SessionStateServer {
         request: Request<pb::GetSessionErrorStatusRequest>,
     ) -> Result<Response<pb::GetSessionErrorStatusResponse>, Status> {
         let token = token(request.into_inner().token)?;
-        let (_, _, state) = self.sessions.by_token(&token).await.map_err(status::from_state)?;
+        let (_, _, state) = self.sessions.by_token(&token).await.map_err(refused)?;
         Ok(Response::new(pb::GetSessionErrorStatusResponse { hresult: state.hresult.0 }))
     }
 
@@ -67,7 +71,7 @@ impl SessionStateService for SessionStateServer {
         request: Request<pb::OnProgressRequest>,
     ) -> Result<Response<pb::OnProgressResponse>, Status> {
         let (token, report) = on_progress(request.into_inner())?;
-        self.sessions.on_progress(&token, report.totals).await.map_err(status::from_state)?;
+        self.sessions.on_progress(&token, report).await.map_err(refused)?;
         Ok(Response::new(pb::OnProgressResponse {}))
     }
 

@@ -28,6 +28,7 @@ fn record(revision: u64) -> SessionRecord {
         conflict_resolution_policy: ConflictResolutionPolicy::KeepBoth,
         full_enumeration_action: FullEnumerationAction::Abort,
         allow_mass_delete: false,
+        lease_ms: None,
         state: SyncState::InProgress,
         epoch: 1,
         initiation_reason: InitiationReason::Forced,

@@ -9,7 +9,7 @@ use crate::store::{EndNotice, OwedEnd};
 use crate::types::{Hresult, ProviderRole, SyncState};
 
 /// What each provider is owed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ends([End; 2]);
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,9 +32,21 @@ enum Begin {
     Answered,
     /// Refused, or never left: nothing is owed.
     NoEffect,
+    /// Not dialled: nothing is ever sent, and nothing is owed.
+    NotDialled,
 }
 
 impl Ends {
+    /// Nothing was sent yet to those that are dialled.
+    pub(super) fn new(dialled: [bool; 2]) -> Self {
+        Self(
+            dialled.map(|dialled| End {
+                begin: if dialled { Begin::NotSent } else { Begin::NotDialled },
+                ..End::default()
+            }),
+        )
+    }
+
     pub(super) fn sent(&mut self, role: ProviderRole) {
         self.0[role as usize].begin = Begin::Sent;
     }
@@ -48,11 +60,13 @@ impl Ends {
     }
 
     pub(super) fn nothing_sent(&mut self) {
-        self.0 = Default::default();
+        for end in self.0.iter_mut().filter(|end| end.begin != Begin::NotDialled) {
+            *end = End::default();
+        }
     }
 
     pub(super) fn all_begun(&self) -> bool {
-        self.0.iter().all(|end| end.begin == Begin::Answered)
+        self.0.iter().all(|end| matches!(end.begin, Begin::Answered | Begin::NotDialled))
     }
 
     fn is_owed(&self, role: ProviderRole) -> bool {
@@ -62,8 +76,12 @@ impl Ends {
 }
 
 impl Machine {
-    /// The row that says that a provider is owed an EndSession; `None` before it is known who that is.
+    /// The row that says that a provider is owed an EndSession; `None` before it is known who that is, and for an end that is
+    /// not dialled.
     pub(super) fn owed(&self, role: ProviderRole, notice: Option<EndNotice>) -> Option<OwedEnd> {
+        if !self.record.is_dialled(role) {
+            return None;
+        }
         let info = self.infos[role as usize].as_ref()?;
         Some(OwedEnd {
             sync_guid: self.record.sync_guid,
@@ -97,7 +115,15 @@ impl Machine {
         self.record.outcome = Some(failure.state);
         self.failure = Some(failure);
         effects.push(Effect::AbortWork);
-        if ProviderRole::BOTH.iter().any(|role| self.ends.is_owed(*role) || self.ends.0[*role as usize].begin == Begin::NoEffect) {
+        self.wind_up(now, effects);
+    }
+
+    /// The outcome is decided: it is committed with what is owed, or, where nobody has to be told, with the final state.
+    pub(super) fn wind_up(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if ProviderRole::BOTH
+            .iter()
+            .any(|role| self.ends.is_owed(*role) || self.ends.0[*role as usize].begin == Begin::NoEffect)
+        {
             self.commit_outcome(effects);
         } else {
             self.finish(now, effects);
@@ -256,6 +282,7 @@ impl Machine {
         let state = self.record.outcome.unwrap_or(SyncState::Interrupted);
         let (cause, message) = match &self.failure {
             Some(failure) => (failure.cause.clone(), failure.message.clone()),
+            None if self.ended_by_caller => ("ENDED_BY_CALLER".to_owned(), String::new()),
             None if state == SyncState::InSync => ("NO_MORE_UPDATES".to_owned(), String::new()),
             None => ("ITEMS_LEFT_OUT".to_owned(), format!("{} items were left out", self.left_out)),
         };

@@ -6,18 +6,44 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::knowledge::{ClockVector, GroupKind, IdFormat, ItemId, Knowledge, ReplicaId, ChangeGroup};
-use crate::provider::{ProviderLimits, Refusal, RefusalCode};
+use crate::knowledge::{ChangeGroup, ClockVector, GroupKind, IdFormat, ItemId, Knowledge, ReplicaId};
+use crate::provider::{ProgressTotals, ProviderLimits, Refusal, RefusalCode};
 use crate::store::{Counters, Member};
 use crate::types::{
     ConflictResolutionPolicy, Endpoint, FullEnumerationAction, InitiationReason, OperationId, SessionKind, SyncGuid,
+    SyncProgressStage,
 };
 
 const FORMAT: IdFormat = IdFormat::Variable(4096);
 
-fn record() -> SessionRecord {
-    let member = |name: &str| Member {
-        endpoint: Endpoint::Address(format!("http://{name}")),
+/// The lease of an external session's caller: longer than the providers', so that either may run out first.
+const CALLER_LEASE: Duration = Duration::from_secs(150);
+
+/// Which sessions the histories are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    Coordinated,
+    /// With source and destination dialled or not.
+    External([bool; 2]),
+}
+
+const EXTERNAL: [Shape; 4] = [
+    Shape::External([true, true]),
+    Shape::External([true, false]),
+    Shape::External([false, true]),
+    Shape::External([false, false]),
+];
+
+fn record(shape: Shape) -> SessionRecord {
+    let dialled = match shape {
+        Shape::Coordinated => [true; 2],
+        Shape::External(dialled) => dialled,
+    };
+    let member = |name: &str, dialled: bool| Member {
+        endpoint: match dialled {
+            true => Endpoint::Address(format!("http://{name}")),
+            false => Endpoint::MemberName(name.to_owned()),
+        },
         replica_id: None,
         instance_id: String::new(),
         name: name.to_owned(),
@@ -25,12 +51,13 @@ fn record() -> SessionRecord {
     SessionRecord {
         sync_guid: SyncGuid::generate(),
         operation_id: OperationId::generate(),
-        kind: SessionKind::Coordinated,
-        source: member("source"),
-        destination: member("destination"),
+        kind: if shape == Shape::Coordinated { SessionKind::Coordinated } else { SessionKind::External },
+        source: member("source", dialled[0]),
+        destination: member("destination", dialled[1]),
         conflict_resolution_policy: ConflictResolutionPolicy::KeepBoth,
         full_enumeration_action: FullEnumerationAction::Abort,
         allow_mass_delete: false,
+        lease_ms: (shape != Shape::Coordinated).then_some(CALLER_LEASE.as_millis() as u64),
         state: SyncState::Initialized,
         epoch: 1,
         initiation_reason: InitiationReason::Forced,
@@ -100,8 +127,8 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
-        let machine = Machine::new(record(), Timing::default());
+    fn new(shape: Shape) -> Self {
+        let machine = Machine::new(record(shape), Timing::default());
         let mut world = Self {
             machine,
             now: Now { instant: Instant::now(), wall: Timestamp::UNIX_EPOCH },
@@ -120,14 +147,34 @@ impl World {
 
     fn feed(&mut self, event: Event) {
         let was_final = self.machine.record().state.is_final();
+        let before = self.machine.record().counters;
         let effects = self.machine.handle(event, self.now);
         for event in self.machine.take_events() {
             assert!(is_edge(event.from_state, event.to_state), "{event:?}");
             assert!(!was_final, "nothing leaves a final state: {event:?}");
         }
         let record = self.machine.record();
-        assert_eq!(record.state.is_final(), record.end_time.is_some(), "end_time is set exactly when a final state is entered");
+        assert_eq!(
+            record.state.is_final(),
+            record.end_time.is_some(),
+            "end_time is set exactly when a final state is entered"
+        );
+        let counters = record.counters;
+        assert!(counters.updates_transferred >= before.updates_transferred, "{before:?} → {counters:?}");
+        assert!(counters.bytes_transferred >= before.bytes_transferred, "{before:?} → {counters:?}");
+        let record = record.clone();
         for effect in effects {
+            if let Effect::Identify(role)
+            | Effect::Begin(role)
+            | Effect::Renew { role, .. }
+            | Effect::End(role, _)
+            | Effect::HandOver(role) = &effect
+            {
+                assert!(record.is_dialled(*role), "an end that is not dialled is never called: {effect:?}");
+            }
+            if let Effect::Commit(_, owed) = &effect {
+                assert!(owed.iter().all(|owed| record.is_dialled(owed.role)), "nor is it owed anything: {effect:?}");
+            }
             assert!(!self.finished, "nothing follows Finish: {effect:?}");
             self.take(effect);
         }
@@ -177,6 +224,22 @@ impl World {
     }
 
     fn step(&mut self, dice: u8) {
+        if (240..250).contains(&dice) {
+            let told = u64::from(dice % 4) * 100;
+            let totals =
+                ProgressTotals { bytes_transferred: Some(told), updates_transferred: Some(told), ..Default::default() };
+            return self.feed(match dice {
+                240..=243 => Event::Progress(ProgressReport {
+                    role: ProviderRole::Destination,
+                    stage: SyncProgressStage::ChangeApplication,
+                    completed_work: 1,
+                    total_work: 2,
+                    totals,
+                }),
+                244..=247 => Event::CallerRenewed,
+                _ => Event::CallerEnded { in_sync: dice == 248 },
+            });
+        }
         if dice >= 250 {
             let fault = ProviderFault { caller_at_fault: dice % 2 == 0, hresult: None, message: String::new() };
             return match dice {
@@ -240,9 +303,7 @@ impl World {
             }
             Effect::Process { mut referee, .. } => {
                 let result = match error {
-                    Some(error) => {
-                        Err(RelayError::Call { role: ProviderRole::Source, call: "LoadChangeData", error })
-                    }
+                    Some(error) => Err(RelayError::Call { role: ProviderRole::Source, call: "LoadChangeData", error }),
                     None => {
                         let after = knowledge(ProviderRole::Destination, 5).union(&knowledge(ProviderRole::Source, 3));
                         let result = crate::provider::ProcessResult {
@@ -286,19 +347,95 @@ impl World {
     }
 }
 
-#[test]
-fn a_calm_session_goes_through_the_four_states() {
-    let mut world = World::new();
+const IN_SYNC: [SyncState; 4] =
+    [SyncState::Initialized, SyncState::Connecting, SyncState::InProgress, SyncState::InSync];
+
+/// The states that the session goes through when all answer as they should; `at_work` is fed once when it runs.
+fn course(shape: Shape, at_work: Option<Event>) -> Vec<SyncState> {
+    let mut world = World::new(shape);
+    let mut at_work = at_work;
     let mut states = vec![world.machine.record().state];
     while !world.finished {
-        world.step(0);
+        match at_work.take_if(|_| states.last() == Some(&SyncState::InProgress)) {
+            Some(event) => world.feed(event),
+            None => world.step(0),
+        }
         let state = world.machine.record().state;
         if states.last() != Some(&state) {
             states.push(state);
         }
     }
-    assert_eq!(states, [SyncState::Initialized, SyncState::Connecting, SyncState::InProgress, SyncState::InSync]);
     assert_eq!(world.machine.record().provider_with_error, None);
+    states
+}
+
+#[test]
+fn a_calm_session_goes_through_the_four_states() {
+    assert_eq!(course(Shape::Coordinated, None), IN_SYNC);
+}
+
+#[test]
+fn an_external_session_goes_through_the_same_states() {
+    for shape in EXTERNAL {
+        assert_eq!(course(shape, Some(Event::CallerEnded { in_sync: true })), IN_SYNC, "{shape:?}");
+        let ended = course(shape, Some(Event::CallerEnded { in_sync: false }));
+        assert_eq!(ended.last(), Some(&SyncState::Completed), "{shape:?}");
+        let silent = course(shape, None);
+        assert_eq!(silent.last(), Some(&SyncState::Interrupted), "{shape:?}: its caller was never heard");
+    }
+}
+
+#[test]
+fn a_caller_that_renews_keeps_its_session() {
+    for shape in EXTERNAL {
+        let mut world = World::new(shape);
+        let begun = world.now.instant;
+        while world.now.instant.duration_since(begun) < CALLER_LEASE * 4 {
+            assert!(!world.machine.is_concluded(), "{shape:?}");
+            world.feed(Event::CallerRenewed);
+            world.step(0);
+        }
+        world.calm_down();
+        assert_eq!(world.machine.record().state, SyncState::Interrupted, "{shape:?}");
+    }
+}
+
+#[test]
+fn who_ends_a_session_before_it_runs_completes_it() {
+    for shape in EXTERNAL {
+        let mut world = World::new(shape);
+        world.feed(Event::CallerEnded { in_sync: true });
+        world.calm_down();
+        assert_eq!(world.machine.record().state, SyncState::Completed, "nothing was synced yet");
+    }
+}
+
+#[test]
+fn an_external_session_that_is_cancelled_waits_for_its_caller_to_stop() {
+    for shape in EXTERNAL {
+        let mut world = World::new(shape);
+        while world.machine.record().state != SyncState::InProgress {
+            world.step(0);
+        }
+        world.feed(Event::Cancel { cause: "CANCELED".to_owned(), reason: "a test".to_owned() });
+        assert!(world.machine.is_canceled() && !world.machine.is_concluded());
+        world.feed(Event::CallerEnded { in_sync: true });
+        world.calm_down();
+        assert_eq!(
+            world.machine.record().state,
+            SyncState::Interrupted,
+            "it was cancelled, whatever its caller says now"
+        );
+    }
+}
+
+#[test]
+fn members_that_are_not_dialled_have_replicas_of_their_own() {
+    let machine = Machine::new(record(Shape::External([false, false])), Timing::default());
+    let replica = |role| machine.info(role).expect("it is known without asking").replica_id.clone();
+    assert_ne!(replica(ProviderRole::Source), replica(ProviderRole::Destination));
+    let member = Endpoint::MemberName("source".to_owned());
+    assert_eq!(replica(ProviderRole::Source), ReplicaId::from(member.guid()), "the same in every session");
 }
 
 proptest! {
@@ -306,7 +443,22 @@ proptest! {
 
     #[test]
     fn every_history_keeps_the_rules_and_ends(history in proptest::collection::vec(any::<u8>(), 0..60)) {
-        let mut world = World::new();
+        let mut world = World::new(Shape::Coordinated);
+        for dice in history {
+            if world.finished {
+                break;
+            }
+            world.step(dice);
+        }
+        world.calm_down();
+    }
+
+    #[test]
+    fn so_does_every_history_of_an_external_session(
+        history in proptest::collection::vec(any::<u8>(), 0..80),
+        shape in proptest::sample::select(&EXTERNAL[..]),
+    ) {
+        let mut world = World::new(shape);
         for dice in history {
             if world.finished {
                 break;

@@ -282,7 +282,7 @@ impl World {
             }
             self.step(0);
         }
-        panic!("the session does not end: {:?}, waiting for {:?} and {:?}", self.machine, self.pending, self.timers);
+        panic!("the session does not end: it is at {:?}", self.machine.step);
     }
 }
 

@@ -233,10 +233,14 @@ impl Referee {
                 changes.insert(change.item_id.clone(), Listed::new(index, change));
             }
         }
-        self.repeated_batches =
-            if verdict.already_known == verdict.changes && !batch.is_last_batch { self.repeated_batches + 1 } else { 0 };
+        self.repeated_batches = if verdict.already_known == verdict.changes && !batch.is_last_batch {
+            self.repeated_batches + 1
+        } else {
+            0
+        };
         if self.repeated_batches > MAX_REPEATED_BATCHES {
-            let message = format!("{} batches in a row brought nothing new, and none is the last", self.repeated_batches);
+            let message =
+                format!("{} batches in a row brought nothing new, and none is the last", self.repeated_batches);
             return Err(Breach::source(Rule::TooManyEmptyBatches, message));
         }
         self.empty_batches = if verdict.changes == 0 && !batch.is_last_batch { self.empty_batches + 1 } else { 0 };

@@ -21,7 +21,8 @@ use super::edge::is_edge;
 use super::timing::Timing;
 use crate::knowledge::{ChangeBatch, IdParameters};
 use crate::provider::{
-    CallError, ChangeBatchRequest, MAX_MESSAGE_BYTES, ProgressTotals, ProviderFault, ProviderInfo, Renewal, SyncBatchParameters,
+    CallError, ChangeBatchRequest, MAX_MESSAGE_BYTES, ProgressTotals, ProviderFault, ProviderInfo, Renewal,
+    SyncBatchParameters,
 };
 use crate::referee::{BatchReport, Referee};
 use crate::store::{EndNotice, OwedEnd, SessionEvent, SessionRecord};
@@ -431,7 +432,13 @@ impl Machine {
         }
     }
 
-    fn identified(&mut self, role: ProviderRole, result: Result<ProviderInfo, CallError>, now: Now, effects: &mut Vec<Effect>) {
+    fn identified(
+        &mut self,
+        role: ProviderRole,
+        result: Result<ProviderInfo, CallError>,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
         match result {
             Ok(info) => {
                 let member = self.record.member_mut(role);
@@ -553,7 +560,9 @@ impl Machine {
     fn parameters(&mut self, result: Result<SyncBatchParameters, CallError>, now: Now, effects: &mut Vec<Effect>) {
         let parameters = match result {
             Ok(parameters) => parameters,
-            Err(error) => return self.call_failed(ProviderRole::Destination, "GetSyncBatchParameters", error, now, effects),
+            Err(error) => {
+                return self.call_failed(ProviderRole::Destination, "GetSyncBatchParameters", error, now, effects);
+            }
         };
         if self.referee.is_none() {
             let [Some(source), Some(destination)] = &self.infos else { return };
@@ -576,8 +585,9 @@ impl Machine {
             limits.clone().map(of).filter(|limit| *limit > 0).fold(own, u64::min)
         };
         let request = ChangeBatchRequest {
-            requested_batch_size: smallest(u64::from(parameters.requested_batch_size.max(1)), |limits| limits.max_changes.into())
-                as u32,
+            requested_batch_size: smallest(u64::from(parameters.requested_batch_size.max(1)), |limits| {
+                limits.max_changes.into()
+            }) as u32,
             max_bytes: smallest(MAX_MESSAGE_BYTES as u64 - MESSAGE_SLACK, |limits| limits.max_bytes),
             destination_knowledge: referee.asked_knowledge(),
             max_inline_bytes: smallest(MAX_INLINE_BYTES, |limits| limits.max_inline_bytes),
@@ -766,8 +776,8 @@ impl Machine {
             }
             // The next call tells; until then only the lease counts.
             (Err(error), _) => {
-                let lapsed = self.heard[role as usize]
-                    .is_some_and(|at| now.instant.duration_since(at) >= self.timing.lapse());
+                let lapsed =
+                    self.heard[role as usize].is_some_and(|at| now.instant.duration_since(at) >= self.timing.lapse());
                 if lapsed {
                     self.conclude(Failure::call(role, "RenewSession", &error), now, effects);
                 }

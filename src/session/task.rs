@@ -1,4 +1,4 @@
-//! The task of one session: it drives the pure [`Machine`](super::machine::Machine) with real calls, timers and commits.
+//! The task of one session: it drives the pure [`Machine`] with real calls, timers and commits.
 //!
 //! The task owns everything of its session. Others hold a [`SessionHandle`], which only sends. A call runs in a child task
 //! with its own deadline and comes back as an event; what must outlive `AbortWork` (EndSession) has a set of its own.
@@ -17,7 +17,9 @@ use super::machine::{Answer, Commit, Effect, Event, Machine, Now, Relayed, Ticks
 use super::outbox::Outbox;
 use super::relay::{Relay, within};
 use super::timing::Timing;
-use crate::provider::{BeginSession, EndSession, ProcessStart, ProgressTotals, Provider, ProviderFault, SessionKey, SessionRef};
+use crate::provider::{
+    BeginSession, EndSession, ProcessStart, ProgressTotals, Provider, ProviderFault, SessionKey, SessionRef,
+};
 use crate::store::{OwedEnd, SessionRecord, Store, Write};
 use crate::types::{Hresult, ProviderRole, SyncGuid};
 
@@ -258,7 +260,10 @@ impl SessionTask {
             Err(failure) if failure.is_cancelled() => {}
             Err(failure) => {
                 error!(%failure, "a call's task panicked");
-                self.handle(Event::CoordinatorFailed("the coordinator failed in a call; its log says where".to_owned())).await;
+                self.handle(Event::CoordinatorFailed(
+                    "the coordinator failed in a call; its log says where".to_owned(),
+                ))
+                .await;
             }
         }
     }

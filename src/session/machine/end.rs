@@ -97,7 +97,10 @@ impl Machine {
         self.record.outcome = Some(failure.state);
         self.failure = Some(failure);
         effects.push(Effect::AbortWork);
-        if ProviderRole::BOTH.iter().any(|role| self.ends.is_owed(*role) || self.ends.0[*role as usize].begin == Begin::NoEffect) {
+        if ProviderRole::BOTH
+            .iter()
+            .any(|role| self.ends.is_owed(*role) || self.ends.0[*role as usize].begin == Begin::NoEffect)
+        {
             self.commit_outcome(effects);
         } else {
             self.finish(now, effects);

@@ -1,7 +1,7 @@
 //! The operation: what was asked for, and the sessions that it takes to get there (design section 5, Operation).
 //!
-//! [`course`] decides, purely, what comes after a session; [`task`] carries it out and keeps the stored record; [`Operations`]
-//! starts, finds and cancels; [`requests`] keeps requests that come again from starting anything twice.
+//! [`course`] decides, purely, what comes after a session; `task` carries it out and keeps the stored record; [`Operations`]
+//! starts, finds and cancels; `requests` keeps requests that come again from starting anything twice.
 
 pub mod course;
 mod registry;

@@ -166,7 +166,11 @@ async fn two_members_by_name_are_watched_like_any_others() {
     let server = Server::start(data.path()).await;
     let begun = server.begin(external(member("oslo"), member("rome"))).await.expect("accepted");
     let session = begun.session.clone().expect("a session");
-    assert_eq!((session.kind(), session.lease), (pb::SessionKind::External, lease(3_000)), "the default lease is granted");
+    assert_eq!(
+        (session.kind(), session.lease),
+        (pb::SessionKind::External, lease(3_000)),
+        "the default lease is granted"
+    );
     assert!(begun.source_token.len() == 64 && begun.destination_token.len() == 64);
     assert_ne!(begun.source_token, begun.destination_token);
 
@@ -174,8 +178,10 @@ async fn two_members_by_name_are_watched_like_any_others() {
     server.watch_until(&guid, pb::SyncState::InProgress).await;
     server.progress(&begun.destination_token, 700, 7).await.expect("accepted");
     server.progress(&begun.source_token, 500, 9).await.expect("a report that is behind is no error");
-    let renewed = server.renew(&guid).await.expect("renewed");
-    assert_eq!(renewed.phase, "DESTINATION_CHANGE_APPLICATION");
+    let applying =
+        |info: &pb::SyncInfo| info.details.as_ref().is_some_and(|info| info.phase == "DESTINATION_CHANGE_APPLICATION");
+    server.watch_for(&guid, applying).await;
+    assert_eq!(server.renew(&guid).await.expect("renewed").lease, lease(3_000));
     let ended = server.end(&guid, true).await.expect("ended");
     assert_eq!(ended.state(), pb::SyncState::InSync);
 
@@ -214,7 +220,8 @@ async fn a_caller_that_vanishes_loses_its_session_and_the_next_one_gets_its_memb
     server.progress(&begun.source_token, 1, 1).await.expect("accepted");
     // A member is in one session at a time.
     let waiting = server.begin(external(member("paris"), member("oslo"))).await.expect("accepted");
-    let busy = |info: &pb::SyncInfo| info.details.as_ref().is_some_and(|details| details.waiting_reason == "DESTINATION_BUSY");
+    let busy =
+        |info: &pb::SyncInfo| info.details.as_ref().is_some_and(|details| details.waiting_reason == "DESTINATION_BUSY");
     server.watch_for(&guid(&waiting), busy).await;
 
     let (_, info) = server.watch_until(&guid(&begun), pb::SyncState::Interrupted).await;

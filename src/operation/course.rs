@@ -167,7 +167,13 @@ mod tests {
     use super::*;
 
     fn ended(state: SyncState, source: u64, destination: u64, updates_transferred: u64) -> Ended {
-        Ended { state, ticks: Ticks { source, destination }, updates_transferred, worth_retrying: true, canceled: false }
+        Ended {
+            state,
+            ticks: Ticks { source, destination },
+            updates_transferred,
+            worth_retrying: true,
+            canceled: false,
+        }
     }
 
     #[test]

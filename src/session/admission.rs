@@ -201,7 +201,10 @@ mod tests {
         let admission = Admission::default();
         let old = SyncGuid::generate();
         admission.owe(&"A".into(), old, ProviderRole::Source);
-        assert_eq!(now(&admission, SyncGuid::generate(), seats("A", "B", 0)).await.unwrap_err(), "SOURCE_OWED_END_SESSION");
+        assert_eq!(
+            now(&admission, SyncGuid::generate(), seats("A", "B", 0)).await.unwrap_err(),
+            "SOURCE_OWED_END_SESSION"
+        );
         admission.settle(&"A".into(), old, ProviderRole::Source);
         now(&admission, SyncGuid::generate(), seats("A", "B", 0)).await.unwrap();
     }

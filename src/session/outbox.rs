@@ -86,7 +86,9 @@ impl Outbox {
             }
             if Instant::now() + pause >= lapse {
                 tokio::time::sleep_until(lapse).await;
-                warn!("the provider never answered EndSession; its lease has run out, so it has ended the session itself");
+                warn!(
+                    "the provider never answered EndSession; its lease has run out, so it has ended the session itself"
+                );
                 break;
             }
             sleep(pause).await;

@@ -107,7 +107,7 @@ fn operation() -> OperationRecord {
 /// A store, and what it publishes.
 fn open(dir: &Path) -> (Store, Recovered, mpsc::Receiver<Published>) {
     let (opened, recovered) = Store::open(dir).expect("a store that opens");
-    let (sender, published) = mpsc::channel();
+    let (sender, published) = mpsc::sync_channel(65_536);
     let store = opened.start(move |changes| changes.into_iter().for_each(|change| sender.send(change).unwrap_or(())));
     (store.expect("a thread"), recovered, published)
 }
@@ -294,7 +294,7 @@ async fn a_full_disk_fails_whole_commits_and_publishes_nothing_of_them() {
     let (opened, _) = Store::open(dir.path()).unwrap();
     let pages: i64 = opened.file.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
     opened.file.connection.pragma_update(None, "max_page_count", pages + 8).unwrap();
-    let (sender, published) = mpsc::channel();
+    let (sender, published) = mpsc::sync_channel(65_536);
     let store = opened.start(move |changes| sender.send(changes).unwrap_or(())).unwrap();
 
     let small = session("http://a", "http://b");
@@ -428,4 +428,64 @@ async fn operations_are_seen_when_they_are_committed() {
     assert_eq!(*page.items[0], records[2]);
     let page = store.operations().list(1, &page.next_page_token).unwrap();
     assert_eq!((&*page.items[0], &*page.next_page_token), (&records[0], ""), "a lone session is not listed");
+}
+
+fn request(request_id: &str, create_time: Timestamp) -> AcceptedRequest {
+    AcceptedRequest {
+        request_id: request_id.to_owned(),
+        digest: [9; 32],
+        operation_id: OperationId::generate(),
+        sync_guid: Some(SyncGuid::generate()),
+        create_time,
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_known_for_a_day_across_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, ..) = open(dir.path());
+    let now = Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap();
+    let (kept, outdated) = (request("kept", now), request("outdated", now - REQUEST_RETENTION));
+    for request in [&outdated, &kept] {
+        store.commit(vec![Write::Request(request.clone())]).await.unwrap();
+    }
+    assert_eq!(store.request("kept").await.unwrap().as_ref(), Some(&kept));
+    assert_eq!(store.request("outdated").await.unwrap(), None);
+    assert_eq!(store.request("never").await.unwrap(), None);
+    let rows = |path: &Path| -> i64 {
+        let connection = Connection::open(path.join(FILE_NAME)).unwrap();
+        connection.query_row("SELECT count(*) FROM request_ids", [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(rows(dir.path()), 1, "a new row sweeps an outdated one away");
+    drop(store);
+
+    let (store, ..) = open(dir.path());
+    assert_eq!(store.request("kept").await.unwrap(), Some(kept));
+    let again = AcceptedRequest { digest: [1; 32], ..request("outdated", now) };
+    store.commit(vec![Write::Request(again.clone())]).await.unwrap();
+    assert_eq!(store.request("outdated").await.unwrap(), Some(again), "after a day an id is as good as new");
+}
+
+#[tokio::test]
+async fn a_store_of_the_first_schema_is_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, first, _) = open(dir.path());
+    let record = session("http://a", "http://b");
+    store.commit(vec![accept(&record)]).await.unwrap();
+    drop(store);
+    let path = dir.path().join(FILE_NAME);
+    let before = "DROP TABLE request_ids; DELETE FROM meta WHERE key = 'secret';
+                  UPDATE sessions SET record = json_remove(record, '$.lease_ms'); PRAGMA user_version = 1";
+    Connection::open(&path).unwrap().execute_batch(before).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+
+    let (store, taken_over, _) = open(dir.path());
+    assert_eq!(taken_over.epoch, first.epoch);
+    assert_eq!(taken_over.sessions[0].record.sync_guid, record.sync_guid);
+    assert_ne!(taken_over.secret, [0; 32]);
+    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
+    assert_eq!(mode & 0o777, 0o600, "the file holds a secret now");
+    store.commit(vec![Write::Request(request("r", Timestamp::now()))]).await.unwrap();
+    drop(store);
+    assert_eq!(open(dir.path()).1.secret, taken_over.secret, "tokens outlast the process");
 }

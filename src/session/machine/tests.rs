@@ -241,7 +241,8 @@ impl World {
             });
         }
         if dice >= 250 {
-            let fault = ProviderFault { caller_at_fault: dice % 2 == 0, hresult: None, message: String::new() };
+            let fault =
+                ProviderFault { caller_at_fault: dice.is_multiple_of(2), hresult: None, message: String::new() };
             return match dice {
                 250..=251 => self.feed(Event::Cancel { cause: "CANCELED".to_owned(), reason: "a test".to_owned() }),
                 252..=253 => self.feed(Event::Fault { by: ProviderRole::Destination, fault }),
@@ -298,7 +299,7 @@ impl World {
                 answered(ProviderRole::Destination, Answer::Parameters(error.map_or(Ok(parameters), Err)))
             }
             Effect::GetBatch(request) => {
-                let batch = batch(&request, choice % 2 == 0);
+                let batch = batch(&request, choice.is_multiple_of(2));
                 answered(ProviderRole::Source, Answer::Batch(error.map_or(Ok(batch), Err)))
             }
             Effect::Process { mut referee, .. } => {
@@ -343,7 +344,7 @@ impl World {
             }
             self.step(0);
         }
-        panic!("the session does not end: {:?}, waiting for {:?} and {:?}", self.machine, self.pending, self.timers);
+        panic!("the session does not end: it is at {:?}", self.machine.step);
     }
 }
 

@@ -137,7 +137,10 @@ impl Applier<'_> {
                 let version = ticks.version(NewVersion::Local);
                 let after = row_of(row.item.state.clone(), version.clone(), version);
                 let step = Step::Put(staged);
-                actions.insert(container, Action { index, before: Some(row), after, step, comes_first: true, keeps_loser: false });
+                actions.insert(
+                    container,
+                    Action { index, before: Some(row), after, step, comes_first: true, keeps_loser: false },
+                );
             }
         }
         Ok(())
@@ -217,7 +220,8 @@ impl Applier<'_> {
         };
         match planned {
             Ok((before, after, step)) => {
-                actions.insert(id.clone(), Action { index, before, after, step, comes_first: false, keeps_loser: false });
+                actions
+                    .insert(id.clone(), Action { index, before, after, step, comes_first: false, keeps_loser: false });
                 Ok(Verdict::Planned { conflict })
             }
             Err(error) => Ok(Verdict::Failed(error)),

@@ -1,4 +1,5 @@
-"""Runs a coordinator, two file providers and watch.py, syncs, and checks what the watcher printed and the sync did.
+"""Runs a coordinator, two file providers and watch.py, syncs, lets rsync_session.py copy a tree, and checks what the watcher
+printed and the syncs did.
 
 Usage: check.py PATH-OF-SYNCLAVE. Needs the generated modules on PYTHONPATH. Prints one line a check and 'N passed, N failed'.
 """
@@ -39,6 +40,13 @@ class Process:
         except queue.Empty:
             return None
 
+    def until(self, wanted):
+        """True once that line has come; False when the output ends, or pauses for too long, without it."""
+        while (line := self.line()) is not None:
+            if line == wanted:
+                return True
+        return False
+
     def stop(self):
         self.process.terminate()
         try:
@@ -46,6 +54,28 @@ class Process:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
+
+
+def check_external(here, scratch, server, watcher):
+    """rsync moves the data, and the watch shows it like any other session."""
+    source, destination = (scratch / "from").resolve(), (scratch / "to").resolve()
+    source.mkdir()
+    sizes = [1, 70_000, 3_000_000]
+    for size in sizes:
+        (source / f"{size}.bin").write_bytes(b"x" * size)
+    def rsync(source, destination):
+        return subprocess.run(
+            [sys.executable, here / "rsync_session.py", server.removeprefix("http://"), source, destination],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE)
+
+    copied = rsync(source, destination)
+    check("rsync in an external session ends in sync", copied.returncode == 0, copied.stdout)
+    check("and has copied the files", all((destination / f"{size}.bin").stat().st_size == size for size in sizes))
+    wanted = f"{source} -> {destination}: SYNC_STATE_IN_SYNC, {len(sizes)} changes, {sum(sizes)} bytes"
+    check("the watcher saw it with rsync's numbers", watcher.until(wanted), wanted)
+    failed = rsync(source, destination / "1.bin" / "below a file")
+    check("an rsync that fails fails its session", failed.returncode == 1 and "SYNC_STATE_IN_ERROR" in failed.stdout,
+          failed.stdout)
 
 
 def main():
@@ -88,6 +118,7 @@ def main():
                 for route in routes:
                     routes[route] |= line.startswith(route) and "SYNC_STATE_IN_SYNC" in line
             check("the watcher saw each direction become in sync", all(routes.values()), seen)
+            check_external(here, scratch, server, watcher)
         finally:
             ends = [process.stop() for process in reversed(started)]
         check("the server and the providers end in good order", ends[-3:] == [0, 0, 0], ends)

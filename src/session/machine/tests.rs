@@ -182,7 +182,8 @@ impl World {
 
     fn step(&mut self, dice: u8) {
         if dice >= 250 {
-            let fault = ProviderFault { caller_at_fault: dice.is_multiple_of(2), hresult: None, message: String::new() };
+            let fault =
+                ProviderFault { caller_at_fault: dice.is_multiple_of(2), hresult: None, message: String::new() };
             return match dice {
                 250..=251 => self.feed(Event::Cancel { cause: "CANCELED".to_owned(), reason: "a test".to_owned() }),
                 252..=253 => self.feed(Event::Fault { by: ProviderRole::Destination, fault }),

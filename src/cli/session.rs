@@ -26,7 +26,10 @@ Examples:
   synclave session list --state in-progress
   synclave session events 0192f0c1-7c1e-7b7e-9d3a-5f3c1f0e8a11
 
-A SOURCE or DESTINATION is the address of a provider (http://HOST:PORT) or member:NAME.")]
+  synclave session begin member:oslo member:rome --external --lease 30s
+
+A SOURCE or DESTINATION is the address of a provider (http://HOST:PORT) or member:NAME. A member of an external session is not
+dialled: who began the session speaks for it, with the token that is printed.")]
 pub(super) struct SessionArgs {
     #[command(subcommand)]
     command: SessionCommand,
@@ -36,8 +39,10 @@ pub(super) struct SessionArgs {
 enum SessionCommand {
     /// Begin a session
     Begin(BeginArgs),
-    /// End a session in good order: what is applied stays, the rest is left for another session
+    /// End an external session in good order
     End(EndArgs),
+    /// Renew the lease of an external session: its caller is still there
+    Renew(RenewArgs),
     /// Cancel a session; what is applied stays
     Cancel(CancelArgs),
     /// Show a session
@@ -95,6 +100,12 @@ struct EndArgs {
 }
 
 #[derive(Debug, Args)]
+struct RenewArgs {
+    /// The session
+    sync_guid: String,
+}
+
+#[derive(Debug, Args)]
 struct CancelArgs {
     /// The session
     sync_guid: String,
@@ -148,6 +159,7 @@ pub(super) async fn run(
     match args.command {
         SessionCommand::Begin(args) => call.begin(request, args.wait.wait).await,
         SessionCommand::End(args) => call.end(args).await,
+        SessionCommand::Renew(args) => call.renew(args).await,
         SessionCommand::Cancel(args) => call.cancel(args).await,
         SessionCommand::Get(args) => call.get(args).await,
         SessionCommand::Events(args) => call.events(args).await,
@@ -200,6 +212,13 @@ impl Call<'_> {
         let end = self.ended(&mut response.session, args.wait.wait).await?;
         self.output.print(&response, |response| show(response.session.as_ref()))?;
         end
+    }
+
+    async fn renew(&self, args: RenewArgs) -> Result<Exit, Failure> {
+        let request = pb::RenewSessionRequest { sync_guid: args.sync_guid };
+        let response = self.answer(self.server.sessions().renew_session(unary(request))).await?;
+        self.output.print(&response, |response| show(response.session.as_ref()))?;
+        Ok(Exit::Done)
     }
 
     async fn cancel(&self, args: CancelArgs) -> Result<Exit, Failure> {

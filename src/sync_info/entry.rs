@@ -62,7 +62,7 @@ impl Session {
 
     /// The newer record of the session.
     pub(super) fn update(&mut self, record: Arc<SessionRecord>) {
-        let same = |one: &Member, other: &Member| one.endpoint == other.endpoint && one.replica_id == other.replica_id;
+        let same = |one: &Member, other: &Member| one.replica_id == other.replica_id && one.name == other.name;
         if !same(&record.source, &self.record.source) || !same(&record.destination, &self.record.destination) {
             let before = std::mem::replace(&mut self.identity, Identity::of(&record));
             self.unidentified.get_or_insert((before, record.revision)).1 = record.revision;

@@ -48,24 +48,43 @@ pub(super) struct Matcher {
     fingerprint: Uuid,
 }
 
-/// GUIDs of a session's ends, made once per session: hashing them for every watcher would cost more than the rest.
+/// Names and GUIDs of a session's ends, made once per session: hashing them for every watcher would cost more than the rest.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Identity {
-    /// By endpoint, and by replica once it is known.
-    source: Vec<Uuid>,
-    destination: Vec<Uuid>,
+    source: End,
+    destination: End,
     connections: Vec<Uuid>,
+}
+
+/// By endpoint, and by what the member tells of itself once it has.
+#[derive(Debug, PartialEq, Eq)]
+struct End {
+    names: [String; 2],
+    guids: Vec<Uuid>,
+}
+
+impl End {
+    fn of(member: &Member) -> Self {
+        let replica = member.replica_id.as_ref().map(|id| id.guid());
+        let (Endpoint::Address(endpoint) | Endpoint::MemberName(endpoint)) = &member.endpoint;
+        Self {
+            names: [member.name.clone(), endpoint.clone()],
+            guids: Vec::from_iter([member.endpoint.guid()].into_iter().chain(replica)),
+        }
+    }
+
+    fn fits(&self, names: &Names) -> bool {
+        names.fit(&[&self.names[0], &self.names[1]], &self.guids)
+    }
 }
 
 impl Identity {
     pub(super) fn of(record: &SessionRecord) -> Self {
-        let guids = |member: &Member| {
-            let replica = member.replica_id.as_ref().map(|id| id.guid());
-            Vec::from_iter([member.endpoint.guid()].into_iter().chain(replica))
+        let (source, destination) = (End::of(&record.source), End::of(&record.destination));
+        let ends = |source: &Uuid| {
+            destination.guids.iter().map(|destination| connection_guid(*source, *destination)).collect()
         };
-        let (source, destination) = (guids(&record.source), guids(&record.destination));
-        let pairs = source.iter().flat_map(|source| destination.iter().map(|destination| (*source, *destination)));
-        let connections = pairs.map(|(source, destination)| connection_guid(source, destination)).collect();
+        let connections = source.guids.iter().flat_map(|source| -> Vec<Uuid> { ends(source) }).collect();
         Self { source, destination, connections }
     }
 }
@@ -143,13 +162,11 @@ impl Matcher {
             return None;
         }
         let fits = |view: &View| {
-            let source = (&record.source, &identity.source);
-            let destination = (&record.destination, &identity.destination);
             let (member, partner) = match view {
-                View::Inbound => (destination, source),
-                View::Outbound => (source, destination),
+                View::Inbound => (&identity.destination, &identity.source),
+                View::Outbound => (&identity.source, &identity.destination),
             };
-            fits_end(&self.members, member) && fits_end(&self.partners, partner)
+            member.fits(&self.members) && partner.fits(&self.partners)
         };
         let views: &[View] = match self.inbound {
             Some(true) => &[View::Inbound],
@@ -188,9 +205,4 @@ impl Matcher {
         fingerprint.copy_from_slice(&hash.finalize()[..16]);
         Uuid::from_bytes(fingerprint)
     }
-}
-
-fn fits_end(names: &Names, (member, guids): (&Member, &Vec<Uuid>)) -> bool {
-    let (Endpoint::Address(endpoint) | Endpoint::MemberName(endpoint)) = &member.endpoint;
-    names.fit(&[&member.name, endpoint], guids)
 }

@@ -40,6 +40,8 @@
 //! | where an EndSession is owed, and who delivers it | `session/machine/end.rs`, `session/outbox.rs` |
 //! | where blame is decided | `session/blame.rs` |
 //! | where a batch is judged | `referee.rs` |
+//! | what an external session does otherwise | `session/machine/external.rs` |
+//! | where a request that comes again is recognised | `operation/requests.rs`, `operation/registry.rs` |
 //! | where a conflict is settled | `provider/sdk/` |
 //!
 //! A provider author in Rust implements [`provider::sdk::ItemStore`]; in any other language, the services in

@@ -116,41 +116,51 @@ class Rsync:
         return code, self.said
 
 
+def move(api, status, begun, rsync):
+    """Sees rsync to its end, reporting how far it is; stops it when the session is cancelled."""
+    running = True
+    while running:
+        running = rsync.step(PACE)
+        # Each report keeps the lease, also while rsync says nothing.
+        status.OnProgress(state.OnProgressRequest(
+            token=begun.destination_token, role=enums.SYNC_PROVIDER_ROLE_DESTINATION,
+            stage=enums.SYNC_PROGRESS_STAGE_CHANGE_APPLICATION, completed_work=rsync.done, total_work=rsync.total,
+            **rsync.totals))
+        if status.IsCanceled(state.IsCanceledRequest(token=begun.destination_token)).is_canceled:
+            rsync.stop()
+    return rsync.wait()
+
+
 def run(channel, source, destination, options):
     api, status = SessionServiceStub(channel), SessionStateServiceStub(channel)
     begun = begin(api, source, destination)
-    sync_guid, token = begun.session.sync_guid, begun.destination_token
+    sync_guid = begun.session.sync_guid
     print(f"session {sync_guid}", flush=True)
-    wait_until_admitted(api, sync_guid)
-
-    rsync = Rsync(source, destination, options)
+    rsync = None
     try:
-        running = True
-        while running:
-            running = rsync.step(PACE)
-            # Each report keeps the lease, also while rsync says nothing.
-            status.OnProgress(state.OnProgressRequest(
-                token=token, role=enums.SYNC_PROVIDER_ROLE_DESTINATION, stage=enums.SYNC_PROGRESS_STAGE_CHANGE_APPLICATION,
-                completed_work=rsync.done, total_work=rsync.total, **rsync.totals))
-            if status.IsCanceled(state.IsCanceledRequest(token=token)).is_canceled:
-                rsync.stop()
-        code, said = rsync.wait()
+        wait_until_admitted(api, sync_guid)
+        rsync = Rsync(source, destination, options)
+        code, said = move(api, status, begun, rsync)
+    except KeyboardInterrupt:
+        code, said = None, "stopped by Ctrl-C"
     finally:
-        # Also when the session is lost: without it another one may be at these directories any moment.
-        rsync.stop()
-        rsync.process.wait()
+        # Also when the session is lost: another one may be at these directories any moment.
+        if rsync:
+            rsync.stop()
+            rsync.wait()
 
-    if code not in (0, *PARTIAL) and code > 0:
+    failed = code is not None and code > 0 and code not in PARTIAL
+    if failed:
         # rsync's last line names its half that failed: "... [sender=3.2.7]".
-        failed = begun.source_token if "[sender" in said else token
+        token = begun.source_token if "[sender" in said else begun.destination_token
         status.SetProviderWithError(state.SetProviderWithErrorRequest(
-            token=failed, caller_at_fault=True, message=f"rsync ended with {code}: {said}"))
+            token=token, caller_at_fault=True, message=f"rsync ended with {code}: {said}"))
         session = wait_until_over(api, sync_guid)
     else:
         session = api.EndSession(sessions.EndSessionRequest(sync_guid=sync_guid, in_sync=code == 0)).session
-    print(f"{enums.SyncState.Name(session.state)}, {rsync.totals['updates_transferred']} files, "
-          f"{rsync.totals['bytes_transferred']} bytes" + (f": {said}" if said else ""), flush=True)
-    return 0 if session.state == enums.SYNC_STATE_IN_SYNC else 1 if code > 0 and code not in PARTIAL else 3
+    moved = f", {rsync.totals['updates_transferred']} files, {rsync.totals['bytes_transferred']} bytes" if rsync else ""
+    print(enums.SyncState.Name(session.state) + moved + (f": {said}" if said else ""), flush=True)
+    return 0 if session.state == enums.SYNC_STATE_IN_SYNC else 1 if failed else 3
 
 
 def main():

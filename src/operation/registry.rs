@@ -71,8 +71,27 @@ pub struct BegunSession {
 enum Request {
     /// It was accepted before.
     Repeated(AcceptedRequest),
-    /// It was not. With an id it has a turn, and an id and a digest that go with what it leads to.
-    New(Option<Turn>, Option<(String, [u8; 32])>),
+    /// It was not; `None` for one that has no id.
+    New(Option<NewRequest>),
+}
+
+/// A request under an id of its caller's choice, while it is being accepted: no other one of that id is looked at meanwhile.
+struct NewRequest {
+    turn: Turn,
+    digest: [u8; 32],
+}
+
+impl NewRequest {
+    /// The row that goes into the same transaction as what the request leads to.
+    fn accepted(&self, record: &OperationRecord) -> Write {
+        Write::Request(AcceptedRequest {
+            request_id: self.turn.request_id().to_owned(),
+            digest: self.digest,
+            operation_id: record.operation_id,
+            sync_guid: record.sync_guids.first().copied(),
+            create_time: record.create_time,
+        })
+    }
 }
 
 /// The operations of this process. Cheap to clone.
@@ -149,7 +168,7 @@ impl Operations {
             let request = operations.request(command.request_id.as_deref(), digest).await?;
             match request {
                 Request::Repeated(former) => operations.stored(former.operation_id),
-                Request::New(_turn, request) => operations.accept(command, request).await,
+                Request::New(request) => operations.accept(command, request).await,
             }
         })
         .await
@@ -170,7 +189,7 @@ impl Operations {
                     operation_id: former.operation_id,
                     sync_guid: former.sync_guid.ok_or(Error::ShuttingDown)?,
                 }),
-                Request::New(_turn, request) => operations.accept_session(command, request).await,
+                Request::New(request) => operations.accept_session(command, request).await,
             }
         })
         .await
@@ -192,12 +211,12 @@ impl Operations {
 
     /// Whether the request was accepted before. A new one holds its turn until it is answered.
     async fn request(&self, request_id: Option<&str>, digest: [u8; 32]) -> Result<Request, Error> {
-        let Some(request_id) = request_id else { return Ok(Request::New(None, None)) };
+        let Some(request_id) = request_id else { return Ok(Request::New(None)) };
         let turn = self.inner.requests.turn(request_id).await;
         match self.inner.store.request(request_id).await? {
             Some(former) if former.digest == digest => Ok(Request::Repeated(former)),
             Some(_) => Err(Error::RequestIdReused { request_id: request_id.to_owned() }),
-            None => Ok(Request::New(Some(turn), Some((request_id.to_owned(), digest)))),
+            None => Ok(Request::New(Some(NewRequest { turn, digest }))),
         }
     }
 
@@ -205,28 +224,20 @@ impl Operations {
         self.inner.store.operations().get(id).ok_or(Error::Forgotten { operation_id: id })
     }
 
-    async fn accept(
-        &self,
-        new: StartOperation,
-        request: Option<(String, [u8; 32])>,
-    ) -> Result<Arc<OperationRecord>, Error> {
+    async fn accept(&self, new: StartOperation, request: Option<NewRequest>) -> Result<Arc<OperationRecord>, Error> {
         if self.running().closed {
             return Err(Error::ShuttingDown);
         }
         let record = accepted(InitiatedBy::Operation, new);
         let mut writes = vec![Write::Operation(Box::new(record.clone()))];
-        writes.extend(written(request, &record));
+        writes.extend(request.as_ref().map(|request| request.accepted(&record)));
         self.inner.store.commit(writes).await?;
         let accepted = Arc::new(record.clone());
         self.run(record, None);
         Ok(accepted)
     }
 
-    async fn accept_session(
-        &self,
-        new: BeginSession,
-        request: Option<(String, [u8; 32])>,
-    ) -> Result<BegunSession, Error> {
+    async fn accept_session(&self, new: BeginSession, request: Option<NewRequest>) -> Result<BegunSession, Error> {
         if self.running().closed {
             return Err(Error::ShuttingDown);
         }
@@ -260,7 +271,7 @@ impl Operations {
             allow_mass_delete: new.allow_mass_delete,
         };
         let mut with = vec![Write::Operation(Box::new(record.clone()))];
-        with.extend(written(request, &record));
+        with.extend(request.as_ref().map(|request| request.accepted(&record)));
         let session = self.inner.sessions.begin(session, with).await?;
         let operation_id = record.operation_id;
         self.run(record, Some(session));
@@ -361,17 +372,4 @@ fn accepted(initiated_by: InitiatedBy, new: StartOperation) -> OperationRecord {
         create_time: Timestamp::now(),
         end_time: None,
     }
-}
-
-/// The row that goes into the same transaction as what the request leads to.
-fn written(request: Option<(String, [u8; 32])>, record: &OperationRecord) -> Option<Write> {
-    request.map(|(request_id, digest)| {
-        Write::Request(AcceptedRequest {
-            request_id,
-            digest,
-            operation_id: record.operation_id,
-            sync_guid: record.sync_guids.first().copied(),
-            create_time: record.create_time,
-        })
-    })
 }

@@ -45,6 +45,13 @@ impl Requests {
     }
 }
 
+impl Turn {
+    /// The id whose turn it is.
+    pub(super) fn request_id(&self) -> &str {
+        &self.request_id
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
         self.requests.lock().remove(&self.request_id);

@@ -24,8 +24,8 @@ from synclave.v1.session_state_service_pb2_grpc import SessionStateServiceStub
 LEASE = 30  # seconds that the coordinator waits for a sign of life before it interrupts the session
 PACE = 0.2  # seconds between two reports, at least
 
-# "  1238099 100%  146.38kB/s    0:00:08 (xfr#5, to-chk=169/396)"
-PROGRESS = re.compile(r"^\s*(\d+)\s+\d+%.*?(?:xfr#(\d+), )?(?:to|ir)-chk=(\d+)/(\d+)")
+# "  1238099 100%  146.38kB/s    0:00:08 (xfr#5, to-chk=169/396)"; within a file without the parentheses.
+PROGRESS = re.compile(r"^\s*(\d+)\s+\d+%\s+\S+\s+\S+(?:\s+\((?:xfr#(\d+), )?(?:to|ir)-chk=(\d+)/(\d+)\))?")
 DELETED = re.compile(r"^Number of deleted files: (\d+)")
 PARTIAL = (23, 24)  # rsync: some files were left out, or vanished on the way
 
@@ -68,7 +68,7 @@ class Rsync:
                                         env={**os.environ, "LC_ALL": "C"})
         self.totals = {"updates_transferred": 0, "bytes_transferred": 0, "tombstones_generated": 0}
         self.done, self.total = 0, 0
-        self.said = ""
+        self.said, self.stopped = "", False
         self.lines = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
         self._errors = threading.Thread(target=self._listen, daemon=True)
@@ -95,10 +95,11 @@ class Rsync:
             if line is None:
                 return False
             if match := PROGRESS.match(line):
-                transferred, files, left_over, self.total = (int(group or 0) for group in match.groups())
+                transferred, files, left_over, total = (int(group or 0) for group in match.groups())
                 self._raise("bytes_transferred", transferred)
                 self._raise("updates_transferred", files)
-                self.done = self.total - left_over
+                if total:
+                    self.done, self.total = total - left_over, total
             elif match := DELETED.match(line):
                 self._raise("tombstones_generated", int(match[1]))
         return True
@@ -107,13 +108,15 @@ class Rsync:
         self.totals[total] = max(self.totals[total], value)
 
     def stop(self):
-        self.process.terminate()
+        if self.process.poll() is None:
+            self.stopped = True
+            self.process.terminate()
 
     def wait(self):
-        """rsync's exit code, and the last thing that it complained of."""
+        """rsync's exit code, None when it was stopped, and the last thing that it complained of."""
         code = self.process.wait()
         self._errors.join()
-        return code, self.said
+        return (None, "stopped") if self.stopped else (code, self.said)
 
 
 def move(api, status, begun, rsync):

@@ -137,7 +137,8 @@ impl Providers {
         let address = match endpoint {
             Endpoint::Address(address) => address,
             Endpoint::MemberName(name) => {
-                let message = format!("no member is named {name}: members are not offered yet; give the provider's address");
+                let message =
+                    format!("no member is named {name}: members are not offered yet; give the provider's address");
                 return Err(CallError::Refused(Refusal::own(
                     RefusalCode::Unimplemented,
                     "MEMBERS",

@@ -41,7 +41,10 @@ const MAX_STREAMS: u32 = 16 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// A connection that HTTP/2 can be spoken on: TCP, or a pipe within this process.
-pub trait Connection: AsyncRead + AsyncWrite + Connected<ConnectInfo: Clone + Send + Sync> + Unpin + Send + 'static {}
+pub trait Connection:
+    AsyncRead + AsyncWrite + Connected<ConnectInfo: Clone + Send + Sync> + Unpin + Send + 'static
+{
+}
 
 impl<IO> Connection for IO where
     IO: AsyncRead + AsyncWrite + Connected<ConnectInfo: Clone + Send + Sync> + Unpin + Send + 'static

@@ -45,7 +45,9 @@ async fn check_pair(name: &str, source: Scripted, destination: Scripted, expecte
     if expected.hresult.is_failure() {
         assert!(!record.error_message.is_empty() && !record.error_message.contains('\n'), "{name}: one line");
     }
-    for (provider, expected, role) in [(&source, expected.ends[0], "source"), (&destination, expected.ends[1], "destination")] {
+    for (provider, expected, role) in
+        [(&source, expected.ends[0], "source"), (&destination, expected.ends[1], "destination")]
+    {
         let seen = provider.ends().len();
         match expected {
             Some(expected) => assert_eq!(seen, expected, "{name}: EndSessions at the {role}"),
@@ -217,7 +219,13 @@ async fn unequal_schemas_are_refused_before_any_begin() {
     assert_ne!(FORMAT, other.item_id);
     let source = Scripted::new(1, Twist::Honest);
     let destination = Scripted::with(2, Twist::Honest, other, 10);
-    check_pair("schemas", source.clone(), destination.clone(), in_error(None, Hresult::SYNC_E_ID_FORMAT_MISMATCH, 0, 0)).await;
+    check_pair(
+        "schemas",
+        source.clone(),
+        destination.clone(),
+        in_error(None, Hresult::SYNC_E_ID_FORMAT_MISMATCH, 0, 0),
+    )
+    .await;
     assert!(source.calls().iter().chain(&destination.calls()).all(|call| call == "Identify"));
 }
 

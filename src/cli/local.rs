@@ -109,12 +109,15 @@ fn findings(replicas: &[Arc<ReplicaProvider>]) -> Findings {
     let mut findings = Findings::default();
     for report in replicas.iter().map(|replica| replica.report()) {
         findings.conflict_copies.extend(
-            report.conflict_copies.iter().map(|copy| ConflictCopy { item: copy.item.to_string(), copy: copy.copy.to_string() }),
+            report
+                .conflict_copies
+                .iter()
+                .map(|copy| ConflictCopy { item: copy.item.to_string(), copy: copy.copy.to_string() }),
         );
         findings.left_out.extend(report.left_out.into_iter().map(|(name, reason)| LeftOut { name, reason }));
-        findings
-            .skipped
-            .extend(report.skipped.into_iter().map(|skipped| LeftOut { name: skipped.display_name, reason: skipped.reason }));
+        findings.skipped.extend(
+            report.skipped.into_iter().map(|skipped| LeftOut { name: skipped.display_name, reason: skipped.reason }),
+        );
     }
     findings
 }

@@ -8,9 +8,9 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
-use super::{output, replica};
 use super::roots::Root;
 use super::serve::{cannot_listen, check_reach};
+use super::{output, replica};
 use crate::server;
 
 /// Run a provider

@@ -9,7 +9,11 @@ use crate::provider::sdk::{MetadataError, Options, ReplicaProvider};
 use crate::providers::file::FileStore;
 
 /// Opens the directory and what is known of it. Blocks.
-pub(super) fn open(root: &Root, state_dir: Option<PathBuf>, member_name: String) -> Result<Arc<ReplicaProvider>, Failure> {
+pub(super) fn open(
+    root: &Root,
+    state_dir: Option<PathBuf>,
+    member_name: String,
+) -> Result<Arc<ReplicaProvider>, Failure> {
     let state_dir = state_dir.unwrap_or_else(|| FileStore::default_state_dir(root.path()));
     let store = FileStore::open(root.path(), &state_dir).map_err(|error| Failure::failed(error.message))?;
     let identity = store.identity();

@@ -10,7 +10,9 @@ pub fn is_edge(from: Option<SyncState>, to: SyncState) -> bool {
         (Some(Initialized), Connecting | Completed | Interrupted) => true,
         (Some(Connecting), InProgress | Completed | Interrupted | InError) => true,
         (Some(InProgress), Connecting | Completed | InSync | Interrupted | InError) => true,
-        (None, _) | (Some(Initialized | Connecting | InProgress | Completed | InSync | Interrupted | InError), _) => false,
+        (None, _) | (Some(Initialized | Connecting | InProgress | Completed | InSync | Interrupted | InError), _) => {
+            false
+        }
     }
 }
 
@@ -31,11 +33,8 @@ mod tests {
             (Some(SyncState::InError), ""),
         ];
         for (from, expected) in table {
-            let to: Vec<String> = SyncState::ALL
-                .into_iter()
-                .filter(|to| is_edge(from, *to))
-                .map(|to| (to as u32).to_string())
-                .collect();
+            let to: Vec<String> =
+                SyncState::ALL.into_iter().filter(|to| is_edge(from, *to)).map(|to| (to as u32).to_string()).collect();
             assert_eq!(to.join(" "), expected, "from {from:?}");
         }
     }

@@ -20,8 +20,10 @@ use super::blame::Failure;
 use super::edge::is_edge;
 use super::timing::Timing;
 use crate::knowledge::{ChangeBatch, IdParameters};
+use crate::mutant::{self, Mutant};
 use crate::provider::{
-    CallError, ChangeBatchRequest, MAX_MESSAGE_BYTES, ProgressTotals, ProviderFault, ProviderInfo, Renewal, SyncBatchParameters,
+    CallError, ChangeBatchRequest, MAX_MESSAGE_BYTES, ProgressTotals, ProviderFault, ProviderInfo, Renewal,
+    SyncBatchParameters,
 };
 use crate::referee::{BatchReport, Referee};
 use crate::store::{EndNotice, OwedEnd, SessionEvent, SessionRecord};
@@ -178,7 +180,12 @@ pub enum Effect {
     /// Call EndSession.
     End(ProviderRole, EndNotice),
     /// An EndSession that was not answered in time is the outbox's from here on.
-    HandOver(ProviderRole),
+    HandOver {
+        /// Whose.
+        role: ProviderRole,
+        /// Nothing that renews the lease has gone out since.
+        since: Instant,
+    },
     /// An EndSession is owed no longer.
     Settle(ProviderRole),
     /// Make the record, its new events and the rows that go with it durable; answered by `Committed`.
@@ -267,6 +274,7 @@ pub struct Machine {
     batch: BatchInHand,
     left_out: u64,
     failure: Option<Failure>,
+    concluded: Option<Instant>,
     events: Vec<SessionEvent>,
     rate: Rate,
 }
@@ -301,6 +309,7 @@ impl Machine {
             batch: BatchInHand::default(),
             left_out: 0,
             failure: None,
+            concluded: None,
             events: Vec::new(),
             rate: Rate::default(),
         }
@@ -431,7 +440,13 @@ impl Machine {
         }
     }
 
-    fn identified(&mut self, role: ProviderRole, result: Result<ProviderInfo, CallError>, now: Now, effects: &mut Vec<Effect>) {
+    fn identified(
+        &mut self,
+        role: ProviderRole,
+        result: Result<ProviderInfo, CallError>,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
         match result {
             Ok(info) => {
                 let member = self.record.member_mut(role);
@@ -482,7 +497,11 @@ impl Machine {
             self.enter(SyncState::Connecting, "ADMITTED", "", now);
         }
         self.step = Step::Recording;
-        let owed = ProviderRole::BOTH.map(|role| self.owed(role, None)).into_iter().flatten().collect();
+        let mut owed: Vec<OwedEnd> =
+            ProviderRole::BOTH.map(|role| self.owed(role, None)).into_iter().flatten().collect();
+        if mutant::is(Mutant::ForgetOwedRow) {
+            owed.clear();
+        }
         effects.push(Effect::Commit(Commit::Begin, owed));
     }
 
@@ -553,7 +572,9 @@ impl Machine {
     fn parameters(&mut self, result: Result<SyncBatchParameters, CallError>, now: Now, effects: &mut Vec<Effect>) {
         let parameters = match result {
             Ok(parameters) => parameters,
-            Err(error) => return self.call_failed(ProviderRole::Destination, "GetSyncBatchParameters", error, now, effects),
+            Err(error) => {
+                return self.call_failed(ProviderRole::Destination, "GetSyncBatchParameters", error, now, effects);
+            }
         };
         if self.referee.is_none() {
             let [Some(source), Some(destination)] = &self.infos else { return };
@@ -576,8 +597,9 @@ impl Machine {
             limits.clone().map(of).filter(|limit| *limit > 0).fold(own, u64::min)
         };
         let request = ChangeBatchRequest {
-            requested_batch_size: smallest(u64::from(parameters.requested_batch_size.max(1)), |limits| limits.max_changes.into())
-                as u32,
+            requested_batch_size: smallest(u64::from(parameters.requested_batch_size.max(1)), |limits| {
+                limits.max_changes.into()
+            }) as u32,
             max_bytes: smallest(MAX_MESSAGE_BYTES as u64 - MESSAGE_SLACK, |limits| limits.max_bytes),
             destination_knowledge: referee.asked_knowledge(),
             max_inline_bytes: smallest(MAX_INLINE_BYTES, |limits| limits.max_inline_bytes),
@@ -699,7 +721,7 @@ impl Machine {
             return self.stop(now, effects);
         }
         if self.batch.is_last {
-            return self.conclude_well(effects);
+            return self.conclude_well(now, effects);
         }
         self.ask(effects);
         effects.push(Effect::Publish);
@@ -741,6 +763,9 @@ impl Machine {
                 }
                 if matches!(step, Step::Reconnecting { role: lost, .. } if lost == role) {
                     self.enter(SyncState::InProgress, "RECONNECTED", "", now);
+                    if mutant::is(Mutant::BeginTwice) {
+                        effects.push(Effect::Begin(role));
+                    }
                     if self.failure.is_some() {
                         return self.stop(now, effects);
                     }
@@ -763,8 +788,8 @@ impl Machine {
             }
             // The next call tells; until then only the lease counts.
             (Err(error), _) => {
-                let lapsed = self.heard[role as usize]
-                    .is_some_and(|at| now.instant.duration_since(at) >= self.timing.lapse());
+                let lapsed =
+                    self.heard[role as usize].is_some_and(|at| now.instant.duration_since(at) >= self.timing.lapse());
                 if lapsed {
                     self.conclude(Failure::call(role, "RenewSession", &error), now, effects);
                 }

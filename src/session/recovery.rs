@@ -23,7 +23,9 @@ pub fn end_left_behind(record: &SessionRecord, now: Timestamp) -> Vec<Write> {
     let target = record.outcome.unwrap_or(SyncState::Interrupted);
     // A session that failed before it was admitted passes through CONNECTING, as it would have.
     let steps: &[SyncState] = match (record.state, target) {
-        (SyncState::Initialized, SyncState::InError | SyncState::InSync) => &[SyncState::Connecting, SyncState::InError],
+        (SyncState::Initialized, SyncState::InError | SyncState::InSync) => {
+            &[SyncState::Connecting, SyncState::InError]
+        }
         (SyncState::Connecting, SyncState::InSync) => &[SyncState::InProgress, SyncState::InSync],
         (_, SyncState::InSync) => &[SyncState::InSync],
         (_, SyncState::Completed) => &[SyncState::Completed],

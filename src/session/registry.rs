@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error_span, info, warn};
 
+use super::Dial;
 use super::admission::Admission;
 use super::outbox::Outbox;
 use super::recovery::{end_left_behind, notice_left_behind};
 use super::task::{Links, Parts, SessionHandle, SessionStatus, SessionTask, handle};
 use super::timing::Timing;
-use super::Dial;
 use crate::provider::{CallError, ProgressTotals, ProviderFault};
 use crate::store::{Counters, Member, OwedEnd, Recovered, SessionEvent, SessionRecord, Store, Write};
 use crate::types::{

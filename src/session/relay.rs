@@ -20,7 +20,8 @@ use super::machine::{RelayError, Relayed};
 use super::timing::Timing;
 use crate::knowledge::{ChangeBatch, OutcomeKind};
 use crate::provider::{
-    CallError, DataPart, DataParts, FRAMES_IN_FLIGHT, Load, ProcessInput, ProcessOutput, ProcessStart, Provider, SessionKey,
+    CallError, DataPart, DataParts, FRAMES_IN_FLIGHT, Load, ProcessInput, ProcessOutput, ProcessStart, Provider,
+    SessionKey,
 };
 use crate::referee::{BatchReport, Referee};
 use crate::types::{Hresult, ProviderRole};

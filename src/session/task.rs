@@ -17,7 +17,9 @@ use super::machine::{Answer, Commit, Effect, Event, Machine, Now, Relayed, Ticks
 use super::outbox::Outbox;
 use super::relay::{Relay, within};
 use super::timing::Timing;
-use crate::provider::{BeginSession, EndSession, ProcessStart, ProgressTotals, Provider, ProviderFault, SessionKey, SessionRef};
+use crate::provider::{
+    BeginSession, EndSession, ProcessStart, ProgressTotals, Provider, ProviderFault, SessionKey, SessionRef,
+};
 use crate::store::{OwedEnd, SessionRecord, Store, Write};
 use crate::types::{Hresult, ProviderRole, SyncGuid};
 
@@ -258,7 +260,10 @@ impl SessionTask {
             Err(failure) if failure.is_cancelled() => {}
             Err(failure) => {
                 error!(%failure, "a call's task panicked");
-                self.handle(Event::CoordinatorFailed("the coordinator failed in a call; its log says where".to_owned())).await;
+                self.handle(Event::CoordinatorFailed(
+                    "the coordinator failed in a call; its log says where".to_owned(),
+                ))
+                .await;
             }
         }
     }
@@ -342,10 +347,10 @@ impl SessionTask {
                     Answer::Ended(within(deadline, provider.end_session(end)).await)
                 }));
             }
-            Effect::HandOver(role) => {
+            Effect::HandOver { role, since } => {
                 if let Some(owed) = self.owed.iter().find(|owed| owed.role == role) {
                     warn!(%role, provider = %owed.endpoint, "EndSession was not answered in time; it goes on being delivered");
-                    self.parts.outbox.deliver(owed.clone(), self.provider(role), self.heard[role as usize]);
+                    self.parts.outbox.deliver(owed.clone(), self.provider(role), Instant::from_std(since));
                 }
             }
             Effect::Settle(role) => {

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use scripted::Scripted;
+use synclave::command::BeginSession;
 use synclave::coordinator::{Coordinator, Options, Providers};
 use synclave::grpc::provider::DialOptions;
 use synclave::server::serve_provider;
-use synclave::command::BeginSession;
 use synclave::session::Timing;
 use synclave::store::SessionRecord;
 use synclave::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction, OperationId, SessionKind};

@@ -7,13 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ClockVector, Digest, GroupKind, IdFormat, IdParameters, ItemChange,
-    ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Version,
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ClockVector, Digest, GroupKind, IdFormat, IdParameters,
+    ItemChange, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Version,
 };
 use synclave::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, Load, ProcessInput, ProcessInputs,
-    ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Provider, ProviderInfo, ProviderLimits, Refusal, RefusalCode,
-    Renewal, SessionKey, SyncBatchParameters,
+    ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Provider, ProviderInfo, ProviderLimits, Refusal,
+    RefusalCode, Renewal, SessionKey, SyncBatchParameters,
 };
 use synclave::types::{Hresult, ProviderRole, SyncGuid};
 use tokio::sync::{mpsc, watch};
@@ -215,8 +215,7 @@ impl Scripted {
         let mut knowledge = whole;
         for (item, vector) in &state.exceptions {
             knowledge.exclude_item(item);
-            knowledge = knowledge
-                .union(&Knowledge::from_items(FORMAT, [(item.clone(), Arc::new(vector.clone()))]));
+            knowledge = knowledge.union(&Knowledge::from_items(FORMAT, [(item.clone(), Arc::new(vector.clone()))]));
         }
         knowledge
     }
@@ -338,7 +337,9 @@ impl Scripted {
             match inputs.recv().await {
                 Some(ProcessInput::Data { part: DataPart::Header(_), .. }) => {}
                 Some(ProcessInput::Data { part: DataPart::Chunk(chunk), .. }) => content.extend_from_slice(&chunk),
-                Some(ProcessInput::Data { part: DataPart::End { .. } | DataPart::Failed(_), .. }) => return Ok(content),
+                Some(ProcessInput::Data { part: DataPart::End { .. } | DataPart::Failed(_), .. }) => {
+                    return Ok(content);
+                }
                 Some(ProcessInput::Cancel) | None => {
                     let canceled = Refusal::winsync(RefusalCode::Cancelled, Hresult::E_ABORT, "canceled");
                     outputs.send(Err(CallError::Refused(canceled.clone()))).await?;
@@ -351,7 +352,8 @@ impl Scripted {
     /// Learns from a batch, all but what failed; answers how many were applied and the whole knowledge after it.
     fn learn(&self, batch: &ChangeBatch, failed: &[ItemId]) -> (u32, Knowledge) {
         let mut state = self.state.lock().unwrap();
-        let mut learned = batch.groups.iter().map(Knowledge::learned_from).fold(Knowledge::new(FORMAT), |a, b| a.union(&b));
+        let mut learned =
+            batch.groups.iter().map(Knowledge::learned_from).fold(Knowledge::new(FORMAT), |a, b| a.union(&b));
         if self.twist != Twist::LearnsWhatFailed {
             learned.exclude_items(failed);
         }

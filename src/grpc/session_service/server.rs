@@ -2,7 +2,9 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{begin_session, cancel_session, end_session, get_session, list_session_events, list_sessions, renew_session};
+use super::{
+    begin_session, cancel_session, end_session, get_session, list_session_events, list_sessions, renew_session,
+};
 use crate::command::{EndSession, ListSessions};
 use crate::coordinator::Coordinator;
 use crate::grpc::convert::session::{encode_event, encode_session};

@@ -1,6 +1,6 @@
 //! The operation: what was asked for, and the sessions that it takes to get there (design section 5, Operation).
 //!
-//! [`course`] decides, purely, what comes after a session; [`task`] carries it out and keeps the stored record; [`Operations`]
+//! [`course`] decides, purely, what comes after a session; `task` carries it out and keeps the stored record; [`Operations`]
 //! starts, finds and cancels.
 
 pub mod course;

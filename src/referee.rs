@@ -24,6 +24,10 @@ use transfer::{Announced, Transfers};
 /// Batches in a row without any change, none of them the last, after which the source is taken to go on for ever.
 pub const MAX_EMPTY_BATCHES: u32 = 64;
 
+/// Batches in a row that bring only what the destination has, none of them the last. A source that sends everything again is
+/// honest, so there is room for millions of items in batches of common sizes; one that sends the same for ever is not.
+pub const MAX_REPEATED_BATCHES: u32 = 2_000;
+
 /// Judges one session.
 ///
 /// The calls follow the session: [`parameters`](Self::parameters), [`batch`](Self::batch), then `load`, `data` and `outcome`
@@ -43,6 +47,7 @@ pub struct Referee {
     /// The source's own tick in its newest made-with knowledge.
     source_tick: u64,
     empty_batches: u32,
+    repeated_batches: u32,
     open: Option<OpenBatch>,
 }
 
@@ -160,6 +165,7 @@ impl Referee {
             destination_tick_seen: 0,
             source_tick: 0,
             empty_batches: 0,
+            repeated_batches: 0,
             open: None,
         }
     }
@@ -227,6 +233,16 @@ impl Referee {
                 verdict.tombstones += u64::from(change.flags.is_deleted());
                 changes.insert(change.item_id.clone(), Listed::new(index, change));
             }
+        }
+        self.repeated_batches = if verdict.already_known == verdict.changes && !batch.is_last_batch {
+            self.repeated_batches + 1
+        } else {
+            0
+        };
+        if self.repeated_batches > MAX_REPEATED_BATCHES {
+            let message =
+                format!("{} batches in a row brought nothing new, and none is the last", self.repeated_batches);
+            return Err(Breach::source(Rule::TooManyEmptyBatches, message));
         }
         self.empty_batches = if verdict.changes == 0 && !batch.is_last_batch { self.empty_batches + 1 } else { 0 };
         if self.empty_batches > MAX_EMPTY_BATCHES {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::Connected;
+use tonic::transport::server::{Connected, TcpIncoming};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
@@ -49,6 +50,12 @@ pub trait Connection:
 impl<IO> Connection for IO where
     IO: AsyncRead + AsyncWrite + Connected<ConnectInfo: Clone + Send + Sync> + Unpin + Send + 'static
 {
+}
+
+/// The connections of a listener. Small frames go out at once: with Nagle's algorithm on, each exchange on a stream would
+/// wait for the peer's delayed acknowledgement, some 40 ms.
+pub fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
 /// Serves a coordinator until `stop`, then says NOT_SERVING, ends the sessions within `grace`, and closes.
@@ -140,7 +147,6 @@ async fn run<IO: Connection>(
 ) -> Result<(), tonic::transport::Error> {
     let stopped = stop.clone();
     let serving = Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .initial_stream_window_size(STREAM_WINDOW)

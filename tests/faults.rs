@@ -153,8 +153,8 @@ macro_rules! referee_table {
 
 referee_table! {
     knowledge_that_shrinks: Honest, ShrinksKnowledge => DESTINATION, SYNC_E_KNOWLEDGE_DECREASED;
-    learning_too_much: Honest, LearnsTooMuch => DESTINATION, SYNC_E_CHANGE_NOT_IN_KNOWLEDGE;
-    learning_what_failed: Honest, LearnsWhatFailed => DESTINATION, SYNC_E_CHANGE_NOT_IN_KNOWLEDGE;
+    learning_too_much: Honest, LearnsTooMuch => DESTINATION, E_UNEXPECTED;
+    learning_what_failed: Honest, LearnsWhatFailed => DESTINATION, E_UNEXPECTED;
     a_version_outside_its_knowledge: VersionOutsideKnowledge, Honest => SOURCE, SYNC_E_CHANGE_NOT_IN_KNOWLEDGE;
     ids_out_of_order: OutOfOrder, Honest => SOURCE, SYNC_E_RANGE_OUT_OF_ORDER;
     ids_out_of_bounds: OutOfBounds, Honest => SOURCE, SYNC_E_RANGE_OUT_OF_ORDER;
@@ -191,13 +191,37 @@ async fn resolutions_are_no_breach() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sending_again_what_is_known_is_no_breach() {
+    let source = Scripted::new(1, Twist::ResendsAll);
+    let destination = Scripted::new(2, Twist::Honest);
+    source.write("a", b"one");
+    source.write("b", b"two");
+    for _ in 0..2 {
+        let bench = Bench::start(timing(), &source, &destination).await;
+        let record = bench.session().await;
+        assert_eq!((record.state, record.provider_with_error), (SyncState::InSync, None), "{}", record.error_message);
+        bench.stop().await;
+    }
+    assert_eq!(destination.calls().iter().filter(|call| *call == "Process").count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_sends_the_same_for_ever_is_stopped() {
+    let source = Scripted::with(1, Twist::ResendsAll, IdParameters::BUILT_IN, 1);
+    let destination = Scripted::with(2, Twist::Honest, IdParameters::BUILT_IN, 1);
+    source.write("a", b"one");
+    source.write("b", b"two");
+    check_pair("same again", source, destination, in_error(SOURCE, Hresult::SYNC_E_INTERNAL_ERROR, 1, 1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_item_is_no_breach() {
     honest(Twist::Honest, Twist::FailsOne, SyncState::Completed).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_went_back_is_named() {
-    let source = Scripted::new(1, Twist::WentBack);
+    let source = Scripted::new(1, Twist::Honest);
     let destination = Scripted::new(2, Twist::Honest);
     source.write("a", b"one");
     // The destination has learned of a tick that the source does not know any more.

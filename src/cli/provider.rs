@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
@@ -92,7 +91,7 @@ pub(super) async fn run(args: ProviderArgs, stop: CancellationToken) -> Result<E
         .await
         .map_err(|error| Failure::failed(format!("{} could not be opened: {error}", plan.root.path().display())))??;
     output::announce(address)?;
-    server::serve_provider(TcpListenerStream::new(listener), provider, stop)
+    server::serve_provider(server::incoming(listener), provider, stop)
         .await
         .map_err(|error| Failure::failed(format!("serving on {address} failed: {error}; start it again")))?;
     Ok(Exit::Done)

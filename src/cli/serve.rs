@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
@@ -151,7 +150,7 @@ pub(super) async fn run(args: ServeArgs, stop: CancellationToken) -> Result<Exit
     let dial = Providers::new(DialOptions::default()).into_dial();
     let coordinator = Coordinator::start(opened, options, dial).await.map_err(|error| failed(&error))?;
     output::announce(address)?;
-    let incoming = TcpListenerStream::new(listener);
+    let incoming = server::incoming(listener);
     server::serve_coordinator(incoming, &coordinator, STOP_GRACE, stop)
         .await
         .map_err(|error| Failure::failed(format!("serving on {address} failed: {error}; start it again")))?;

@@ -53,7 +53,7 @@ rules! {
     /// would be learned without having been applied.
     PrerequisiteTooSmall = "PREREQUISITE_TOO_SMALL", SYNC_E_BATCH_NEEDS_KNOWLEDGE;
     /// Batches without a change come to an end (`windows-sync.md` 2.6).
-    TooManyEmptyBatches = "TOO_MANY_EMPTY_BATCHES", E_UNEXPECTED;
+    TooManyEmptyBatches = "TOO_MANY_EMPTY_BATCHES", SYNC_E_INTERNAL_ERROR;
     /// Nobody knows a higher tick of a replica than the replica itself: else it was restored or cloned, and will give
     /// versions a second time.
     ReplicaWentBack = "REPLICA_WENT_BACK", SYNC_E_KNOWLEDGE_DECREASED;

@@ -739,6 +739,9 @@ impl Machine {
                 self.step = Step::Reconnecting { role, since: now.instant, attempt: 1 };
                 effects.push(Effect::Publish);
                 effects.push(Effect::AbortWork);
+                // Renewals under way were cut with the rest, and their timer with them.
+                self.renewing = [false; 2];
+                effects.push(Effect::SetTimer(Timer::Renew, self.timing.lease / 3));
                 effects.push(Effect::SetTimer(Timer::Reconnect(role), self.timing.connect_pause_before(1)));
             }
             error => self.conclude(Failure::call(role, call, &error), now, effects),

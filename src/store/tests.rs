@@ -106,7 +106,7 @@ fn operation() -> OperationRecord {
 /// A store, and what it publishes.
 fn open(dir: &Path) -> (Store, Recovered, mpsc::Receiver<Published>) {
     let (opened, recovered) = Store::open(dir).expect("a store that opens");
-    let (sender, published) = mpsc::channel();
+    let (sender, published) = mpsc::sync_channel(65_536);
     let store = opened.start(move |changes| changes.into_iter().for_each(|change| sender.send(change).unwrap_or(())));
     (store.expect("a thread"), recovered, published)
 }
@@ -293,7 +293,7 @@ async fn a_full_disk_fails_whole_commits_and_publishes_nothing_of_them() {
     let (opened, _) = Store::open(dir.path()).unwrap();
     let pages: i64 = opened.file.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
     opened.file.connection.pragma_update(None, "max_page_count", pages + 8).unwrap();
-    let (sender, published) = mpsc::channel();
+    let (sender, published) = mpsc::sync_channel(65_536);
     let store = opened.start(move |changes| sender.send(changes).unwrap_or(())).unwrap();
 
     let small = session("http://a", "http://b");

@@ -22,6 +22,8 @@ const LEFT_OUT_KEPT: usize = 64;
 pub(super) struct Session {
     pub(super) record: Arc<SessionRecord>,
     identity: Identity,
+    /// Who its members were taken for before they told, and the revision of the change that told. Not known after a restart.
+    unidentified: Option<(Identity, u64)>,
     /// Revision of the last change; of the forgetting when it is forgotten.
     last: u64,
     transitions: VecDeque<(u64, Arc<SessionEvent>)>,
@@ -45,6 +47,7 @@ impl Session {
         Self {
             record,
             identity,
+            unidentified: None,
             last,
             transitions: VecDeque::new(),
             left_out: VecDeque::new(),
@@ -61,7 +64,8 @@ impl Session {
     pub(super) fn update(&mut self, record: Arc<SessionRecord>) {
         let same = |one: &Member, other: &Member| one.endpoint == other.endpoint && one.replica_id == other.replica_id;
         if !same(&record.source, &self.record.source) || !same(&record.destination, &self.record.destination) {
-            self.identity = Identity::of(&record);
+            let before = std::mem::replace(&mut self.identity, Identity::of(&record));
+            self.unidentified.get_or_insert((before, record.revision)).1 = record.revision;
         }
         self.last = record.revision;
         self.record = record;
@@ -105,10 +109,14 @@ impl Session {
 
     /// The viewpoint from which a watcher at `place` holds it, or may hold it where that is not known any more.
     pub(super) fn view_at(&self, matcher: &Matcher, place: u64) -> Option<View> {
+        let identity = match &self.unidentified {
+            Some((before, told)) if place < *told => before,
+            _ => &self.identity,
+        };
         match self.past(place) {
             Past::NotCreated => None,
-            Past::In(state) => matcher.view(&self.record, &self.identity, state),
-            Past::Unknown => matcher.view_in_any_state(&self.record, &self.identity),
+            Past::In(state) => matcher.view(&self.record, identity, state),
+            Past::Unknown => matcher.view_in_any_state(&self.record, identity),
         }
     }
 
@@ -135,12 +143,14 @@ impl Session {
                 reason: if self.forgotten { RemovedReason::Forgotten } else { RemovedReason::LeftFilter },
             },
         };
-        let new = |revision: u64| from < revision && revision <= to;
+        // A session that fits only since its members told who they are is new to the watcher, with all of its past.
+        let unmet = held.is_none() && self.unidentified.as_ref().is_some_and(|(_, told)| from < *told);
+        let new = |revision: u64| (unmet || from < revision) && revision <= to;
         let transitions = self.transitions.iter().filter(|(revision, _)| new(*revision));
         let transitions = transitions.map(|(_, event)| Arc::clone(event)).collect();
         let left_out = self.left_out.iter().filter(|revision| new(**revision)).count();
         let (earlier, newest) = self.left_out_earlier;
-        let earlier = if from < newest { earlier } else { 0 };
+        let earlier = if unmet || from < newest { earlier } else { 0 };
         let transitions_left_out = u32::try_from(left_out).unwrap_or(u32::MAX).saturating_add(earlier);
         Some(Entry { change, transitions, transitions_left_out })
     }

@@ -11,12 +11,11 @@ use scripted::Scripted;
 use synclave::command::BeginSession;
 use synclave::coordinator::{Coordinator, Options, Providers};
 use synclave::grpc::provider::DialOptions;
-use synclave::server::serve_provider;
+use synclave::server::{incoming, serve_provider};
 use synclave::session::Timing;
 use synclave::store::SessionRecord;
 use synclave::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction, OperationId, SessionKind};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 /// Short spans: long enough for a loaded machine, short enough for a table of faults.
@@ -47,7 +46,7 @@ pub fn serve_scripted(provider: &Scripted, stop: CancellationToken) -> Endpoint 
             let listener = TcpListener::from_std(listener).expect("a listener");
             let mut dying = provider.dying.subscribe();
             tokio::select! {
-                result = serve_provider(TcpListenerStream::new(listener), Arc::new(provider), stop.clone()) => result.expect("serves"),
+                result = serve_provider(incoming(listener), Arc::new(provider), stop.clone()) => result.expect("serves"),
                 _ = dying.wait_for(|dying| *dying) => {}
             }
         });

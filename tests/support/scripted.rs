@@ -83,8 +83,6 @@ pub enum Twist {
     OutcomeMissing,
     /// Destination: two outcomes for one change.
     OutcomeTwice,
-    /// Source: its own knowledge has a lower tick of itself than the destination's.
-    WentBack,
     /// Honest: local writes while the session runs.
     WritesMeanwhile,
     /// Honest: fails one item, and does not learn it.
@@ -97,7 +95,7 @@ pub enum Twist {
     NeverLast,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     faults: HashMap<Call, Fault>,
     calls: Vec<String>,
@@ -105,8 +103,7 @@ struct State {
     ended: BTreeSet<SyncGuid>,
     ends: Vec<EndSession>,
     items: BTreeMap<ItemId, (Version, Vec<u8>)>,
-    vector: ClockVector,
-    exceptions: BTreeMap<ItemId, ClockVector>,
+    knowledge: Knowledge,
     shrink: bool,
     tick: u64,
     instance: u32,
@@ -148,7 +145,18 @@ impl Scripted {
             twist,
             formats,
             batch_size,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                faults: HashMap::new(),
+                calls: Vec::new(),
+                sessions: BTreeMap::new(),
+                ended: BTreeSet::new(),
+                ends: Vec::new(),
+                items: BTreeMap::new(),
+                knowledge: Knowledge::new(FORMAT),
+                shrink: false,
+                tick: 0,
+                instance: 0,
+            }),
             called: watch::channel(0).0,
             dying: watch::channel(false).0,
         }))
@@ -159,10 +167,8 @@ impl Scripted {
         let mut state = self.state.lock().unwrap();
         state.tick += 1;
         let version = Version::new(self.replica.clone(), state.tick);
-        state.vector.learn(&version);
-        for vector in state.exceptions.values_mut() {
-            vector.learn(&version);
-        }
+        let tick = state.tick;
+        state.knowledge.set_local_tick(&self.replica, tick);
         state.items.insert(item.into(), (version, content.to_vec()));
     }
 
@@ -196,7 +202,9 @@ impl Scripted {
 
     /// As if it had met a replica that was at `tick`.
     pub fn learn_of(&self, replica: &ReplicaId, tick: u64) {
-        self.state.lock().unwrap().vector.learn(&Version::new(replica.clone(), tick));
+        let mut state = self.state.lock().unwrap();
+        let met = Knowledge::from_vector(FORMAT, ClockVector::from_iter([(replica.clone(), tick)]));
+        state.knowledge = state.knowledge.union(&met);
     }
 
     /// Waits until a call has come in.
@@ -208,16 +216,6 @@ impl Scripted {
 
     pub fn open_sessions(&self) -> usize {
         self.state.lock().unwrap().sessions.len()
-    }
-
-    fn knowledge(state: &State) -> Knowledge {
-        let whole = Knowledge::from_vector(FORMAT, state.vector.clone());
-        let mut knowledge = whole;
-        for (item, vector) in &state.exceptions {
-            knowledge.exclude_item(item);
-            knowledge = knowledge.union(&Knowledge::from_items(FORMAT, [(item.clone(), Arc::new(vector.clone()))]));
-        }
-        knowledge
     }
 
     async fn called(&self, call: Call, key: Option<SessionKey>) -> Result<(), CallError> {
@@ -265,7 +263,7 @@ impl Scripted {
         let mut failed = Vec::new();
         for (index, (_, change)) in batch.changes().enumerate() {
             let version = change.change_version.clone().expect("the scripted source sends whole items");
-            let known = Self::knowledge(&self.state.lock().unwrap()).contains_change(&change.item_id, &version);
+            let known = self.state.lock().unwrap().knowledge.contains_change(&change.item_id, &version);
             let content = if known { None } else { Some(self.load(index as u64, change, inputs, outputs).await?) };
             let fails = index == 0 && matches!(self.twist, Twist::FailsOne | Twist::LearnsWhatFailed);
             let kind = match (&content, fails) {
@@ -354,10 +352,11 @@ impl Scripted {
         let mut state = self.state.lock().unwrap();
         let mut learned =
             batch.groups.iter().map(Knowledge::learned_from).fold(Knowledge::new(FORMAT), |a, b| a.union(&b));
+        learned = learned.project_with_prerequisite(&batch.prerequisite_knowledge, &state.knowledge);
         if self.twist != Twist::LearnsWhatFailed {
             learned.exclude_items(failed);
         }
-        let mut after = Self::knowledge(&state).union(&learned);
+        let mut after = state.knowledge.union(&learned);
         if self.twist == Twist::LearnsTooMuch {
             let source = batch.groups[0].made_with_knowledge.replicas();
             let more: ClockVector = source.into_iter().map(|replica| (replica, 1_000_000)).collect();
@@ -366,10 +365,7 @@ impl Scripted {
         if state.tick > 0 {
             after.set_local_tick(&self.replica, state.tick);
         }
-        state.vector = (**after.vector_for_item(&ItemId::from("~"))).clone();
-        for item in failed {
-            state.exceptions.insert(item.clone(), (**after.vector_for_item(item)).clone());
-        }
+        state.knowledge = after.clone();
         let applied = batch.changes().count() - failed.len();
         (applied as u32, after)
     }
@@ -426,7 +422,7 @@ impl Provider for Scripted {
     async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError> {
         self.called(Call::Parameters, Some(key)).await?;
         let mut state = self.state.lock().unwrap();
-        let mut knowledge = Self::knowledge(&state);
+        let mut knowledge = state.knowledge.clone();
         if self.twist == Twist::ShrinksKnowledge && std::mem::replace(&mut state.shrink, true) {
             knowledge = Knowledge::new(FORMAT);
         }
@@ -435,21 +431,14 @@ impl Provider for Scripted {
 
     async fn get_change_batch(&self, key: SessionKey, request: ChangeBatchRequest) -> Result<ChangeBatch, CallError> {
         self.called(Call::Batch, Some(key)).await?;
-        if self.twist == Twist::WritesMeanwhile {
-            self.write("meanwhile", b"local");
-        }
         let state = self.state.lock().unwrap();
-        let mut made_with = Self::knowledge(&state);
-        if self.twist == Twist::WentBack {
-            made_with = Knowledge::new(FORMAT);
-        }
+        let made_with = state.knowledge.clone();
         let mut changes: Vec<ItemChange> = state
             .items
             .iter()
             .filter(|(id, (version, _))| {
                 self.twist == Twist::ResendsAll || !request.destination_knowledge.contains_change(id, version)
             })
-            .filter(|_| self.twist != Twist::WentBack)
             .map(|(id, (version, content))| change(id.clone(), version.clone(), content))
             .collect();
         let is_last = changes.len() <= request.requested_batch_size as usize;

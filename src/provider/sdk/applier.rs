@@ -250,7 +250,7 @@ impl<'a> Applier<'a> {
         if coming > 0 && is_mass_delete(deletions, alive) {
             return Err(mass_delete(format!(
                 "the source has deleted {deletions} of {alive} items; nothing of this batch was applied; \
-                 if that is meant, begin the session with allow_mass_delete"
+                 if that is meant, say --allow-mass-delete (allow_mass_delete in a request)"
             ))
             .into());
         }

@@ -20,6 +20,9 @@ use crate::types::Hresult;
 /// A store with more live items than this is guarded against the deletion of more than half of them.
 const MASS_DELETE_FROM: u64 = 100;
 
+/// A replica with more items than this that is found empty is taken for one that cannot be seen.
+const EMPTIED_FROM: u64 = 10;
+
 /// True when so many deletions of `alive` items look like an accident (design section 6).
 pub(super) fn is_mass_delete(deletions: u64, alive: u64) -> bool {
     alive > MASS_DELETE_FROM && deletions > alive / 2
@@ -46,11 +49,24 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
     let intents: BTreeMap<_, _> = intents.into_iter().collect();
     let alive = snapshot.iter().filter(|(_, row)| !row.item.deleted).count() as u64;
     if !allow_mass_delete {
+        let missing = |observation: &&Observation| matches!(observation, Observation::Missing { .. });
+        let gone = detection.observations.iter().filter(missing).count() as u64;
+        if alive > EMPTIED_FROM && gone == alive && detection.observations.len() as u64 == alive {
+            return Err(Refusal::own(
+                RefusalCode::FailedPrecondition,
+                "ROOT_MISSING",
+                Hresult::E_ABORT,
+                format!(
+                    "the replica is empty, where {alive} items are known; mount or restore it, or, if that is meant, say \
+                     --allow-mass-delete (allow_mass_delete in a request); nothing was taken as deleted"
+                ),
+            ));
+        }
         let deletions = vanished(&snapshot, &intents, &detection);
         if is_mass_delete(deletions, alive) {
             return Err(mass_delete(format!(
                 "{deletions} of {alive} items are gone since the last look; nothing was done; \
-                 if that is meant, begin the session with allow_mass_delete"
+                 if that is meant, say --allow-mass-delete (allow_mass_delete in a request)"
             )));
         }
     }

@@ -9,9 +9,10 @@ use std::sync::atomic::Ordering;
 
 use super::metadata::{Candidate, Metadata, Row, encode_knowledge};
 use super::session::Session;
-use super::{Shared, canceled, loading, lock, metadata_failed};
+use super::{ItemState, Shared, canceled, loading, lock, metadata_failed};
 use crate::knowledge::{
     ChangeBatch, ChangeFlags, ChangeGroup, GroupKind, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge,
+    ReplicaId,
 };
 use crate::provider::{CallError, ChangeBatchRequest, MAX_KNOWLEDGE_BYTES, MAX_MESSAGE_BYTES, Refusal, RefusalCode};
 use crate::types::Hresult;
@@ -151,7 +152,8 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
     let mut missing =
         candidates.iter().filter(|candidate| !known.contains_change(&candidate.item_id, &candidate.version)).peekable();
 
-    let mut limits = Limits::of(shared, request, &made_with)?;
+    let meeting = *session.meeting.get_or_init(|| Meeting::of(known, metadata.replica()));
+    let mut limits = Limits::of(shared, request, &made_with, meeting)?;
     let mut listing = Listing {
         made_with,
         lower_bound,
@@ -178,8 +180,31 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
     Ok(Some(listing))
 }
 
+/// How well source and destination know each other when their session begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meeting {
+    /// The destination has nothing at all.
+    Blank,
+    /// The destination has items, and none of them from here.
+    First,
+    /// They have met.
+    Again,
+}
+
+impl Meeting {
+    fn of(known: &Knowledge, own: &ReplicaId) -> Self {
+        match (known.is_empty(), known.max_tick(own)) {
+            (true, _) => Self::Blank,
+            (false, 0) => Self::First,
+            (false, _) => Self::Again,
+        }
+    }
+}
+
 /// What still fits into the batch.
-struct Limits {
+struct Limits<'a> {
+    known: &'a Knowledge,
+    meeting: Meeting,
     changes: u32,
     bytes: u64,
     inline: u64,
@@ -187,8 +212,13 @@ struct Limits {
     empty: bool,
 }
 
-impl Limits {
-    fn of(shared: &Shared, request: &ChangeBatchRequest, made_with: &Knowledge) -> Result<Self, Refusal> {
+impl<'a> Limits<'a> {
+    fn of(
+        shared: &Shared,
+        request: &'a ChangeBatchRequest,
+        made_with: &Knowledge,
+        meeting: Meeting,
+    ) -> Result<Self, Refusal> {
         let mut knowledge = 0;
         for part in [made_with, &request.destination_knowledge] {
             let bytes = encode_knowledge(part).len();
@@ -202,11 +232,23 @@ impl Limits {
         let bytes = if request.max_bytes == 0 { most } else { request.max_bytes.min(most) };
         let own = if shared.options.max_changes == 0 { u32::MAX } else { shared.options.max_changes };
         Ok(Self {
+            known: &request.destination_knowledge,
+            meeting,
             changes: request.requested_batch_size.clamp(1, own),
             bytes: bytes.saturating_sub(knowledge + BATCH_OVERHEAD),
             inline: request.max_inline_bytes.min(shared.options.max_inline_bytes),
             empty: true,
         })
+    }
+
+    /// True when the destination may well have the content already, so that it should be asked before it is sent: at a first
+    /// meeting with a replica that has items of its own, and for content that it knows here under another name (a rename).
+    fn is_likely_there(&self, metadata: &Metadata, id: &ItemId, state: &ItemState) -> rusqlite::Result<bool> {
+        match self.meeting {
+            Meeting::Blank => Ok(false),
+            Meeting::First => Ok(true),
+            Meeting::Again => metadata.has_elsewhere(&state.digest, id, self.known),
+        }
     }
 
     fn take(&mut self, metadata: &Metadata, candidate: &Candidate) -> rusqlite::Result<Option<Listed>> {
@@ -216,7 +258,10 @@ impl Limits {
         // The candidate was listed under this very generation; without its row there would be nothing to say.
         let Some(row) = metadata.row(&candidate.item_id)? else { return Ok(None) };
         let state = &row.item.state;
-        let mut inline = !row.item.deleted && self.inline > 0 && state.size <= self.inline;
+        let mut inline = !row.item.deleted
+            && self.inline > 0
+            && state.size <= self.inline
+            && !self.is_likely_there(metadata, &candidate.item_id, state)?;
         let mut bytes = CHANGE_OVERHEAD + candidate.item_id.as_bytes().len() as u64;
         let properties: usize = state.properties.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
         let data = properties as u64 + state.size;

@@ -43,7 +43,7 @@ CREATE TABLE items (
     version_replica INTEGER NOT NULL,
     version_tick INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX items_by_digest ON items (digest) WHERE deleted = 0;
+CREATE INDEX items_by_digest ON items (digest);
 CREATE INDEX items_by_version ON items (version_replica, version_tick);
 CREATE INDEX items_lingering ON items (item_id) WHERE lingering = 1;
 CREATE TABLE intents (
@@ -258,6 +258,28 @@ impl Metadata {
             ))?
             .query_row(params![digest.0, size as i64, except.as_bytes()], |row| self.read(row))
             .optional()
+    }
+
+    /// True when a replica that knows `known` has, or had, this content under another name than `except`. Looks at a few rows
+    /// only: an answer of false costs a transfer, nothing else.
+    pub(super) fn has_elsewhere(&self, digest: &Digest, except: &ItemId, known: &Knowledge) -> rusqlite::Result<bool> {
+        const LOOKS: usize = 8;
+        let mut rows = self.connection.prepare_cached(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM items WHERE digest = ?1 AND item_id <> ?2"
+        ))?;
+        let rows = rows.query_map(params![digest.0, except.as_bytes()], |row| self.read(row))?;
+        for row in rows.take(LOOKS) {
+            let (id, row) = row?;
+            // A tombstone has the content that was deleted, not the one that the destination last knew; its creation is the
+            // best that can be said.
+            let version = if row.item.deleted { &row.creation } else { &row.version };
+            if known.contains_change(&id, version) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Tombstones whose item the store could not delete yet, children before their containers.

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::enumeration::Enumeration;
+use super::enumeration::{Enumeration, Meeting};
 use super::{KnownItem, Shared, canceled, detection, lock, panicked};
 use crate::knowledge::{Digest, ItemId};
 use crate::provider::{
@@ -71,6 +71,8 @@ pub(super) struct Session {
     /// A batch is being processed; a second one at once is refused.
     pub(super) processing: AtomicBool,
     pub(super) counters: Counters,
+    /// Of a source: set with its first batch, since what the destination learns from that batch changes the picture.
+    pub(super) meeting: OnceLock<Meeting>,
     /// What the source still has to send; kept from batch to batch.
     pub(super) enumeration: Mutex<Option<Enumeration>>,
     /// Contents that this session deleted or displaced, which the store may still have until its end.
@@ -205,6 +207,7 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
         cancel: CancellationToken::new(),
         processing: AtomicBool::new(false),
         counters: Counters::default(),
+        meeting: OnceLock::new(),
         enumeration: Mutex::new(None),
         deleted: Mutex::new(HashMap::new()),
         standing: Mutex::new(Standing {

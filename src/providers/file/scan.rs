@@ -18,15 +18,12 @@ use super::content::{self, Reader};
 use super::facts::{Facts, Kind, Time};
 use super::fingerprint::{Origin, Stamp};
 use super::path::{MAX_PATH_BYTES, split};
-use super::tree::{Tree, io_error, root_missing};
+use super::tree::{Tree, io_error};
 use crate::knowledge::{Digest, ItemId};
 use crate::provider::sdk::{Detection, Known, Observation, Skipped, StoreError};
 
 /// More threads do not help: beyond these, the kernel's locks on directories are what takes the time.
 const MAX_THREADS: usize = 4;
-
-/// An empty root is suspicious when more items than these are known.
-const MAX_ITEMS_OF_EMPTIED_ROOT: usize = 10;
 
 /// Bytes of directory entries asked for at once.
 const LISTING_BYTES: usize = 64 * 1024;
@@ -54,14 +51,6 @@ pub(super) fn detect(tree: &Tree, known: &dyn Known) -> Result<Detection, StoreE
     if let Some(error) = found.root_error.take() {
         return Err(io_error("list", tree.path(), error));
     }
-    if found.entries == 0 && items.len() > MAX_ITEMS_OF_EMPTIED_ROOT {
-        return Err(root_missing(format!(
-            "{} is empty, where {} items are known: mount or restore it; nothing was taken as deleted",
-            tree.path().display(),
-            items.len()
-        )));
-    }
-
     found.unread.sort_by_key(|file| file.facts.size < BIG_FILE_BYTES);
     let unread = std::mem::take(&mut found.unread);
     let next = AtomicUsize::new(0);
@@ -147,8 +136,6 @@ pub(super) struct Found {
     /// Places that were looked into, and whether completely. What is below one that was not may still be there.
     pub(super) looked_into: HashMap<Vec<u8>, bool>,
     root_error: Option<Errno>,
-    /// Entries of the root, carried or not.
-    entries: usize,
 }
 
 impl Found {
@@ -158,7 +145,6 @@ impl Found {
         self.skipped.extend(other.skipped);
         self.looked_into.extend(other.looked_into);
         self.root_error = self.root_error.or(other.root_error);
-        self.entries += other.entries;
     }
 
     fn skip(&mut self, path: &[u8], reason: impl Into<String>) {
@@ -246,7 +232,6 @@ impl Scan<'_> {
                 found.looked_into.insert(child.clone(), false);
                 continue;
             }
-            found.entries += usize::from(path.is_empty());
             match Facts::at(&directory, name) {
                 Ok(facts) => self.meet(&directory, &child, name, facts, found, children),
                 Err(Errno::NOENT) => {}

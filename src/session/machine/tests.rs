@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::knowledge::{ClockVector, GroupKind, IdFormat, ItemId, Knowledge, ReplicaId, ChangeGroup};
+use crate::knowledge::{ChangeGroup, ClockVector, GroupKind, IdFormat, ItemId, Knowledge, ReplicaId};
 use crate::provider::{ProviderLimits, Refusal, RefusalCode};
 use crate::store::{Counters, Member};
 use crate::types::{
@@ -126,7 +126,11 @@ impl World {
             assert!(!was_final, "nothing leaves a final state: {event:?}");
         }
         let record = self.machine.record();
-        assert_eq!(record.state.is_final(), record.end_time.is_some(), "end_time is set exactly when a final state is entered");
+        assert_eq!(
+            record.state.is_final(),
+            record.end_time.is_some(),
+            "end_time is set exactly when a final state is entered"
+        );
         for effect in effects {
             assert!(!self.finished, "nothing follows Finish: {effect:?}");
             self.take(effect);
@@ -178,7 +182,8 @@ impl World {
 
     fn step(&mut self, dice: u8) {
         if dice >= 250 {
-            let fault = ProviderFault { caller_at_fault: dice % 2 == 0, hresult: None, message: String::new() };
+            let fault =
+                ProviderFault { caller_at_fault: dice.is_multiple_of(2), hresult: None, message: String::new() };
             return match dice {
                 250..=251 => self.feed(Event::Cancel { cause: "CANCELED".to_owned(), reason: "a test".to_owned() }),
                 252..=253 => self.feed(Event::Fault { by: ProviderRole::Destination, fault }),
@@ -235,14 +240,12 @@ impl World {
                 answered(ProviderRole::Destination, Answer::Parameters(error.map_or(Ok(parameters), Err)))
             }
             Effect::GetBatch(request) => {
-                let batch = batch(&request, choice % 2 == 0);
+                let batch = batch(&request, choice.is_multiple_of(2));
                 answered(ProviderRole::Source, Answer::Batch(error.map_or(Ok(batch), Err)))
             }
             Effect::Process { mut referee, .. } => {
                 let result = match error {
-                    Some(error) => {
-                        Err(RelayError::Call { role: ProviderRole::Source, call: "LoadChangeData", error })
-                    }
+                    Some(error) => Err(RelayError::Call { role: ProviderRole::Source, call: "LoadChangeData", error }),
                     None => {
                         let after = knowledge(ProviderRole::Destination, 5).union(&knowledge(ProviderRole::Source, 3));
                         let result = crate::provider::ProcessResult {
@@ -282,7 +285,7 @@ impl World {
             }
             self.step(0);
         }
-        panic!("the session does not end: {:?}, waiting for {:?} and {:?}", self.machine, self.pending, self.timers);
+        panic!("the session does not end: it is at {:?}", self.machine.step);
     }
 }
 

@@ -128,7 +128,7 @@ async fn a_begin_that_nobody_waits_for_is_ended_like_any_other() {
     let provider = a.provider.clone();
     let store = a.store.clone();
     // A thread of its own holds the search, so that no guard crosses an await.
-    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
     let (held, holding) = tokio::sync::oneshot::channel();
     let holder = std::thread::spawn(move || {
         let _search = lock(&store.search);

@@ -669,7 +669,7 @@ impl World {
         });
         let waiting = session.waiting.clone();
         session.admitting = Some(Box::pin(async move {
-            let hear = move |reason| drop(waiting.borrow_mut().replace(reason));
+            let hear = move |reason| *waiting.borrow_mut() = Some(reason);
             admission.admit(guid, seats, hear).await
         }));
     }

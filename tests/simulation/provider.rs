@@ -673,7 +673,7 @@ impl World {
             }
             let waits = !apply.loads.is_empty();
             if !waits && !gate {
-                self.carry_out(index, &mut apply);
+                self.settle_section(index, &mut apply);
             }
             self.put_back(index, guid, apply);
             if !waits {
@@ -727,7 +727,7 @@ impl World {
     }
 
     /// Settles the section against the rows as they are now, and records what is about to be done.
-    fn carry_out(&mut self, index: usize, apply: &mut Apply) {
+    fn settle_section(&mut self, index: usize, apply: &mut Apply) {
         self.providers[index].gate = true;
         let replica = &self.providers[index].replica;
         let obtained = std::mem::take(&mut apply.obtained);

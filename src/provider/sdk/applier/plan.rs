@@ -292,16 +292,9 @@ impl Ground<'_> {
     ) -> Result<CopyName, CallError> {
         for attempt in 1..=MAX_COPY_NAMES {
             let Some(name) = self.store.conflict_copy_id(id, loser, attempt) else { break };
-            if let Some(action) = actions.get(&name) {
-                if action.after.is_there() && action.after.item.state.same_content(loser) {
-                    return Ok(CopyName::Kept);
-                }
-                continue;
-            }
-            if let Some(change) = self.changes.iter().find(|change| change.item_id == name) {
-                if change.content_digest == Some(loser.digest) && !change.flags.is_deleted() {
-                    return Ok(CopyName::Kept);
-                }
+            // What is only about to be there does not count as kept: it may fail, or lose a conflict of its own; and the name may
+            // be the item's own.
+            if actions.contains_key(&name) || self.changes.iter().any(|change| change.item_id == name) {
                 continue;
             }
             match (self.rows)(&name)? {

@@ -20,6 +20,7 @@ pub mod registry;
 pub mod relay;
 pub mod task;
 pub mod timing;
+pub mod unwritten;
 
 pub use registry::{NewSession, Sessions, StateError};
 pub use task::SessionHandle;

@@ -17,6 +17,7 @@ use synclave::session::admission::{Admission, Permit, Seat};
 use synclave::session::edge::is_edge;
 use synclave::session::machine::{Answer, Commit, Effect, Event, Machine, RelayError, Relayed, Timer};
 use synclave::session::outbox::delivery::{self, Delivery};
+use synclave::session::unwritten::Unwritten;
 use synclave::session::recovery::{end_left_behind, notice_left_behind};
 use synclave::store::{
     Counters, Member, OperationState, OwedEnd, SessionEvent, SessionRecord, SyncDirection, Write,
@@ -112,7 +113,7 @@ pub(crate) struct Session {
     admitting: Option<Admitting>,
     waiting: Rc<RefCell<Option<&'static str>>>,
     permit: Option<Permit>,
-    pending: Vec<Write>,
+    unwritten: Unwritten,
     owed: Vec<OwedEnd>,
     inbox: VecDeque<Event>,
     effects: VecDeque<Effect>,
@@ -120,7 +121,6 @@ pub(crate) struct Session {
     blocked: bool,
     answer: Option<Event>,
     relay: Option<Relay>,
-    last_cause: String,
 }
 
 /// ProcessChangeBatch, in the middle.
@@ -423,14 +423,13 @@ impl World {
             admitting: None,
             waiting: Rc::default(),
             permit: None,
-            pending: Vec::new(),
+            unwritten: Unwritten::default(),
             owed: Vec::new(),
             inbox: VecDeque::new(),
             effects: VecDeque::new(),
             blocked: false,
             answer: None,
             relay: None,
-            last_cause: String::new(),
         };
         if let Some(coordinator) = &mut self.coordinator {
             coordinator.sessions.insert(guid, session);
@@ -546,12 +545,12 @@ impl World {
             }
             Effect::Settle(role) => {
                 if let Some(session) = self.session(guid) {
-                    session.pending.push(Write::Settle { sync_guid: guid, role });
+                    session.unwritten.settle(guid, role);
                 }
             }
             Effect::Commit(commit, owed) => {
                 let Some(session) = self.session(guid) else { return };
-                let mut writes = session.take_writes();
+                let mut writes = session.unwritten.take(&mut session.machine);
                 writes.extend(owed.iter().map(|owed| Write::Owe(Box::new(owed.clone()))));
                 if !owed.is_empty() {
                     session.owed = owed;
@@ -560,8 +559,8 @@ impl World {
             }
             Effect::Publish => {
                 let Some(session) = self.session(guid) else { return };
-                if session.machine.has_events() {
-                    let writes = session.take_writes();
+                if session.unwritten.has_transitions(&session.machine) {
+                    let writes = session.unwritten.take(&mut session.machine);
                     return self.begin_commit(Committer::Session(guid, None), writes);
                 }
                 let record = session.machine.record().clone();
@@ -591,7 +590,7 @@ impl World {
             ticks: session.machine.ticks(),
             updates_transferred: record.counters.updates_transferred,
             worth_retrying: session.machine.failure().is_some_and(|failure| failure.worth_retrying),
-            canceled: record.state == SyncState::Interrupted && session.last_cause == "CANCELED",
+            canceled: record.state == SyncState::Interrupted && session.unwritten.last_cause() == "CANCELED",
         };
         let end = match session.flow {
             Flow::Upload => 1,
@@ -729,6 +728,9 @@ impl World {
             Committer::Session(guid, commit) => {
                 if let Some(session) = self.session(guid) {
                     session.blocked = false;
+                    if !in_flight.fails {
+                        session.unwritten.written();
+                    }
                     session.answer = commit.map(|commit| match in_flight.fails {
                         false => Event::Committed(commit),
                         true => Event::NotCommitted(commit, "the disk is full".to_owned()),
@@ -1006,21 +1008,5 @@ impl World {
         if !left.is_empty() {
             self.fail(Check::Leak, left.join(", "));
         }
-    }
-}
-
-impl Session {
-    fn take_writes(&mut self) -> Vec<Write> {
-        let mut writes = std::mem::take(&mut self.pending);
-        let events = self.machine.take_events();
-        let record = self.machine.record();
-        if events.is_empty() {
-            writes.push(Write::Session(Box::new(record.clone()), None));
-        }
-        for event in events {
-            self.last_cause.clone_from(&event.cause);
-            writes.push(Write::Session(Box::new(record.clone()), Some(event)));
-        }
-        writes
     }
 }

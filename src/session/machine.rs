@@ -38,6 +38,9 @@ use end::Ends;
 /// Items up to this size may carry their data inline in a batch.
 const MAX_INLINE_BYTES: u64 = 64 * 1024;
 
+/// Commits of the final state that may fail before the session ends without it; the next start then ends it.
+const MAX_FINAL_ATTEMPTS: u32 = 10;
+
 /// Room that is left in a message for what is not the batch.
 const MESSAGE_SLACK: u64 = 64 * 1024;
 
@@ -144,6 +147,8 @@ pub enum Timer {
     EndGrace,
     /// Send EndSession once more.
     RetryEnd(ProviderRole),
+    /// Commit the final state once more.
+    RetryFinal,
 }
 
 /// What to do.
@@ -275,6 +280,7 @@ pub struct Machine {
     left_out: u64,
     failure: Option<Failure>,
     concluded: Option<Instant>,
+    final_attempts: u32,
     events: Vec<SessionEvent>,
     rate: Rate,
 }
@@ -310,6 +316,7 @@ impl Machine {
             left_out: 0,
             failure: None,
             concluded: None,
+            final_attempts: 0,
             events: Vec::new(),
             rate: Rate::default(),
         }
@@ -533,6 +540,12 @@ impl Machine {
             }
             // The notice is not durable, but the duty is (the row of `Recording`): say it all the same.
             (Commit::Outcome, Step::Concluding) => self.send_ends(now, effects),
+            // Until it is stored nobody sees that the session is over, and its rows stay: a full disk may be emptied.
+            (Commit::Final, Step::Finishing) if self.final_attempts < MAX_FINAL_ATTEMPTS => {
+                self.final_attempts += 1;
+                let pause = self.timing.connect_pause_before(self.final_attempts);
+                effects.push(Effect::SetTimer(Timer::RetryFinal, pause));
+            }
             (Commit::Final, Step::Finishing) => {
                 self.step = Step::Done;
                 effects.push(Effect::Finish);
@@ -822,6 +835,11 @@ impl Machine {
             Timer::CancelGrace => self.stop(now, effects),
             Timer::EndGrace => self.end_grace_over(now, effects),
             Timer::RetryEnd(role) => self.retry_end(role, effects),
+            Timer::RetryFinal => {
+                if self.step == Step::Finishing {
+                    effects.push(Effect::Commit(Commit::Final, Vec::new()));
+                }
+            }
         }
     }
 

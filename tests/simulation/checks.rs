@@ -42,8 +42,6 @@ checks! {
     Pairing = "pairing",
     /// A provider is in no session that it heard nothing of for longer than its lease.
     Lease = "lease",
-    /// A call of a lower epoch than was seen has no effect.
-    Epoch = "epoch",
     /// The destination's knowledge never shrinks.
     KnowledgeShrinks = "knowledge shrinks",
     /// A partner never knows a tick of a replica that the replica does not know itself.
@@ -92,7 +90,6 @@ pub(crate) struct Ghost {
     ancestors: HashMap<(ItemId, Version), Versions>,
     /// Contents that a user has seen and overwritten, or deleted, at a replica.
     pub(crate) superseded: BTreeSet<(usize, Vec<u8>)>,
-    pub(crate) contents: HashMap<synclave::knowledge::Digest, Vec<u8>>,
     pub(crate) begins: BTreeMap<(SyncGuid, ProviderRole), u32>,
     pub(crate) outcomes_committed: BTreeSet<SyncGuid>,
     pub(crate) states: BTreeMap<SyncGuid, SyncState>,
@@ -100,7 +97,9 @@ pub(crate) struct Ghost {
     pub(crate) told: BTreeMap<usize, Arc<Knowledge>>,
     /// What the source of a session had when it gave its last batch.
     pub(crate) source_had: BTreeMap<SyncGuid, Arc<Knowledge>>,
-    /// Versions that failed in a session.
+    /// Versions that failed in a session's batch in hand, of which the coordinator has not heard yet.
+    pub(crate) failing: BTreeMap<SyncGuid, BTreeSet<(ItemId, Version)>>,
+    /// Versions that failed in a session, and the coordinator knows.
     pub(crate) failed: BTreeMap<SyncGuid, BTreeSet<(ItemId, Version)>>,
 }
 

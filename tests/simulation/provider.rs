@@ -874,7 +874,7 @@ impl World {
             if matches!(verdict, Verdict::Failed(_) | Verdict::Deferred) {
                 apply.left_out.insert(change.item_id.clone());
                 if let Some(version) = &change.change_version {
-                    self.ghost.failed.entry(guid).or_default().insert((change.item_id.clone(), version.clone()));
+                    self.ghost.failing.entry(guid).or_default().insert((change.item_id.clone(), version.clone()));
                 }
             }
             let loser_lost = matches!(verdict, Verdict::Planned { conflict: true })

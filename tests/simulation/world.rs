@@ -1,6 +1,6 @@
 //! The world: virtual time, the network, and what happens next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -140,6 +140,8 @@ pub(crate) struct World {
     ids: u64,
     /// When the last frame of a stream arrives, to and from the provider: frames do not overtake each other.
     streams: BTreeMap<u64, [Time; 2]>,
+    /// Nothing more comes through these.
+    broken: BTreeSet<u64>,
     pub(crate) figures: Figures,
 }
 
@@ -196,6 +198,7 @@ impl World {
             edits: 0,
             ids: 0,
             streams: BTreeMap::new(),
+            broken: BTreeSet::new(),
             figures: Figures::default(),
             scenario,
         };
@@ -508,6 +511,9 @@ impl World {
     /// To the destination, on a stream.
     pub(crate) fn send_frame(&mut self, to: usize, stream: u64, frame: Frame) {
         let (life, coordinator) = (self.providers[to].life, self.lives);
+        if self.broken.contains(&stream) {
+            return;
+        }
         match self.fate(to) {
             Fate::Arrives(delay) => {
                 let at = self.in_order(stream, 0, delay);
@@ -525,6 +531,9 @@ impl World {
         stream: u64,
         output: Result<ProcessOutput, CallError>,
     ) {
+        if self.broken.contains(&stream) {
+            return;
+        }
         match self.fate(from) {
             Fate::Arrives(delay) => {
                 let at = self.in_order(stream, 1, delay + self.providers[from].slow);
@@ -543,6 +552,7 @@ impl World {
 
     /// A stream with a hole in it is a broken connection, for both ends, sooner or later.
     fn break_stream(&mut self, provider: usize, coordinator: u64, stream: u64, told: bool) {
+        self.broken.insert(stream);
         let delay = if told { self.delay() } else { Duration::from_secs(20) };
         let life = self.providers[provider].life;
         self.queue_in(delay, Happening::Frame { to: provider, life, coordinator, stream, frame: Frame::Closed });

@@ -88,6 +88,7 @@ type Versions = Rc<BTreeSet<Version>>;
 pub(crate) struct Ghost {
     /// For each version of an item those that its maker had seen, directly or not. Copies are items of their own.
     ancestors: HashMap<(ItemId, Version), Versions>,
+    covered_by: HashMap<(ItemId, Version), BTreeSet<Version>>,
     /// Contents that a user has seen and overwritten, or deleted, at a replica.
     pub(crate) superseded: BTreeSet<(usize, Vec<u8>)>,
     pub(crate) begins: BTreeMap<(SyncGuid, ProviderRole), u32>,
@@ -114,12 +115,10 @@ impl Ghost {
         self.ancestors.insert((item.clone(), version.clone()), Rc::new(all));
     }
 
-    /// `version` stands for the same state as `other`, and stays.
+    /// `version` stands for the same state as `other`, and stays: whoever has seen the one need not see the other.
     pub(crate) fn covers(&mut self, item: &ItemId, version: &Version, other: &Version) {
         if version != other {
-            let mut all = self.seen(item, [other]);
-            all.extend(self.ancestors(item, version).iter().cloned());
-            self.ancestors.insert((item.clone(), version.clone()), Rc::new(all));
+            self.covered_by.entry((item.clone(), other.clone())).or_default().insert(version.clone());
         }
     }
 
@@ -132,8 +131,20 @@ impl Ghost {
         all
     }
 
-    /// True when the maker of `version` had seen `older`.
+    /// True when the maker of `version` had seen `older`, or the same state under another version.
     pub(crate) fn descends(&self, item: &ItemId, version: &Version, older: &Version) -> bool {
-        version == older || self.ancestors(item, version).contains(older)
+        let seen = self.ancestors(item, version);
+        let mut same = vec![older.clone()];
+        let mut at = 0;
+        while let Some(older) = same.get(at).cloned() {
+            if *version == older || seen.contains(&older) {
+                return true;
+            }
+            let covers = self.covered_by.get(&(item.clone(), older)).into_iter().flatten();
+            let fresh: Vec<Version> = covers.filter(|version| !same.contains(version)).cloned().collect();
+            same.extend(fresh);
+            at += 1;
+        }
+        false
     }
 }

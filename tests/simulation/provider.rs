@@ -234,6 +234,9 @@ impl World {
             Body::Renew { canceled } => {
                 let found = self.find(to, key, None).map(|live| live.canceled |= canceled);
                 self.reply(to, &call, found.map(|()| Payload::Renewal(Renewal::default())));
+                if canceled {
+                    self.look_up(to, call.sync_guid);
+                }
             }
             Body::Parameters => {
                 let found = self.enter(to, key, ProviderRole::Destination);
@@ -407,9 +410,16 @@ impl World {
         let waits = live.phase != Phase::Active || live.apply.is_some();
         live.phase = Phase::Ending;
         live.canceled = true;
+        self.look_up(index, guid);
         if !waits {
             self.finished(index, guid);
         }
+    }
+
+    /// Work that waits for data looks up when something else than data comes.
+    fn look_up(&mut self, index: usize, guid: SyncGuid) {
+        let life = self.providers[index].life;
+        self.queue_in(Duration::from_micros(300), Happening::Apply { provider: index, life, sync_guid: guid });
     }
 
     fn finished(&mut self, index: usize, guid: SyncGuid) {
@@ -596,8 +606,7 @@ impl World {
                 }
             }
         }
-        let life = self.providers[to].life;
-        self.queue_in(Duration::from_micros(300), Happening::Apply { provider: to, life, sync_guid: guid });
+        self.look_up(to, guid);
     }
 
     /// Begins the next section: says what it needs. Without a further group the batch is done.

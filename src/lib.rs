@@ -52,6 +52,7 @@ pub mod command;
 pub mod coordinator;
 pub mod grpc;
 pub mod knowledge;
+pub mod mutant;
 pub mod operation;
 pub mod pb;
 pub mod provider;

@@ -11,6 +11,7 @@ use crate::knowledge::{
     ChangeBatch, ChangeOutcome, ChangeUnitId, IdParameters, ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId,
     Selection, Version,
 };
+use crate::mutant::{self, Mutant};
 use crate::provider::{DataPart, Load, ProcessResult};
 use crate::types::FullEnumerationAction;
 
@@ -388,7 +389,9 @@ impl Referee {
         self.known = learned.clone();
         let skipped = open.made_with.iter().zip(&open.skipped).filter(|(_, skipped)| !skipped.is_empty());
         let skipped = skipped.map(|(made_with, skipped)| made_with.project_onto(skipped)).chain([self.skipped.clone()]);
-        self.skipped = Knowledge::union_all(self.schema.item_id, skipped);
+        if !mutant::is(Mutant::ForgetSkipped) {
+            self.skipped = Knowledge::union_all(self.schema.item_id, skipped);
+        }
         open.report.bytes += open.transfers.bytes;
         Ok(open.report)
     }

@@ -22,6 +22,7 @@ pub mod relay;
 pub mod task;
 pub mod timing;
 pub mod token;
+pub mod unwritten;
 
 pub use registry::{NewSession, Sessions, StateError};
 pub use task::{CallerCall, SessionHandle};

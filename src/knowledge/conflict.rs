@@ -1,5 +1,7 @@
 //! What to do with one source change: nothing, apply it, or settle a conflict (`windows-sync.md` 6.1).
 
+use crate::mutant::{self, Mutant};
+
 use super::{ChangeUnitChange, ItemChange, ItemId, Knowledge, Version};
 
 /// The destination's view of the item that a change is about.
@@ -78,6 +80,7 @@ pub fn decide(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, ite
     }
     let deletes = change.flags.is_deleted();
     let (version, deleted) = match item {
+        DestinationItem::Deleted(_) if mutant::is(Mutant::ForgetTombstones) && !deletes => return Decision::Create,
         DestinationItem::Missing if known.contains_change(id, &change.creation_version) => return Decision::MustExist,
         DestinationItem::Missing if deletes => return Decision::StoreTombstone,
         DestinationItem::Missing => return Decision::Create,

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use crate::mutant::{self, Mutant};
 use crate::session::machine::Ticks;
 use crate::store::{OperationState, SyncDirection};
 use crate::types::SyncState;
@@ -133,7 +134,9 @@ impl Course {
     }
 
     fn is_satisfied(&self, flow: Flow) -> bool {
-        self.newest[flow as usize].is_some_and(|newest| newest.in_sync && newest.source_tick >= self.seen[ends(flow).0])
+        self.newest[flow as usize].is_some_and(|newest| {
+            newest.in_sync && (newest.source_tick >= self.seen[ends(flow).0] || mutant::is(Mutant::CourseStopsEarly))
+        })
     }
 
     fn first_unsatisfied_after(&self, flow: Flow) -> Option<Flow> {

@@ -50,6 +50,18 @@ pub use item_store::{
 pub use metadata::MetadataError;
 pub use report::{ConflictCopy, Report};
 
+/// The decisions of detection and application, apart from threads, files and the wire: the provider runs them over SQLite,
+/// `tests/simulation` over replicas in memory.
+pub mod decision {
+    pub use super::applier::carry_out::{change_item, conclusion, intents, order, outcome};
+    pub use super::applier::fetch::Obtained;
+    pub use super::applier::learned;
+    pub use super::applier::plan::{Action, Ground, Plan, Step, Verdict};
+    pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
+    pub use super::detection::{Book, fold};
+    pub use super::metadata::{Commit, Intent, Row, Snapshot};
+}
+
 use metadata::Metadata;
 use session::Registry;
 

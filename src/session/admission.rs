@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::knowledge::ReplicaId;
+use crate::mutant::{self, Mutant};
 use crate::types::{ProviderRole, SyncGuid};
 
 /// One end of a session that asks to be admitted.
@@ -126,7 +127,7 @@ impl State {
     fn take(&mut self, sync_guid: SyncGuid, seats: &[Seat; 2]) -> Result<(), &'static str> {
         for seat in seats {
             let source = seat.role == ProviderRole::Source;
-            if self.owed.contains_key(&seat.replica_id) {
+            if self.owed.contains_key(&seat.replica_id) && !mutant::is(Mutant::BeginWhileOwed) {
                 return Err(if source { "SOURCE_OWED_END_SESSION" } else { "DESTINATION_OWED_END_SESSION" });
             }
             let earlier = self.queue.iter().take_while(|(guid, _)| *guid != sync_guid);

@@ -23,6 +23,7 @@ use super::blame::Failure;
 use super::edge::is_edge;
 use super::timing::Timing;
 use crate::knowledge::{ChangeBatch, IdParameters, ReplicaId};
+use crate::mutant::{self, Mutant};
 use crate::provider::{
     CallError, ChangeBatchRequest, MAX_MESSAGE_BYTES, ProgressReport, ProviderFault, ProviderInfo, ProviderLimits,
     Renewal, SyncBatchParameters,
@@ -40,6 +41,9 @@ use end::Ends;
 
 /// Items up to this size may carry their data inline in a batch.
 const MAX_INLINE_BYTES: u64 = 64 * 1024;
+
+/// Commits of the final state that may fail before the session ends without it; the next start then ends it.
+const MAX_FINAL_ATTEMPTS: u32 = 10;
 
 /// Room that is left in a message for what is not the batch.
 const MESSAGE_SLACK: u64 = 64 * 1024;
@@ -156,6 +160,8 @@ pub enum Timer {
     RetryEnd(ProviderRole),
     /// The caller of an external session has been silent for its lease.
     CallerLease,
+    /// Commit the final state once more.
+    RetryFinal,
 }
 
 /// What to do.
@@ -192,7 +198,12 @@ pub enum Effect {
     /// Call EndSession.
     End(ProviderRole, EndNotice),
     /// An EndSession that was not answered in time is the outbox's from here on.
-    HandOver(ProviderRole),
+    HandOver {
+        /// Whose.
+        role: ProviderRole,
+        /// Nothing that renews the lease has gone out since.
+        since: Instant,
+    },
     /// An EndSession is owed no longer.
     Settle(ProviderRole),
     /// Make the record, its new events and the rows that go with it durable; answered by `Committed`.
@@ -283,6 +294,8 @@ pub struct Machine {
     left_out: u64,
     ended_by_caller: bool,
     failure: Option<Failure>,
+    concluded: Option<Instant>,
+    final_attempts: u32,
     events: Vec<SessionEvent>,
     rate: Rate,
 }
@@ -318,6 +331,8 @@ impl Machine {
             left_out: 0,
             ended_by_caller: false,
             failure: None,
+            concluded: None,
+            final_attempts: 0,
             events: Vec::new(),
             rate: Rate::default(),
         }
@@ -517,7 +532,11 @@ impl Machine {
             self.enter(SyncState::Connecting, "ADMITTED", "", now);
         }
         self.step = Step::Recording;
-        let owed = ProviderRole::BOTH.map(|role| self.owed(role, None)).into_iter().flatten().collect();
+        let mut owed: Vec<OwedEnd> =
+            ProviderRole::BOTH.map(|role| self.owed(role, None)).into_iter().flatten().collect();
+        if mutant::is(Mutant::ForgetOwedRow) {
+            owed.clear();
+        }
         effects.push(Effect::Commit(Commit::Begin, owed));
     }
 
@@ -550,6 +569,12 @@ impl Machine {
             }
             // The notice is not durable, but the duty is (the row of `Recording`): say it all the same.
             (Commit::Outcome, Step::Concluding) => self.send_ends(now, effects),
+            // Until it is stored nobody sees that the session is over, and its rows stay: a full disk may be emptied.
+            (Commit::Final, Step::Finishing) if self.final_attempts < MAX_FINAL_ATTEMPTS => {
+                self.final_attempts += 1;
+                let pause = self.timing.connect_pause_before(self.final_attempts);
+                effects.push(Effect::SetTimer(Timer::RetryFinal, pause));
+            }
             (Commit::Final, Step::Finishing) => {
                 self.step = Step::Done;
                 effects.push(Effect::Finish);
@@ -762,7 +787,7 @@ impl Machine {
             return self.stop(now, effects);
         }
         if self.batch.is_last {
-            return self.conclude_well(effects);
+            return self.conclude_well(now, effects);
         }
         self.ask(effects);
         effects.push(Effect::Publish);
@@ -807,6 +832,9 @@ impl Machine {
                 }
                 if matches!(step, Step::Reconnecting { role: lost, .. } if lost == role) {
                     self.enter(SyncState::InProgress, "RECONNECTED", "", now);
+                    if mutant::is(Mutant::BeginTwice) {
+                        effects.push(Effect::Begin(role));
+                    }
                     if self.failure.is_some() {
                         return self.stop(now, effects);
                     }
@@ -866,6 +894,11 @@ impl Machine {
             Timer::EndGrace => self.end_grace_over(now, effects),
             Timer::RetryEnd(role) => self.retry_end(role, effects),
             Timer::CallerLease => self.caller_lease_over(now, effects),
+            Timer::RetryFinal => {
+                if self.step == Step::Finishing {
+                    effects.push(Effect::Commit(Commit::Final, Vec::new()));
+                }
+            }
         }
     }
 

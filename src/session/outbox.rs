@@ -6,21 +6,22 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info, info_span, warn};
 
+pub mod delivery;
+
 use std::sync::Arc;
+
+use delivery::{Delivery, Next};
 
 use super::admission::Admission;
 use super::relay::within;
 use super::timing::Timing;
 use crate::provider::{CallError, EndSession, Provider, SessionKey};
 use crate::store::{OwedEnd, Store, Write};
-
-/// Longest pause between two deliveries.
-const MAX_PAUSE: Duration = Duration::from_secs(10);
 
 /// Delivers what is owed. Cheap to clone.
 #[derive(Clone)]
@@ -49,8 +50,9 @@ impl Outbox {
         Self { store, admission, timing, tracker, shutdown }
     }
 
-    /// Takes over an EndSession whose row is committed. `heard` is when the provider may last have renewed its lease.
-    pub fn deliver(&self, owed: OwedEnd, provider: Arc<dyn Provider>, heard: Instant) {
+    /// Takes over an EndSession whose row is committed. Nothing that renews the provider's
+    /// lease has gone out after `since`.
+    pub fn deliver(&self, owed: OwedEnd, provider: Arc<dyn Provider>, since: Instant) {
         self.admission.owe(&owed.replica_id, owed.sync_guid, owed.role);
         let span = info_span!("outbox", sync_guid = %owed.sync_guid, role = %owed.role, provider = %owed.endpoint);
         let outbox = self.clone();
@@ -58,7 +60,7 @@ impl Outbox {
             async move {
                 let shutdown = outbox.shutdown.clone();
                 tokio::select! {
-                    () = outbox.run(&owed, provider, heard) => {}
+                    () = outbox.run(&owed, provider, since) => {}
                     // The row stays: the next process delivers it.
                     () = shutdown.cancelled() => debug!("stopped; the row stays for the next start"),
                 }
@@ -67,32 +69,30 @@ impl Outbox {
         );
     }
 
-    async fn run(&self, owed: &OwedEnd, provider: Arc<dyn Provider>, heard: Instant) {
-        let lapse = heard + Duration::from_millis(owed.lease_ms.saturating_mul(2));
-        let mut pause = self.timing.connect_pause;
+    async fn run(&self, owed: &OwedEnd, provider: Arc<dyn Provider>, since: Instant) {
+        let lease = Duration::from_millis(owed.lease_ms);
+        let mut delivery = Delivery::new(since.into_std(), lease, self.timing.connect_pause);
+        let lapse = Instant::from_std(delivery.lapse());
         loop {
-            match timeout_at(lapse, self.end(owed, &provider)).await {
-                Ok(Ok(())) => {
-                    info!("EndSession delivered");
+            let sending = timeout_at(lapse, self.end(owed, &provider)).await;
+            let answer = sending.unwrap_or(Err(CallError::Deadline(self.timing.call_deadline)));
+            match delivery.sent(&answer, Instant::now().into_std()) {
+                Next::Settled => {
+                    info!(?answer, "EndSession answered");
                     break;
                 }
-                // A provider that is not in that session has ended it: nothing more is owed.
-                Ok(Err(CallError::Refused(refusal))) => {
-                    info!(answer = %refusal.message, "EndSession answered");
+                Next::SendAt(at) => {
+                    debug!(?answer, "EndSession not answered");
+                    sleep_until(Instant::from_std(at)).await;
+                }
+                Next::LapseAt(at) => {
+                    sleep_until(Instant::from_std(at)).await;
+                    warn!(
+                        "the provider never answered EndSession; its lease has run out, so it has ended the session itself"
+                    );
                     break;
                 }
-                Ok(Err(failure)) => debug!(%failure, "EndSession not answered"),
-                Err(_) => {}
             }
-            if Instant::now() + pause >= lapse {
-                tokio::time::sleep_until(lapse).await;
-                warn!(
-                    "the provider never answered EndSession; its lease has run out, so it has ended the session itself"
-                );
-                break;
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(MAX_PAUSE);
         }
         let settle = Write::Settle { sync_guid: owed.sync_guid, role: owed.role };
         if let Err(failure) = self.store.commit(vec![settle]).await {

@@ -18,6 +18,7 @@ use super::outbox::Outbox;
 use super::registry::StateError;
 use super::relay::{Relay, within};
 use super::timing::Timing;
+use super::unwritten::Unwritten;
 use crate::provider::{
     BeginSession, EndSession, ProcessStart, ProgressReport, Provider, ProviderFault, SessionKey, SessionRef,
 };
@@ -184,10 +185,9 @@ pub(super) struct SessionTask {
     relayed: watch::Receiver<Relayed>,
     publish_at: Option<Instant>,
     waiting: watch::Sender<&'static str>,
-    pending: Vec<Write>,
+    unwritten: Unwritten,
     owed: Vec<OwedEnd>,
     heard: [Instant; 2],
-    last_cause: String,
     over: bool,
 }
 
@@ -206,10 +206,9 @@ impl SessionTask {
             relayed: watch::channel(Relayed::default()).1,
             publish_at: None,
             waiting: watch::channel("").0,
-            pending: Vec::new(),
+            unwritten: Unwritten::default(),
             owed: Vec::new(),
             heard: [Instant::now(); 2],
-            last_cause: String::new(),
             over: false,
         }
     }
@@ -248,7 +247,7 @@ impl SessionTask {
         let finished = Finished {
             record: self.machine.record().clone(),
             ticks: self.machine.ticks(),
-            cause: self.last_cause,
+            cause: self.unwritten.last_cause().to_owned(),
             worth_retrying: self.machine.failure().is_some_and(|failure| failure.worth_retrying),
         };
         self.inbox.done.send_replace(Some(Arc::new(finished)));
@@ -400,14 +399,14 @@ impl SessionTask {
                     Answer::Ended(within(deadline, provider.end_session(end)).await)
                 }));
             }
-            Effect::HandOver(role) => {
+            Effect::HandOver { role, since } => {
                 if let Some(owed) = self.owed.iter().find(|owed| owed.role == role) {
                     warn!(%role, provider = %owed.endpoint, "EndSession was not answered in time; it goes on being delivered");
-                    self.parts.outbox.deliver(owed.clone(), self.provider(role), self.heard[role as usize]);
+                    self.parts.outbox.deliver(owed.clone(), self.provider(role), Instant::from_std(since));
                 }
             }
             Effect::Settle(role) => {
-                self.pending.push(Write::Settle { sync_guid: self.machine.record().sync_guid, role });
+                self.unwritten.settle(self.machine.record().sync_guid, role);
             }
             Effect::Commit(commit, owed) => return Some(self.commit(commit, owed).await),
             Effect::Publish => self.publish().await,
@@ -472,7 +471,10 @@ impl SessionTask {
             self.owed = owed;
         }
         match self.parts.store.commit(writes).await {
-            Ok(()) => Event::Committed(commit),
+            Ok(()) => {
+                self.unwritten.written();
+                Event::Committed(commit)
+            }
             Err(failure) => {
                 error!(%failure, "the store did not take a session's state");
                 Event::NotCommitted(commit, format!("the store did not take the session's state: {failure}"))
@@ -482,10 +484,11 @@ impl SessionTask {
 
     /// A transition is committed as it becomes visible; progress is durable with the next commit.
     async fn publish(&mut self) {
-        if self.machine.has_events() {
+        if self.unwritten.has_transitions(&self.machine) {
             let writes = self.take_writes();
-            if let Err(failure) = self.parts.store.commit(writes).await {
-                warn!(%failure, "a transition is not stored yet; the next commit carries the state");
+            match self.parts.store.commit(writes).await {
+                Ok(()) => self.unwritten.written(),
+                Err(failure) => warn!(%failure, "a transition is not stored yet; the next commit carries it"),
             }
         } else {
             self.parts.store.progress(self.machine.record().clone());
@@ -493,16 +496,11 @@ impl SessionTask {
     }
 
     fn take_writes(&mut self) -> Vec<Write> {
-        let mut writes = std::mem::take(&mut self.pending);
-        let events = self.machine.take_events();
-        let record = self.machine.record();
-        if events.is_empty() {
-            writes.push(Write::Session(Box::new(record.clone()), None));
-        }
-        for event in events {
-            info!(from = ?event.from_state, to = ?event.to_state, cause = %event.cause, message = %event.message, "transition");
-            self.last_cause.clone_from(&event.cause);
-            writes.push(Write::Session(Box::new(record.clone()), Some(event)));
+        let writes = self.unwritten.take(&mut self.machine);
+        for write in &writes {
+            if let Write::Session(_, Some(event)) = write {
+                info!(from = ?event.from_state, to = ?event.to_state, cause = %event.cause, message = %event.message, "transition");
+            }
         }
         writes
     }

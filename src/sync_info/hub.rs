@@ -16,6 +16,7 @@ use super::filter::{Filter, Matcher};
 use super::frame::Frame;
 use super::info::View;
 use super::token::Token;
+use crate::mutant::{self, Mutant};
 use crate::store::{MAX_PAGE_SIZE, Published, RecoveredSession, SessionRecord};
 use crate::types::SyncGuid;
 
@@ -278,6 +279,7 @@ impl State {
 
     fn publish(&mut self, change: Published) {
         let Published { revision, record, event } = change;
+        let changed_state = event.is_some();
         let sync_guid = record.sync_guid;
         let session = match self.sessions.entry(sync_guid) {
             Entry::Occupied(entry) if entry.get().is_forgotten() => return,
@@ -299,7 +301,9 @@ impl State {
         {
             self.order.remove(&place);
         }
-        self.order.insert(revision, sync_guid);
+        if changed_state || !mutant::is(Mutant::HubForgetsProgress) {
+            self.order.insert(revision, sync_guid);
+        }
         self.revision = revision;
         self.frames.clear();
     }

@@ -31,10 +31,10 @@ use crate::provider::{
 };
 use crate::types::{FullEnumerationAction, Hresult};
 
-mod carry_out;
-mod fetch;
-mod plan;
-mod settle;
+pub(super) mod carry_out;
+pub(super) mod fetch;
+pub(super) mod plan;
+pub(super) mod settle;
 
 use fetch::Wire;
 
@@ -233,28 +233,9 @@ impl<'a> Applier<'a> {
         lock(&self.shared.report).left_out(outcome.item_id.to_string(), left_out);
     }
 
-    /// What the section teaches when nothing of it is left out. Bounds are the group's, so that an item which failed in an
-    /// earlier section is in reach again: `left_out` has it.
     fn learned(&self, section: &Section<'_>) -> Knowledge {
-        let whole = section.end == section.group.changes.len();
-        let listed = &section.group.changes[..section.end];
-        let (kind, changes) = match &section.group.kind {
-            kind if whole && matches!(kind, GroupKind::Ordered { .. }) => (kind.clone(), Vec::new()),
-            GroupKind::Ordered { lower_bound, .. } => {
-                let upper_bound = listed.last().map(|change| change.item_id.clone());
-                (GroupKind::Ordered { lower_bound: lower_bound.clone(), upper_bound }, Vec::new())
-            }
-            GroupKind::Unordered { all_changes_for_knowledge } => {
-                let all_changes_for_knowledge = whole && *all_changes_for_knowledge;
-                (GroupKind::Unordered { all_changes_for_knowledge }, listed.to_vec())
-            }
-        };
-        let made_with_knowledge = section.group.made_with_knowledge.clone();
-        let learned = Knowledge::learned_from(&ChangeGroup { kind, made_with_knowledge, changes });
-        if self.has_prerequisite {
-            return learned;
-        }
-        learned.project_with_prerequisite(&self.batch.prerequisite_knowledge, &self.known)
+        let prerequisite = (!self.has_prerequisite).then_some((&*self.batch.prerequisite_knowledge, &*self.known));
+        learned(section.group, section.end, prerequisite)
     }
 
     /// The safety stop, before anything of the batch is carried out. What is still to come counts where the source says.
@@ -295,6 +276,32 @@ impl<'a> Applier<'a> {
             deletions += u64::from(!reappears);
         }
         Ok(deletions)
+    }
+}
+
+/// What the first `end` changes of a group teach when nothing of them is left out. Bounds are the group's, so that an item
+/// which failed in an earlier section is in reach again, to be left out again.
+///
+/// `prerequisite` is the batch's, with what the destination has, unless it is known to have all of it (R19).
+pub fn learned(group: &ChangeGroup, end: usize, prerequisite: Option<(&Knowledge, &Knowledge)>) -> Knowledge {
+    let whole = end == group.changes.len();
+    let listed = &group.changes[..end];
+    let (kind, changes) = match &group.kind {
+        kind if whole && matches!(kind, GroupKind::Ordered { .. }) => (kind.clone(), Vec::new()),
+        GroupKind::Ordered { lower_bound, .. } => {
+            let upper_bound = listed.last().map(|change| change.item_id.clone());
+            (GroupKind::Ordered { lower_bound: lower_bound.clone(), upper_bound }, Vec::new())
+        }
+        GroupKind::Unordered { all_changes_for_knowledge } => {
+            let all_changes_for_knowledge = whole && *all_changes_for_knowledge;
+            (GroupKind::Unordered { all_changes_for_knowledge }, listed.to_vec())
+        }
+    };
+    let made_with_knowledge = group.made_with_knowledge.clone();
+    let learned = Knowledge::learned_from(&ChangeGroup { kind, made_with_knowledge, changes });
+    match prerequisite {
+        None => learned,
+        Some((prerequisite, known)) => learned.project_with_prerequisite(prerequisite, known),
     }
 }
 

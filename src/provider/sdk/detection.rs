@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::metadata::{Commit, Intent, Metadata, Row, Snapshot};
+use super::metadata::{Commit, Intent, Row, Snapshot};
 use super::{
-    Applied, Detection, Fingerprint, ItemError, ItemState, KnownItem, Observation, Shared, lock, metadata_failed,
-    store_failed,
+    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Observation, Shared, lock,
+    metadata_failed, store_failed,
 };
 use crate::knowledge::{ClockVector, Digest, ItemId, Knowledge, ReplicaId, Version};
+use crate::mutant::{self, Mutant};
 use crate::provider::{Refusal, RefusalCode};
 use crate::types::Hresult;
 
@@ -70,13 +71,47 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
         }
     }
     let mut metadata = shared.metadata();
-    let mut fold = Fold::new(shared, &metadata, &snapshot, intents);
-    fold.observations(detection.observations);
+    let book = Book {
+        replica: metadata.replica(),
+        knowledge: metadata.knowledge(),
+        tick: metadata.tick(),
+        snapshot: &snapshot,
+    };
+    let (commit, gained) = fold(&*shared.store, book, intents, detection.observations);
+    if let Some(commit) = commit {
+        metadata.commit(commit).map_err(metadata_failed)?;
+    }
+    Ok(alive.saturating_add_signed(gained))
+}
+
+/// What the metadata says before a detection.
+#[derive(Clone, Copy, Debug)]
+pub struct Book<'a> {
+    /// The replica.
+    pub replica: &'a ReplicaId,
+    /// What it knows.
+    pub knowledge: &'a Arc<Knowledge>,
+    /// The last tick that it has given out.
+    pub tick: u64,
+    /// Its rows.
+    pub snapshot: &'a Snapshot,
+}
+
+/// Folds what was observed into one transaction, `None` when there is nothing to commit, and tells how many live items were
+/// gained or lost by it. Completes in `store` what a crash left half-done.
+pub fn fold(
+    store: &dyn ItemStore,
+    book: Book<'_>,
+    intents: BTreeMap<ItemId, Intent>,
+    observations: Vec<Observation>,
+) -> (Option<Commit>, i64) {
+    let intents = if mutant::is(Mutant::IgnoreIntents) { BTreeMap::new() } else { intents };
+    let mut fold = Fold::new(store, book, intents);
+    fold.observations(observations);
     fold.unobserved_intents();
     fold.lingering();
-    let alive = alive.saturating_add_signed(fold.alive);
-    fold.commit(&mut metadata).map_err(metadata_failed)?;
-    Ok(alive)
+    let gained = fold.alive;
+    (fold.commit(), gained)
 }
 
 /// Live items that are gone, without those whose content appears under a new name: a rename deletes nothing.
@@ -103,7 +138,7 @@ fn vanished(snapshot: &Snapshot, intents: &BTreeMap<ItemId, Intent>, detection: 
 
 /// One pass over what was observed.
 struct Fold<'a> {
-    shared: &'a Shared,
+    store: &'a dyn ItemStore,
     snapshot: &'a Snapshot,
     intents: BTreeMap<ItemId, Intent>,
     replica: ReplicaId,
@@ -118,14 +153,14 @@ struct Fold<'a> {
 }
 
 impl<'a> Fold<'a> {
-    fn new(shared: &'a Shared, metadata: &Metadata, snapshot: &'a Snapshot, intents: BTreeMap<ItemId, Intent>) -> Self {
+    fn new(store: &'a dyn ItemStore, book: Book<'a>, intents: BTreeMap<ItemId, Intent>) -> Self {
         Self {
-            shared,
-            snapshot,
+            store,
+            snapshot: book.snapshot,
             intents,
-            replica: metadata.replica().clone(),
-            knowledge: metadata.knowledge().clone(),
-            tick: metadata.tick(),
+            replica: book.replica.clone(),
+            knowledge: book.knowledge.clone(),
+            tick: book.tick,
             rows: BTreeMap::new(),
             learned: BTreeMap::new(),
             dropped: Vec::new(),
@@ -202,7 +237,7 @@ impl<'a> Fold<'a> {
             return None;
         }
         let known = KnownItem { state: state.clone(), fingerprint: fingerprint.clone(), deleted: false };
-        match self.shared.store.set_properties(id, &target.state, &known) {
+        match self.store.set_properties(id, &target.state, &known) {
             Ok(Applied::Done(fingerprint)) => Some(fingerprint),
             Ok(Applied::NotEmpty) | Err(_) => None,
         }
@@ -236,7 +271,7 @@ impl<'a> Fold<'a> {
     fn unobserved_intents(&mut self) {
         for id in std::mem::take(&mut self.intents).into_keys() {
             let before = self.snapshot.row(&id).filter(|row| row.is_there());
-            if before.is_some_and(|row| self.shared.store.is_unchanged(&id, &row.in_store())) {
+            if before.is_some_and(|row| self.store.is_unchanged(&id, &row.in_store())) {
                 self.dropped.push(id);
             }
         }
@@ -261,7 +296,7 @@ impl<'a> Fold<'a> {
         let old = self.snapshot.iter().filter(|(id, row)| alive(id, row)).map(|(id, _)| id);
         let new = self.rows.iter().filter(|(_, row)| !row.item.deleted).map(|(id, _)| id);
         for id in old.chain(new) {
-            inhabited.extend(self.shared.store.containers(id));
+            inhabited.extend(self.store.containers(id));
         }
         for (id, row) in waiting.into_iter().rev() {
             if inhabited.contains(&id) {
@@ -270,7 +305,7 @@ impl<'a> Fold<'a> {
                 self.set(id, Row { item, lingering: false, creation: version.clone(), version });
                 continue;
             }
-            match self.shared.store.delete(&id, &row.in_store()) {
+            match self.store.delete(&id, &row.in_store()) {
                 Ok(Applied::Done(_)) => self.set(id, Row { lingering: false, ..row }),
                 Err(ItemError::Changed) if !self.seen.contains(&id) => self.set(id, Row { lingering: false, ..row }),
                 Ok(Applied::NotEmpty) | Err(_) => {}
@@ -278,9 +313,9 @@ impl<'a> Fold<'a> {
         }
     }
 
-    fn commit(self, metadata: &mut Metadata) -> rusqlite::Result<()> {
+    fn commit(self) -> Option<Commit> {
         if self.rows.is_empty() && self.dropped.is_empty() {
-            return Ok(());
+            return None;
         }
         let mut knowledge = if self.learned.is_empty() {
             (*self.knowledge).clone()
@@ -290,7 +325,7 @@ impl<'a> Fold<'a> {
         if self.tick > 0 {
             knowledge.set_local_tick(&self.replica, self.tick);
         }
-        metadata.commit(Commit {
+        Some(Commit {
             rows: self.rows.into_iter().collect(),
             dropped_intents: self.dropped,
             knowledge: Some(knowledge),

@@ -17,7 +17,8 @@ mod codec;
 mod row;
 
 pub(super) use codec::encode_knowledge;
-pub(super) use row::{Candidate, Commit, Intent, Row, Snapshot};
+pub(super) use row::Candidate;
+pub use row::{Commit, Intent, Row, Snapshot};
 
 const FILE_NAME: &str = "metadata.db";
 /// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.

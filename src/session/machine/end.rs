@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::{Commit, Effect, Machine, Now, Step, Timer};
+use crate::mutant::{self, Mutant};
 use crate::provider::{CallError, ProviderInfo};
 use crate::session::blame::Failure;
 use crate::store::{EndNotice, OwedEnd};
@@ -96,14 +97,14 @@ impl Machine {
     }
 
     /// The last batch is done.
-    pub(super) fn conclude_well(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn conclude_well(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let outcome = if self.left_out == 0 { SyncState::InSync } else { SyncState::Completed };
         if outcome == SyncState::InSync {
             self.record.counters.updates_not_transferred = 0;
             self.record.counters.updates_to_be_transferred = 0;
         }
         self.record.outcome = Some(outcome);
-        self.commit_outcome(effects);
+        self.commit_outcome(now, effects);
     }
 
     /// The session ends with a failure, or is interrupted. The first one counts.
@@ -124,7 +125,7 @@ impl Machine {
             .iter()
             .any(|role| self.ends.is_owed(*role) || self.ends.0[*role as usize].begin == Begin::NoEffect)
         {
-            self.commit_outcome(effects);
+            self.commit_outcome(now, effects);
         } else {
             self.finish(now, effects);
         }
@@ -145,7 +146,11 @@ impl Machine {
         }
     }
 
-    fn commit_outcome(&mut self, effects: &mut Vec<Effect>) {
+    fn commit_outcome(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        self.concluded = Some(now.instant);
+        if mutant::is(Mutant::EndBeforeOutcome) {
+            return self.send_ends(now, effects);
+        }
         self.step = Step::Concluding;
         self.record.phase = "ENDING".to_owned();
         let mut owed = Vec::new();
@@ -234,7 +239,8 @@ impl Machine {
         if !std::mem::take(&mut self.ends.0[role as usize].doubtful) {
             return;
         }
-        let same = matches!(&result, Ok(info) if info.instance_id == self.record.member(role).instance_id);
+        let same = mutant::is(Mutant::BlameAfterRestart)
+            || matches!(&result, Ok(info) if info.instance_id == self.record.member(role).instance_id);
         if same {
             let error = CallError::Refused(crate::provider::Refusal::invalid_operation(
                 "it says that it is not in the session, though it had begun it and nothing ended it",
@@ -256,7 +262,9 @@ impl Machine {
 
     fn settle(&mut self, role: ProviderRole, now: Now, effects: &mut Vec<Effect>) {
         self.ends.0[role as usize].settled = true;
-        effects.push(Effect::Settle(role));
+        if !mutant::is(Mutant::KeepSettledRow) {
+            effects.push(Effect::Settle(role));
+        }
         self.finish_if_settled(now, effects);
     }
 
@@ -272,7 +280,12 @@ impl Machine {
         }
         for role in ProviderRole::BOTH {
             if self.ends.is_owed(role) {
-                effects.push(Effect::HandOver(role));
+                // Calls that renew the lease were cut then. What was answered tells less: an answer may be lost.
+                let mut since = self.concluded.unwrap_or(now.instant);
+                if mutant::is(Mutant::LapseTooEarly) {
+                    since = self.heard[role as usize].unwrap_or(since);
+                }
+                effects.push(Effect::HandOver { role, since });
             }
         }
         self.finish(now, effects);
@@ -286,7 +299,10 @@ impl Machine {
             None if state == SyncState::InSync => ("NO_MORE_UPDATES".to_owned(), String::new()),
             None => ("ITEMS_LEFT_OUT".to_owned(), format!("{} items were left out", self.left_out)),
         };
-        if self.record.state == SyncState::Initialized && state == SyncState::InError {
+        if self.record.state == SyncState::Initialized
+            && state == SyncState::InError
+            && !mutant::is(Mutant::SkipConnecting)
+        {
             self.enter(SyncState::Connecting, "ADMITTED", "", now);
         }
         self.enter(state, &cause, &message, now);

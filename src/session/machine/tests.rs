@@ -193,7 +193,7 @@ impl World {
                 assert!(self.outcome_recorded, "the outcome is recorded before EndSession goes out");
                 self.pending.push(effect);
             }
-            Effect::HandOver(role) => self.cleared[role as usize] = true,
+            Effect::HandOver { role, .. } => self.cleared[role as usize] = true,
             Effect::Settle(role) => {
                 self.cleared[role as usize] = true;
             }

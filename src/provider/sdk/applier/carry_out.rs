@@ -6,10 +6,12 @@ use std::sync::atomic::Ordering;
 use super::fetch::Obtained;
 use super::plan::{Action, Plan, Step, Verdict};
 use super::{Applier, Section};
-use crate::knowledge::{ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, RecoverableError};
+use crate::knowledge::{ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::{Commit, Intent, Row};
-use crate::provider::sdk::{Applied, Fingerprint, ItemError, Replaces, lock, metadata_failed, store_failed};
+use crate::provider::sdk::{
+    Applied, Fingerprint, ItemError, ItemStore, KnownItem, Replaces, lock, metadata_failed, store_failed,
+};
 
 impl Applier<'_> {
     /// Applies a section. `left_out` gains what must not be learned. One outcome per change.
@@ -58,16 +60,7 @@ impl Applier<'_> {
         learned: &Knowledge,
         tick: u64,
     ) -> Result<Vec<ItemId>, CallError> {
-        let intents: Vec<_> = actions
-            .iter()
-            .filter(|(_, action)| !matches!(action.step, Step::None))
-            .map(|(id, action)| {
-                let mut vector =
-                    if action.comes_first { Default::default() } else { (**learned.vector_for_item(id)).clone() };
-                vector.learn(&action.after.version);
-                (id.clone(), Intent { row: action.after.clone(), learned: vector })
-            })
-            .collect();
+        let intents = intents(actions, learned);
         if intents.is_empty() {
             return Ok(Vec::new());
         }
@@ -76,21 +69,10 @@ impl Applier<'_> {
         Ok(intended)
     }
 
-    /// Deletions from the last id to the first, so that children go before their container; then what must stand before other
-    /// things take their place (copies of losers, containers); then the rest from the first id to the last. What fails leaves the
-    /// actions and is returned with its change.
+    /// Changes the store, in [`order`]. What fails leaves the actions and is returned with its change.
     fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> Vec<(usize, RecoverableError)> {
-        let deletes = |action: &Action| matches!(action.step, Step::Delete);
-        let ids = |wanted: &dyn Fn(&Action) -> bool| -> Vec<ItemId> {
-            actions.iter().filter(|(_, action)| wanted(action)).map(|(id, _)| id.clone()).collect()
-        };
-        let mut order = ids(&deletes);
-        order.reverse();
-        order.extend(ids(&|action| action.comes_first));
-        order.extend(ids(&|action| !action.comes_first && !deletes(action)));
-
         let mut failures: BTreeMap<usize, RecoverableError> = BTreeMap::new();
-        for id in order {
+        for id in order(actions) {
             let Some(action) = actions.get_mut(&id) else { continue };
             let failed = match failures.get(&action.index) {
                 // Its loser could not be kept, or its container not be brought back.
@@ -106,34 +88,11 @@ impl Applier<'_> {
     }
 
     fn change_item(&self, id: &ItemId, action: &mut Action) -> Result<(), ItemError> {
-        let store = &self.shared.store;
-        let before = action.before.as_ref().filter(|row| row.is_there()).map(Row::in_store);
-        let applied = match (std::mem::replace(&mut action.step, Step::None), before) {
-            (Step::None, _) => return Ok(()),
-            (Step::Put(staged), before) => {
-                let replaces = before.map_or(Replaces::Nothing, Replaces::Item);
-                let applied = store.put(id, staged, &action.after.item.state, &replaces)?;
-                if let Replaces::Item(displaced) = replaces {
-                    self.session.remember_deleted(id, displaced);
-                }
-                applied
-            }
-            (Step::SetProperties, Some(known)) => store.set_properties(id, &action.after.item.state, &known)?,
-            (Step::Delete, Some(known)) => {
-                let applied = store.delete(id, &known)?;
-                if matches!(applied, Applied::Done(_)) {
-                    self.session.counters.deletions.fetch_add(1, Ordering::Relaxed);
-                    self.session.remember_deleted(id, known);
-                }
-                applied
-            }
-            (Step::SetProperties | Step::Delete, None) => return Err(ItemError::Changed),
-        };
-        match applied {
-            Applied::Done(fingerprint) => action.after.item.fingerprint = fingerprint,
-            // Of a deletion: the container stays until it is empty. The tombstone stands.
-            Applied::NotEmpty => action.after.lingering = true,
+        let Some(gone) = change_item(&*self.shared.store, id, action)? else { return Ok(()) };
+        if action.after.item.deleted {
+            self.session.counters.deletions.fetch_add(1, Ordering::Relaxed);
         }
+        self.session.remember_deleted(id, gone);
         Ok(())
     }
 
@@ -147,14 +106,8 @@ impl Applier<'_> {
         tick: u64,
     ) -> Result<(), CallError> {
         let mut metadata = self.shared.metadata();
-        let mut knowledge = metadata.knowledge().union(learned);
-        if tick > 0 {
-            knowledge.set_local_tick(metadata.replica(), tick);
-        }
-        let rows = actions.into_iter().map(|(id, action)| (id, action.after)).collect();
-        metadata
-            .commit(Commit { rows, dropped_intents: intended, knowledge: Some(knowledge), tick, ..Commit::default() })
-            .map_err(metadata_failed)?;
+        let commit = conclusion(actions, intended, (metadata.replica(), metadata.knowledge()), learned, tick);
+        metadata.commit(commit).map_err(metadata_failed)?;
         Ok(())
     }
 
@@ -181,7 +134,85 @@ impl Applier<'_> {
     }
 }
 
-fn outcome(change: &ItemChange, verdict: Verdict) -> ChangeOutcome {
+/// What is about to be done, to be committed before it is.
+pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(ItemId, Intent)> {
+    let to_store = actions.iter().filter(|(_, action)| !matches!(action.step, Step::None));
+    let intent = |(id, action): (&ItemId, &Action)| {
+        let mut vector = if action.comes_first { Default::default() } else { (**learned.vector_for_item(id)).clone() };
+        vector.learn(&action.after.version);
+        (id.clone(), Intent { row: action.after.clone(), learned: vector })
+    };
+    to_store.map(intent).collect()
+}
+
+/// The order in which the store is changed: deletions from the last id to the first, so that children go before their
+/// container; then what must stand before other things take their place (copies of losers, containers); then the rest from
+/// the first id to the last.
+pub fn order(actions: &BTreeMap<ItemId, Action>) -> Vec<ItemId> {
+    let deletes = |action: &Action| matches!(action.step, Step::Delete);
+    let ids = |wanted: &dyn Fn(&Action) -> bool| -> Vec<ItemId> {
+        actions.iter().filter(|(_, action)| wanted(action)).map(|(id, _)| id.clone()).collect()
+    };
+    let mut order = ids(&deletes);
+    order.reverse();
+    order.extend(ids(&|action| action.comes_first));
+    order.extend(ids(&|action| !action.comes_first && !deletes(action)));
+    order
+}
+
+/// Does to the store what an action says; what it displaced or deleted.
+///
+/// # Errors
+/// Nothing was done to the item.
+pub fn change_item(store: &dyn ItemStore, id: &ItemId, action: &mut Action) -> Result<Option<KnownItem>, ItemError> {
+    let before = action.before.as_ref().filter(|row| row.is_there()).map(Row::in_store);
+    let mut gone = None;
+    let applied = match (std::mem::replace(&mut action.step, Step::None), before) {
+        (Step::None, _) => return Ok(None),
+        (Step::Put(staged), before) => {
+            let replaces = before.map_or(Replaces::Nothing, Replaces::Item);
+            let applied = store.put(id, staged, &action.after.item.state, &replaces)?;
+            if let Replaces::Item(displaced) = replaces {
+                gone = Some(displaced);
+            }
+            applied
+        }
+        (Step::SetProperties, Some(known)) => store.set_properties(id, &action.after.item.state, &known)?,
+        (Step::Delete, Some(known)) => {
+            let applied = store.delete(id, &known)?;
+            if matches!(applied, Applied::Done(_)) {
+                gone = Some(known);
+            }
+            applied
+        }
+        (Step::SetProperties | Step::Delete, None) => return Err(ItemError::Changed),
+    };
+    match applied {
+        Applied::Done(fingerprint) => action.after.item.fingerprint = fingerprint,
+        // Of a deletion: the container stays until it is empty. The tombstone stands.
+        Applied::NotEmpty => action.after.lingering = true,
+    }
+    Ok(gone)
+}
+
+/// The transaction that ends a section: rows, what `replica` knows now, and the end of the intents.
+pub fn conclusion(
+    actions: BTreeMap<ItemId, Action>,
+    intended: Vec<ItemId>,
+    (replica, known): (&ReplicaId, &Knowledge),
+    learned: &Knowledge,
+    tick: u64,
+) -> Commit {
+    let mut knowledge = known.union(learned);
+    if tick > 0 {
+        knowledge.set_local_tick(replica, tick);
+    }
+    let rows = actions.into_iter().map(|(id, action)| (id, action.after)).collect();
+    Commit { rows, dropped_intents: intended, knowledge: Some(knowledge), tick, ..Commit::default() }
+}
+
+/// What the coordinator is told of a change.
+pub fn outcome(change: &ItemChange, verdict: Verdict) -> ChangeOutcome {
     let (kind, conflict, error) = match verdict {
         Verdict::Obsolete => (OutcomeKind::Obsolete, false, None),
         Verdict::Deferred => (OutcomeKind::Deferred, true, None),

@@ -103,10 +103,14 @@ impl Wire {
 }
 
 /// What was obtained for one change before it is settled for good.
-pub(super) struct Obtained {
-    pub(super) incoming: Incoming,
-    pub(super) staged: Option<Staged>,
-    pub(super) error: Option<RecoverableError>,
+#[derive(Debug)]
+pub struct Obtained {
+    /// What is known of the source's state.
+    pub incoming: Incoming,
+    /// Its content, where it was asked for.
+    pub staged: Option<Staged>,
+    /// Why the change cannot be applied, whatever its settlement.
+    pub error: Option<RecoverableError>,
 }
 
 /// Where content comes from that need not travel.

@@ -5,59 +5,97 @@ use std::collections::BTreeMap;
 use super::fetch::Obtained;
 use super::settle::{NewVersion, Settlement, Winner, kind_of, settle};
 use super::{Applier, Section};
-use crate::knowledge::{Digest, ItemChange, ItemDataHeader, ItemId, RecoverableError, ReplicaId, Version};
+use crate::knowledge::{Digest, ItemChange, ItemDataHeader, ItemId, Knowledge, RecoverableError, ReplicaId, Version};
+use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::Row;
-use crate::provider::sdk::{Fingerprint, ItemError, ItemState, KnownItem, Staged, metadata_failed};
+use crate::provider::sdk::{Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Staged, metadata_failed};
+use crate::types::ConflictResolutionPolicy;
 
 /// Names that are tried for a conflict's loser before the conflict is deferred.
 const MAX_COPY_NAMES: u32 = 1_000;
 
 /// What is done to the store for one item.
 #[derive(Debug)]
-pub(super) enum Step {
+pub enum Step {
     /// Nothing: only the row changes.
     None,
+    /// Staged content takes its place.
     Put(Staged),
+    /// Its properties change.
     SetProperties,
+    /// It goes.
     Delete,
 }
 
 /// One item's way from the row before to the row after.
 #[derive(Debug)]
-pub(super) struct Action {
+pub struct Action {
     /// Index of the change that it belongs to.
-    pub(super) index: usize,
-    pub(super) before: Option<Row>,
+    pub index: usize,
+    /// The row that it was planned against.
+    pub before: Option<Row>,
     /// Its fingerprint is set once the step is done.
-    pub(super) after: Row,
-    pub(super) step: Step,
+    pub after: Row,
+    /// The way.
+    pub step: Step,
     /// It keeps a conflict's loser, or brings a container back: it goes before the action of its change, which must not be
     /// carried out when it fails.
-    pub(super) comes_first: bool,
+    pub comes_first: bool,
     /// It keeps a conflict's loser: people are told.
-    pub(super) keeps_loser: bool,
+    pub keeps_loser: bool,
 }
 
 /// What becomes of one change before the store is touched.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub enum Verdict {
+    /// It is known already.
     Obsolete,
+    /// A conflict that waits for a decision.
     Deferred,
+    /// It cannot be applied now.
     Failed(RecoverableError),
     /// An action is planned.
     Planned {
+        /// It settles a conflict.
         conflict: bool,
     },
 }
 
 /// A section, decided.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) verdicts: Vec<Verdict>,
-    pub(super) actions: BTreeMap<ItemId, Action>,
+pub struct Plan {
+    /// One for each change.
+    pub verdicts: Vec<Verdict>,
+    /// What is to be done, by item.
+    pub actions: BTreeMap<ItemId, Action>,
     /// The local tick after it.
-    pub(super) tick: u64,
+    pub tick: u64,
+}
+
+/// What the changes of a section are settled against.
+pub struct Ground<'a> {
+    /// The store, to stage content and to name items in.
+    pub store: &'a dyn ItemStore,
+    /// The row of an item as it is now.
+    pub rows: &'a dyn Fn(&ItemId) -> Result<Option<Row>, CallError>,
+    /// The section's changes.
+    pub changes: &'a [ItemChange],
+    /// The knowledge of their group.
+    pub made_with: &'a Knowledge,
+    /// The destination's knowledge before the batch.
+    pub known: &'a Knowledge,
+    /// How conflicts are settled.
+    pub policy: ConflictResolutionPolicy,
+}
+
+impl std::fmt::Debug for Ground<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ground")
+            .field("changes", &self.changes.len())
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Gives out local versions.
@@ -88,18 +126,37 @@ enum CopyName {
 }
 
 impl Applier<'_> {
-    /// Settles every change of the section against the rows as they are now, and stages copies of losers.
     pub(super) fn plan(&self, section: &Section<'_>, obtained: Vec<Obtained>) -> Result<Plan, CallError> {
-        let mut ticks = {
+        let (replica, tick) = {
             let metadata = self.shared.metadata();
-            Ticks { replica: metadata.replica().clone(), tick: metadata.tick() }
+            (metadata.replica().clone(), metadata.tick())
         };
+        let ground = Ground {
+            store: &*self.shared.store,
+            rows: &|id| self.shared.metadata().row(id).map_err(|error| metadata_failed(error).into()),
+            changes: section.changes,
+            made_with: &section.group.made_with_knowledge,
+            known: &self.known,
+            policy: self.start.conflict_resolution_policy,
+        };
+        ground.plan(obtained, replica, tick)
+    }
+}
+
+impl Ground<'_> {
+    /// Settles every change of the section against the rows as they are now, and stages copies of losers. `tick` is the last
+    /// that `replica` has given out.
+    ///
+    /// # Errors
+    /// Those of `rows`.
+    pub fn plan(&self, obtained: Vec<Obtained>, replica: ReplicaId, tick: u64) -> Result<Plan, CallError> {
+        let mut ticks = Ticks { replica, tick };
         let mut plan = Plan { verdicts: Vec::with_capacity(obtained.len()), actions: BTreeMap::new(), tick: 0 };
         for (index, obtained) in obtained.into_iter().enumerate() {
-            let change = &section.changes[index];
+            let change = &self.changes[index];
             let verdict = match obtained.error {
                 Some(error) => Verdict::Failed(error),
-                None => self.plan_change(section, change, index, obtained, &mut plan.actions, &mut ticks)?,
+                None => self.plan_change(change, index, obtained, &mut plan.actions, &mut ticks)?,
             };
             plan.verdicts.push(verdict);
         }
@@ -118,11 +175,11 @@ impl Applier<'_> {
             .map(|(id, action)| (id.clone(), action.index))
             .collect();
         for (id, index) in arrivals {
-            for container in self.shared.store.containers(&id) {
+            for container in self.store.containers(&id) {
                 if actions.contains_key(&container) {
                     break;
                 }
-                let row = self.shared.metadata().row(&container).map_err(metadata_failed)?;
+                let row = (self.rows)(&container)?;
                 // Nearest first: above one that is there, all are. Of one that was never here nothing is known.
                 let Some(row) = row.filter(|row| !row.is_there() && row.item.state.size == 0) else { break };
                 let header = ItemDataHeader {
@@ -130,8 +187,7 @@ impl Applier<'_> {
                     content_size: 0,
                     content_digest: Some(row.item.state.digest),
                 };
-                let Ok(staged) = self.shared.store.stage(&container, &header).and_then(|staging| staging.finish())
-                else {
+                let Ok(staged) = self.store.stage(&container, &header).and_then(|staging| staging.finish()) else {
                     break;
                 };
                 let version = ticks.version(NewVersion::Local);
@@ -148,7 +204,6 @@ impl Applier<'_> {
 
     fn plan_change(
         &self,
-        section: &Section<'_>,
         change: &ItemChange,
         index: usize,
         obtained: Obtained,
@@ -162,12 +217,11 @@ impl Applier<'_> {
         // An item that is listed twice in a section, or that a copy took for its name: the row that it will have decides.
         let row = match actions.get(id) {
             Some(_) => return Ok(Verdict::Failed(ItemError::Changed.into_recoverable(id))),
-            None => self.shared.metadata().row(id).map_err(metadata_failed)?,
+            None => (self.rows)(id)?,
         };
-        let knowledge = (&*section.group.made_with_knowledge, &*self.known);
-        let policy = self.start.conflict_resolution_policy;
+        let knowledge = (self.made_with, self.known);
         let (winner, version, conflict) =
-            match settle(change, change_version, knowledge, row.as_ref(), &obtained.incoming, policy) {
+            match settle(change, change_version, knowledge, row.as_ref(), &obtained.incoming, self.policy) {
                 Settlement::Obsolete => return Ok(Verdict::Obsolete),
                 Settlement::Deferred => return Ok(Verdict::Deferred),
                 Settlement::Failed(error) => return Ok(Verdict::Failed(error)),
@@ -179,7 +233,7 @@ impl Applier<'_> {
             };
         let incoming = || obtained.incoming.state().ok_or_else(|| ItemError::Changed.into_recoverable(id));
         let mut staged = obtained.staged;
-        if matches!(winner, Winner::SourceAndCopy | Winner::DestinationAndCopy) {
+        if matches!(winner, Winner::SourceAndCopy | Winner::DestinationAndCopy) && !mutant::is(Mutant::NoLoserCopy) {
             let source_wins = winner == Winner::SourceAndCopy;
             let loser = match (source_wins, &row) {
                 (true, Some(row)) => row.item.state.clone(),
@@ -188,12 +242,12 @@ impl Applier<'_> {
                     Err(error) => return Ok(Verdict::Failed(error)),
                 },
             };
-            match self.copy_name(id, &loser, section, actions)? {
+            match self.copy_name(id, &loser, actions)? {
                 CopyName::None => return Ok(Verdict::Deferred),
                 CopyName::Kept => {}
                 CopyName::Free(name, before) => {
                     let content = match (source_wins, &row) {
-                        (true, Some(row)) => self.shared.store.stage_copy(&name, id, &row.in_store()),
+                        (true, Some(row)) => self.store.stage_copy(&name, id, &row.in_store()),
                         _ => staged.take().ok_or(ItemError::Changed),
                     };
                     let content = match content {
@@ -234,26 +288,18 @@ impl Applier<'_> {
         &self,
         id: &ItemId,
         loser: &ItemState,
-        section: &Section<'_>,
         actions: &BTreeMap<ItemId, Action>,
     ) -> Result<CopyName, CallError> {
         for attempt in 1..=MAX_COPY_NAMES {
-            let Some(name) = self.shared.store.conflict_copy_id(id, loser, attempt) else { break };
-            if let Some(action) = actions.get(&name) {
-                if action.after.is_there() && action.after.item.state.same_content(loser) {
-                    return Ok(CopyName::Kept);
-                }
+            let Some(name) = self.store.conflict_copy_id(id, loser, attempt) else { break };
+            // What is only about to be there does not count as kept: it may fail, or lose a conflict of its own; and the name may
+            // be the item's own.
+            if actions.contains_key(&name) || self.changes.iter().any(|change| change.item_id == name) {
                 continue;
             }
-            if let Some(change) = section.changes.iter().find(|change| change.item_id == name) {
-                if change.content_digest == Some(loser.digest) && !change.flags.is_deleted() {
-                    return Ok(CopyName::Kept);
-                }
-                continue;
-            }
-            match self.shared.metadata().row(&name).map_err(metadata_failed)? {
+            match (self.rows)(&name)? {
                 Some(row) if row.is_there() && row.item.state.same_content(loser) => return Ok(CopyName::Kept),
-                Some(row) if row.is_there() => {}
+                Some(row) if row.is_there() && !mutant::is(Mutant::CopyOverOther) => {}
                 row => return Ok(CopyName::Free(name, row)),
             }
         }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use crate::knowledge::{
     Conflict, Decision, DestinationItem, Digest, ItemChange, Knowledge, RecoverableError, Version, decide,
 };
+use crate::mutant::{self, Mutant};
 use crate::provider::sdk::ItemState;
 use crate::provider::sdk::metadata::Row;
 use crate::types::{ConflictResolutionPolicy as Policy, Hresult};
@@ -20,17 +21,20 @@ pub(super) fn kind_of(properties: &BTreeMap<String, String>) -> Option<&str> {
 
 /// As much as is known of what the source has.
 #[derive(Clone, Debug)]
-pub(super) struct Incoming {
+pub struct Incoming {
     /// `None` until a header has come.
-    pub(super) properties: Option<BTreeMap<String, String>>,
-    pub(super) size: Option<u64>,
-    pub(super) digest: Option<Digest>,
-    pub(super) modification_time: Option<jiff::Timestamp>,
+    pub properties: Option<BTreeMap<String, String>>,
+    /// Bytes of content.
+    pub size: Option<u64>,
+    /// Of the content.
+    pub digest: Option<Digest>,
+    /// When a user last changed it.
+    pub modification_time: Option<jiff::Timestamp>,
 }
 
 impl Incoming {
     /// What the change itself says, with its inline header.
-    pub(super) fn of(change: &ItemChange) -> Self {
+    pub fn of(change: &ItemChange) -> Self {
         let header = change.inline_data.as_ref().map(|data| &data.header);
         Self {
             properties: header.map(|header| header.properties.clone()),
@@ -41,7 +45,7 @@ impl Incoming {
     }
 
     /// The whole state, once all of it is known.
-    pub(super) fn state(&self) -> Option<ItemState> {
+    pub fn state(&self) -> Option<ItemState> {
         Some(ItemState {
             properties: self.properties.clone()?,
             size: self.size?,
@@ -51,7 +55,7 @@ impl Incoming {
     }
 
     /// Whether the content is that of `state`; `None` when that cannot be said yet.
-    pub(super) fn has_content_of(&self, state: &ItemState) -> Option<bool> {
+    pub fn has_content_of(&self, state: &ItemState) -> Option<bool> {
         match (self.size, self.digest) {
             (Some(size), _) if size != state.size => Some(false),
             (Some(_), Some(digest)) => Some(digest == state.digest),
@@ -62,7 +66,7 @@ impl Incoming {
 
 /// The version that an item gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum NewVersion {
+pub enum NewVersion {
     /// One that came with the change, or that is there already.
     Given(Version),
     /// The next local one.
@@ -71,7 +75,7 @@ pub(super) enum NewVersion {
 
 /// Whose state an item gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Winner {
+pub enum Winner {
     /// The destination's stays.
     Destination,
     /// The source's is written.
@@ -86,17 +90,24 @@ pub(super) enum Winner {
 
 /// What becomes of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Settlement {
+pub enum Settlement {
+    /// It is known already.
     Obsolete,
+    /// A conflict that waits for a decision.
     Deferred,
+    /// It cannot be applied.
     Failed(RecoverableError),
     /// It cannot be said before the item's properties are known.
     NeedsHeader,
     /// Nor before all of its content is.
     NeedsContent,
+    /// It is decided.
     Settled {
+        /// Whose state the item gets.
         winner: Winner,
+        /// And which version.
         version: NewVersion,
+        /// It was a conflict in which something was at stake.
         conflict: bool,
     },
 }
@@ -110,7 +121,7 @@ fn resolved(winner: Winner) -> Settlement {
 }
 
 /// Settles one change against the row as it is now. `version` is the change's.
-pub(super) fn settle(
+pub fn settle(
     change: &ItemChange,
     version: &Version,
     (made_with, known): (&Knowledge, &Knowledge),
@@ -141,14 +152,25 @@ pub(super) fn settle(
     };
     // A conflict is with something.
     let Some(row) = row else { return settled(Winner::Source, given()) };
+    let resolved = |winner| match winner {
+        _ if !mutant::is(Mutant::KeepWinnersVersion) => resolved(winner),
+        Winner::Destination | Winner::DestinationAndCopy => {
+            Settlement::Settled { winner, version: NewVersion::Given(row.version.clone()), conflict: true }
+        }
+        Winner::Source | Winner::SourceAndCopy | Winner::Deletion => {
+            Settlement::Settled { winner, version: given(), conflict: true }
+        }
+    };
     let greater = || NewVersion::Given(row.version.clone().max(version.clone()));
     match (conflict, policy) {
         (Conflict::DeleteDelete, _) => settled(Winner::Destination, greater()),
         (Conflict::UpdateUpdate, _) => match update_update(incoming, &row.item.state, policy) {
             Settlement::Settled { winner, conflict: false, .. } => settled(winner, greater()),
+            Settlement::Settled { winner, conflict: true, .. } => resolved(winner),
             settlement => settlement,
         },
         (_, Policy::None) => Settlement::Deferred,
+        (Conflict::UpdateDelete, _) if mutant::is(Mutant::DeletionBeatsEdit) => resolved(Winner::Destination),
         // An edit beats a deletion, unless the policy names a side.
         (Conflict::UpdateDelete, Policy::DestinationProviderWins) => resolved(Winner::Destination),
         (Conflict::UpdateDelete, _) => resolved(Winner::Source),

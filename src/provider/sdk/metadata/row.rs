@@ -5,47 +5,51 @@ use crate::provider::sdk::{Known, KnownItem};
 
 /// What is known of one item.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::provider::sdk) struct Row {
-    pub(in crate::provider::sdk) item: KnownItem,
+pub struct Row {
+    /// Its state, and whether it is a tombstone.
+    pub item: KnownItem,
     /// A tombstone whose container could not be deleted yet: the store still has it.
-    pub(in crate::provider::sdk) lingering: bool,
-    pub(in crate::provider::sdk) creation: Version,
-    pub(in crate::provider::sdk) version: Version,
+    pub lingering: bool,
+    /// When it was created.
+    pub creation: Version,
+    /// When it was last changed.
+    pub version: Version,
 }
 
 impl Row {
     /// True when the store is expected to hold the item.
-    pub(in crate::provider::sdk) fn is_there(&self) -> bool {
+    pub fn is_there(&self) -> bool {
         !self.item.deleted || self.lingering
     }
 
     /// The item as the store must find it; meaningful when it [is there](Self::is_there).
-    pub(in crate::provider::sdk) fn in_store(&self) -> KnownItem {
+    pub fn in_store(&self) -> KnownItem {
         KnownItem { deleted: false, ..self.item.clone() }
     }
 }
 
 /// What the SDK is about to do to an item of the store, committed beforehand.
 #[derive(Clone, Debug)]
-pub(in crate::provider::sdk) struct Intent {
+pub struct Intent {
     /// The row as it will be; its fingerprint is not known yet.
-    pub(in crate::provider::sdk) row: Row,
+    pub row: Row,
     /// What will be learned for the item.
-    pub(in crate::provider::sdk) learned: ClockVector,
+    pub learned: ClockVector,
 }
 
 /// All that one transaction changes.
 #[derive(Debug, Default)]
-pub(in crate::provider::sdk) struct Commit {
+pub struct Commit {
     /// New or changed rows; an intent for the same item is settled by it and goes.
-    pub(in crate::provider::sdk) rows: Vec<(ItemId, Row)>,
-    pub(in crate::provider::sdk) intents: Vec<(ItemId, Intent)>,
+    pub rows: Vec<(ItemId, Row)>,
+    /// What is about to be done.
+    pub intents: Vec<(ItemId, Intent)>,
     /// Intents that came to nothing.
-    pub(in crate::provider::sdk) dropped_intents: Vec<ItemId>,
+    pub dropped_intents: Vec<ItemId>,
     /// `None`: unchanged.
-    pub(in crate::provider::sdk) knowledge: Option<Knowledge>,
+    pub knowledge: Option<Knowledge>,
     /// The local tick; never lower than before.
-    pub(in crate::provider::sdk) tick: u64,
+    pub tick: u64,
 }
 
 /// A change that a destination may lack, as enumeration lists them.
@@ -62,19 +66,21 @@ pub(in crate::provider::sdk) struct Candidate {
 
 /// Every row at one moment, in ascending order of the id.
 #[derive(Debug)]
-pub(in crate::provider::sdk) struct Snapshot(Vec<(ItemId, Row)>);
+pub struct Snapshot(Vec<(ItemId, Row)>);
 
 impl Snapshot {
     /// Of rows in ascending order of the id.
-    pub(super) fn new(rows: Vec<(ItemId, Row)>) -> Self {
+    pub fn new(rows: Vec<(ItemId, Row)>) -> Self {
         Self(rows)
     }
 
-    pub(in crate::provider::sdk) fn row(&self, id: &ItemId) -> Option<&Row> {
+    /// The row of one item.
+    pub fn row(&self, id: &ItemId) -> Option<&Row> {
         self.0.binary_search_by(|(at, _)| at.cmp(id)).ok().map(|at| &self.0[at].1)
     }
 
-    pub(in crate::provider::sdk) fn iter(&self) -> impl Iterator<Item = &(ItemId, Row)> {
+    /// All rows, in ascending order of the id.
+    pub fn iter(&self) -> impl Iterator<Item = &(ItemId, Row)> {
         self.0.iter()
     }
 }

@@ -1,0 +1,81 @@
+//! Deliberate faults, to prove that `tests/simulation` would see them (`docs/simulation.md`).
+//!
+//! Without the cargo feature `mutants`, which no release has, [`is`] is the constant `false` and every fault is compiled away.
+
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A fault that can be switched on.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutant {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Mutant {
+            /// Every fault.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+mutants! {
+    /// What failed in a session is asked for again with every batch.
+    ForgetSkipped,
+    /// A resolved conflict keeps the winner's version instead of getting a new one.
+    KeepWinnersVersion,
+    /// A conflict's loser is kept under a name that has other content.
+    CopyOverOther,
+    /// A conflict's loser is not kept.
+    NoLoserCopy,
+    /// A reconnected provider is sent BeginSession again.
+    BeginTwice,
+    /// The EndSession that will be owed is not recorded before BeginSession.
+    ForgetOwedRow,
+    /// A replica that is owed an EndSession is admitted to the next session.
+    BeginWhileOwed,
+    /// A provider that has restarted is blamed for not knowing its session.
+    BlameAfterRestart,
+    /// EndSession goes out before the outcome is committed.
+    EndBeforeOutcome,
+    /// A tombstone is no trace of an item.
+    ForgetTombstones,
+    /// A deletion beats an edit.
+    DeletionBeatsEdit,
+    /// What the applier wrote before a crash is taken for a user's edit.
+    IgnoreIntents,
+    /// An owed EndSession lapses counted from the last answered call instead of the last that went out.
+    LapseTooEarly,
+    /// The outbox takes silence for an answer.
+    OutboxGivesUp,
+    /// The row of an answered EndSession stays.
+    KeepSettledRow,
+    /// An operation ends after one session in each direction, whatever they resolved.
+    CourseStopsEarly,
+    /// A change without a transition is not put into the order that watchers follow.
+    HubForgetsProgress,
+    /// A session that fails before it was admitted goes straight to its final state.
+    SkipConnecting,
+}
+
+#[cfg(feature = "mutants")]
+thread_local! {
+    static ACTIVE: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
+}
+
+/// Switches a fault on for this thread, and every other off.
+#[cfg(feature = "mutants")]
+pub fn activate(mutant: Option<Mutant>) {
+    ACTIVE.set(mutant);
+}
+
+/// True when the fault is switched on.
+#[cfg(feature = "mutants")]
+pub(crate) fn is(mutant: Mutant) -> bool {
+    ACTIVE.get() == Some(mutant)
+}
+
+/// Never.
+#[cfg(not(feature = "mutants"))]
+#[inline(always)]
+pub(crate) const fn is(_: Mutant) -> bool {
+    false
+}

@@ -1,0 +1,118 @@
+//! Random histories of whole systems, checked at every step (`docs/simulation.md`).
+//!
+//! `SYNCLAVE_SEEDS=N` says how many seeds are run, `SYNCLAVE_SEED=S` runs one and tells its history.
+
+#[path = "simulation/checks.rs"]
+mod checks;
+#[path = "simulation/coordinator.rs"]
+mod coordinator;
+#[path = "simulation/database.rs"]
+mod database;
+#[path = "simulation/history.rs"]
+mod history;
+#[path = "simulation/mutants.rs"]
+mod mutants;
+#[path = "simulation/provider.rs"]
+mod provider;
+#[path = "simulation/random.rs"]
+mod random;
+#[path = "simulation/replica.rs"]
+mod replica;
+#[path = "simulation/scenario.rs"]
+mod scenario;
+#[path = "simulation/shrink.rs"]
+mod shrink;
+#[path = "simulation/watcher.rs"]
+mod watcher;
+#[path = "simulation/world.rs"]
+mod world;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use scenario::Scenario;
+use shrink::{run, shrink};
+use world::Figures;
+
+/// Seeds of a plain `cargo test`.
+const DEFAULT_SEEDS: u64 = 300;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}")))
+}
+
+/// The hub and its cursors ask for the time of a runtime; there it stands still.
+fn with_still_time<T>(body: impl FnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without I/O needs nothing of the system");
+    let _entered = runtime.enter();
+    body()
+}
+
+/// What to print of a seed that fails.
+fn report(seed: u64) -> String {
+    let scenario = Scenario::new(seed);
+    let Some(violation) = run(&scenario, None, false).violation else { return format!("seed {seed} holds") };
+    let small = shrink(&scenario, None, violation.check);
+    let told = run(&small, None, true);
+    let violation = told.violation.unwrap_or(violation);
+    format!(
+        "seed {seed} fails: {} at {:.3?}: {}\n\nrun it again with SYNCLAVE_SEED={seed}; the least history that fails so:\n{small}\n{}",
+        violation.check, violation.at, violation.message, told.history
+    )
+}
+
+/// Runs seeds on all cores; the lowest that fails.
+fn run_seeds(seeds: std::ops::Range<u64>) -> (Option<u64>, Figures) {
+    let next = AtomicU64::new(seeds.start);
+    let failed = AtomicU64::new(u64::MAX);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let figures = std::thread::scope(|scope| {
+        let work = || {
+            with_still_time(|| {
+                let mut figures = Figures::default();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end.min(failed.load(Ordering::Relaxed)) {
+                        return figures;
+                    }
+                    let outcome = run(&Scenario::new(seed), None, false);
+                    figures += outcome.figures;
+                    if outcome.violation.is_some() {
+                        failed.fetch_min(seed, Ordering::Relaxed);
+                    }
+                }
+            })
+        };
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().fold(Figures::default(), |mut all, thread| {
+            all += thread.join().expect("a panic of the code under test is caught");
+            all
+        })
+    });
+    let failed = failed.into_inner();
+    ((failed != u64::MAX).then_some(failed), figures)
+}
+
+#[test]
+fn every_history_keeps_the_rules() {
+    if let Some(seed) = number("SYNCLAVE_SEED") {
+        with_still_time(|| {
+            let told = run(&Scenario::new(seed), None, true);
+            println!("{}\n{}", Scenario::new(seed), told.history);
+            assert!(told.violation.is_none(), "{}", report(seed));
+        });
+        return;
+    }
+    let seeds = number("SYNCLAVE_SEEDS").unwrap_or(DEFAULT_SEEDS);
+    let begun = Instant::now();
+    let (failed, figures) = run_seeds(0..seeds);
+    println!("{seeds} seeds in {:.1?}: {figures:?}", begun.elapsed());
+    if let Some(seed) = failed {
+        with_still_time(|| panic!("{}", report(seed)));
+    }
+}

@@ -1,0 +1,150 @@
+//! What must hold, and what is remembered to see whether it does. Nothing of it is known to the code under test.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use synclave::knowledge::{ItemId, Knowledge, Version};
+use synclave::types::{ProviderRole, SyncGuid, SyncState};
+
+use super::scenario::Time;
+
+macro_rules! checks {
+    ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub(crate) enum Check {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl fmt::Display for Check {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$name => $word,)*
+                })
+            }
+        }
+    };
+}
+
+checks! {
+    /// A session takes no edge but those of the design, and none from a final state.
+    Edge = "edge",
+    /// BeginSession goes out at most once for each session and provider.
+    BeginOnce = "begin once",
+    /// "EndSession is owed" is durable before BeginSession goes out.
+    OwedFirst = "owed row first",
+    /// The outcome is durable before EndSession goes out.
+    OutcomeFirst = "outcome first",
+    /// To a replica that is owed an EndSession no BeginSession is sent.
+    NoBeginWhileOwed = "no begin while owed",
+    /// Whoever joined a session is told its end, or its lease runs out: when nothing is owed any more, nobody is in.
+    Pairing = "pairing",
+    /// A provider is in no session that it heard nothing of for longer than its lease.
+    Lease = "lease",
+    /// The destination's knowledge never shrinks.
+    KnowledgeShrinks = "knowledge shrinks",
+    /// A partner never knows a tick of a replica that the replica does not know itself.
+    TickReused = "tick reused",
+    /// What failed in a session is not sent again in it.
+    SkippedAgain = "skipped sent again",
+    /// All providers are honest: nobody is blamed for breaking a rule.
+    FalseBlame = "false blame",
+    /// No state is replaced by one that does not descend from it, but in a conflict that is recorded.
+    LostEdit = "lost edit",
+    /// KEEP_BOTH keeps both; an edit beats a deletion unless the policy names a side.
+    KeepBoth = "keep both",
+    /// No deleted item comes back but by an edit that did not know of the deletion.
+    Resurrection = "resurrection",
+    /// Only what a user did is given a local version by detection.
+    PhantomEdit = "phantom edit",
+    /// A session that says IN_SYNC left its destination with all that its source had; an operation, both ends with what either
+    /// made in it.
+    InSync = "in sync is true",
+    /// All replicas come to hold the same.
+    Convergence = "convergence",
+    /// A watcher holds what the hub holds.
+    Watcher = "watcher",
+    /// Nothing of what is over stays: rows, permits, sessions, staged content, intents.
+    Leak = "leak",
+    /// The code under test does not panic.
+    Panic = "panic",
+    /// Everything that was begun ends.
+    Liveness = "liveness",
+}
+
+/// A check that failed.
+#[derive(Clone, Debug)]
+pub(crate) struct Violation {
+    pub(crate) check: Check,
+    pub(crate) at: Time,
+    pub(crate) message: String,
+}
+
+type Versions = Rc<BTreeSet<Version>>;
+
+/// What an all-seeing observer remembers.
+#[derive(Debug, Default)]
+pub(crate) struct Ghost {
+    /// For each version of an item those that its maker had seen, directly or not. Copies are items of their own.
+    ancestors: HashMap<(ItemId, Version), Versions>,
+    covered_by: HashMap<(ItemId, Version), BTreeSet<Version>>,
+    /// Contents that a user has seen and overwritten, or deleted, at a replica.
+    pub(crate) superseded: BTreeSet<(usize, Vec<u8>)>,
+    pub(crate) begins: BTreeMap<(SyncGuid, ProviderRole), u32>,
+    pub(crate) outcomes_committed: BTreeSet<SyncGuid>,
+    pub(crate) states: BTreeMap<SyncGuid, SyncState>,
+    /// Knowledge last told by a replica.
+    pub(crate) told: BTreeMap<usize, Arc<Knowledge>>,
+    /// What the source of a session had when it gave its last batch.
+    pub(crate) source_had: BTreeMap<SyncGuid, Arc<Knowledge>>,
+    /// Versions that failed in a session's batch in hand, of which the coordinator has not heard yet.
+    pub(crate) failing: BTreeMap<SyncGuid, BTreeSet<(ItemId, Version)>>,
+    /// Versions that failed in a session, and the coordinator knows.
+    pub(crate) failed: BTreeMap<SyncGuid, BTreeSet<(ItemId, Version)>>,
+}
+
+impl Ghost {
+    pub(crate) fn ancestors(&self, item: &ItemId, version: &Version) -> Versions {
+        self.ancestors.get(&(item.clone(), version.clone())).cloned().unwrap_or_default()
+    }
+
+    /// A version that was just made, by someone who had seen `parents`.
+    pub(crate) fn made<'a>(&mut self, item: &ItemId, version: &Version, parents: impl IntoIterator<Item = &'a Version>) {
+        let all = self.seen(item, parents);
+        self.ancestors.insert((item.clone(), version.clone()), Rc::new(all));
+    }
+
+    /// `version` stands for the same state as `other`, and stays: whoever has seen the one need not see the other.
+    pub(crate) fn covers(&mut self, item: &ItemId, version: &Version, other: &Version) {
+        if version != other {
+            self.covered_by.entry((item.clone(), other.clone())).or_default().insert(version.clone());
+        }
+    }
+
+    fn seen<'a>(&self, item: &ItemId, parents: impl IntoIterator<Item = &'a Version>) -> BTreeSet<Version> {
+        let mut all = BTreeSet::new();
+        for parent in parents {
+            all.extend(self.ancestors(item, parent).iter().cloned());
+            all.insert(parent.clone());
+        }
+        all
+    }
+
+    /// True when the maker of `version` had seen `older`, or the same state under another version.
+    pub(crate) fn descends(&self, item: &ItemId, version: &Version, older: &Version) -> bool {
+        let seen = self.ancestors(item, version);
+        let mut same = vec![older.clone()];
+        let mut at = 0;
+        while let Some(older) = same.get(at).cloned() {
+            if *version == older || seen.contains(&older) {
+                return true;
+            }
+            let covers = self.covered_by.get(&(item.clone(), older)).into_iter().flatten();
+            let fresh: Vec<Version> = covers.filter(|version| !same.contains(version)).cloned().collect();
+            same.extend(fresh);
+            at += 1;
+        }
+        false
+    }
+}

@@ -1,0 +1,1003 @@
+//! Provider processes: an honest life cycle (sessions, leases, epochs, the ended ones) around a replica in memory. What
+//! becomes of changes is the SDK's own code ([`synclave::provider::sdk::decision`]); its threads, its SQLite and its streams
+//! are modelled here, each step an event of its own, so that anything may come between.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use synclave::knowledge::{
+    ChangeBatch, ChangeFlags, ChangeGroup, Digest, GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId,
+    Knowledge, RecoverableError,
+};
+use synclave::provider::sdk::decision::{
+    Action, Commit, Ground, Incoming, Obtained, Settlement, Step, Verdict, Winner, change_item, conclusion, intents, learned,
+    order, outcome, settle,
+};
+use synclave::provider::sdk::{ItemError, ItemStore};
+use synclave::provider::{
+    CallError, ChangeBatchRequest, DataPart, Load, ProcessOutput, ProcessResult, ProcessStart, ProviderInfo,
+    ProviderLimits, Refusal, RefusalCode, Renewal, SyncBatchParameters,
+};
+use synclave::types::{ConflictResolutionPolicy as Policy, Hresult, ProviderRole, SyncGuid};
+
+use super::checks::Check;
+use super::mutants::Fault;
+use super::replica::{Author, Replica, digest};
+use super::scenario::{Scenario, Time};
+use super::world::{Body, Call, Frame, Happening, Payload, TIMING, World, name, shared, short};
+
+/// Changes that are applied together at most. Small, so that a batch has several sections.
+const SECTION_CHANGES: usize = 3;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    Open,
+    /// Connections are refused.
+    Refused,
+    /// Nothing comes through, and nobody is told.
+    Silent,
+}
+
+#[derive(Debug)]
+pub(crate) struct Provider {
+    pub(crate) index: usize,
+    pub(crate) replica: Replica,
+    pub(crate) up: bool,
+    /// Of the process; connections to a former one are gone with it.
+    pub(crate) life: u64,
+    pub(crate) reach: Reach,
+    pub(crate) cut: u64,
+    pub(crate) slow: Duration,
+    pub(crate) sessions: BTreeMap<SyncGuid, Live>,
+    ended: BTreeMap<SyncGuid, (u64, Time)>,
+    /// Held while a section is carried out: detection waits.
+    gate: bool,
+    max_source_sessions: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Beginning,
+    Active,
+    Ending,
+}
+
+/// A session that a provider is in.
+#[derive(Debug)]
+pub(crate) struct Live {
+    role: ProviderRole,
+    epoch: u64,
+    pub(crate) deadline: Time,
+    phase: Phase,
+    canceled: bool,
+    apply: Option<Box<Apply>>,
+    /// EndSessions that wait for the work to stop.
+    ends: Vec<Call>,
+}
+
+impl Live {
+    pub(crate) fn is_active(&self) -> bool {
+        self.phase == Phase::Active
+    }
+}
+
+/// A batch that is being applied.
+#[derive(Debug)]
+struct Apply {
+    coordinator: u64,
+    stream: u64,
+    start: ProcessStart,
+    batch: Box<ChangeBatch>,
+    known: Knowledge,
+    has_prerequisite: bool,
+    group: usize,
+    begin: usize,
+    end: usize,
+    left_out: BTreeSet<ItemId>,
+    obtained: Vec<Obtained>,
+    /// Which load is of which change.
+    loads: BTreeMap<u64, usize>,
+    next_load: u64,
+    carrying: Option<Carrying>,
+    applied: u32,
+    failed: u32,
+    /// Nobody listens any more.
+    closed: bool,
+}
+
+/// A section on its way into the store.
+#[derive(Debug)]
+struct Carrying {
+    verdicts: Vec<Verdict>,
+    actions: BTreeMap<ItemId, Action>,
+    order: VecDeque<ItemId>,
+    intended: Vec<ItemId>,
+    failures: BTreeMap<usize, RecoverableError>,
+    tick: u64,
+}
+
+impl Apply {
+    fn group(&self) -> &ChangeGroup {
+        &self.batch.groups[self.group]
+    }
+
+    fn changes(&self) -> &[ItemChange] {
+        &self.group().changes[self.begin..self.end]
+    }
+}
+
+impl Provider {
+    pub(crate) fn new(index: usize, scenario: &Scenario) -> Self {
+        Self {
+            index,
+            replica: Replica::new(index),
+            up: true,
+            life: 1,
+            reach: Reach::Open,
+            cut: 0,
+            slow: Duration::ZERO,
+            sessions: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            gate: false,
+            max_source_sessions: scenario.max_source_sessions,
+        }
+    }
+
+    /// What is not in the store or the book is lost.
+    pub(crate) fn start(&mut self) {
+        self.up = true;
+        self.life += 1;
+        self.sessions.clear();
+        self.ended.clear();
+        self.gate = false;
+        self.replica.store.shelf().staged.clear();
+    }
+
+    /// True while a session is on that could still take calls.
+    pub(crate) fn is_in(&self, sync_guid: SyncGuid) -> bool {
+        self.up && self.sessions.get(&sync_guid).is_some_and(|live| live.phase != Phase::Ending)
+    }
+
+    fn busy(&self, role: ProviderRole) -> bool {
+        let sources = self.sessions.values().filter(|live| live.role == ProviderRole::Source).count();
+        let destinations = self.sessions.len() - sources;
+        match (self.max_source_sessions, role) {
+            (0 | 1, _) => sources + destinations > 0,
+            (_, ProviderRole::Destination) => destinations > 0,
+            (limit, ProviderRole::Source) => sources >= limit as usize,
+        }
+    }
+
+    fn info(&self) -> ProviderInfo {
+        ProviderInfo {
+            id_parameters: IdParameters::BUILT_IN,
+            replica_id: self.replica.id.clone(),
+            instance_id: format!("{}{}", name(self.index), self.life),
+            member_name: name(self.index).to_string(),
+            limits: ProviderLimits { max_source_sessions: self.max_source_sessions, ..ProviderLimits::default() },
+            capabilities: Vec::new(),
+        }
+    }
+}
+
+fn not_in_session() -> CallError {
+    CallError::Refused(Refusal::invalid_operation("not in that session; begin it first"))
+}
+
+fn stale() -> CallError {
+    let message = "the session has been taken over";
+    CallError::Refused(Refusal::own(RefusalCode::Aborted, "STALE_EPOCH", Hresult::SYNC_E_INVALID_OPERATION, message))
+}
+
+fn canceled() -> CallError {
+    CallError::Refused(Refusal::winsync(RefusalCode::Cancelled, Hresult::E_ABORT, "the session was cancelled"))
+}
+
+fn busy() -> CallError {
+    let hresult = Hresult::SYNC_E_INVALID_OPERATION;
+    CallError::Refused(Refusal::own(RefusalCode::Unavailable, "BUSY", hresult, "in as many sessions as it takes"))
+}
+
+fn changed(id: &ItemId) -> RecoverableError {
+    ItemError::Changed.into_recoverable(id)
+}
+
+impl World {
+    pub(crate) fn crash_provider(&mut self, index: usize) {
+        self.history.add(self.now, || format!("provider {} crashes", name(index)));
+        let provider = &mut self.providers[index];
+        provider.up = false;
+        provider.life += 1;
+        let streams: Vec<(u64, u64)> = provider
+            .sessions
+            .values()
+            .filter_map(|live| live.apply.as_ref().map(|apply| (apply.coordinator, apply.stream)))
+            .collect();
+        provider.sessions.clear();
+        for (coordinator, stream) in streams {
+            let delay = self.delay();
+            let output = Err(CallError::ConnectionLost("connection reset".to_owned()));
+            self.queue_in(delay, Happening::Output { coordinator, stream, output });
+        }
+        self.calls_lost(index);
+    }
+
+    pub(crate) fn provider_hears(&mut self, to: usize, call: Call) {
+        let key = (call.sync_guid, call.epoch);
+        match call.body.clone() {
+            Body::Identify => {
+                let info = self.providers[to].info();
+                self.reply(to, &call, Ok(Payload::Info(info)));
+            }
+            Body::Begin { role } => self.begin_session(to, role, call),
+            Body::Renew { canceled } => {
+                let found = self.find(to, key, None).map(|live| live.canceled |= canceled);
+                self.reply(to, &call, found.map(|()| Payload::Renewal(Renewal::default())));
+                if canceled {
+                    self.look_up(to, call.sync_guid);
+                }
+            }
+            Body::Parameters => {
+                let found = self.enter(to, key, ProviderRole::Destination);
+                let result = found.map(|()| {
+                    let knowledge = (*self.providers[to].replica.knowledge).clone();
+                    self.told(to, &knowledge);
+                    Payload::Parameters(SyncBatchParameters { knowledge, requested_batch_size: self.scenario.batch_size })
+                });
+                self.reply(to, &call, result);
+            }
+            Body::Batch(request) => {
+                let found = self.enter(to, key, ProviderRole::Source);
+                let result = found.map(|()| Payload::Batch(Box::new(self.change_batch(to, call.sync_guid, request))));
+                self.reply(to, &call, result);
+            }
+            Body::Load(load) => {
+                let found = self.enter(to, key, ProviderRole::Source);
+                let result = found.map(|()| Payload::Parts(self.load(to, &load)));
+                self.reply(to, &call, result);
+            }
+            Body::End => self.end_session(to, call),
+        }
+    }
+
+    fn begin_session(&mut self, to: usize, role: ProviderRole, call: Call) {
+        let now = self.now;
+        let forget = self.fault == Some(Fault::ForgetEnded);
+        let provider = &mut self.providers[to];
+        // What is over its lease is ended first.
+        let lapsed: Vec<SyncGuid> = provider
+            .sessions
+            .iter()
+            .filter(|(_, live)| live.phase == Phase::Active && live.deadline <= now)
+            .map(|(guid, _)| *guid)
+            .collect();
+        for guid in lapsed {
+            self.finish(to, guid);
+        }
+        let provider = &mut self.providers[to];
+        let ended = provider.ended.get(&call.sync_guid).is_some_and(|(_, until)| *until > now) && !forget;
+        if provider.sessions.contains_key(&call.sync_guid) || ended {
+            let error = CallError::Refused(Refusal::invalid_operation("has begun already or is over"));
+            return self.reply(to, &call, Err(error));
+        }
+        // Of a call that was refused the network keeps no second one for later.
+        if call.duplicate && !forget {
+            return;
+        }
+        if provider.busy(role) {
+            return self.reply(to, &call, Err(busy()));
+        }
+        let live = Live {
+            role,
+            epoch: call.epoch,
+            deadline: now + TIMING.lease,
+            phase: Phase::Beginning,
+            canceled: false,
+            apply: None,
+            ends: Vec::new(),
+        };
+        provider.sessions.insert(call.sync_guid, live);
+        let life = provider.life;
+        let look = Duration::from_millis(self.random.between(1, 30)) + self.providers[to].slow;
+        self.queue_in(look, Happening::BeginDone { provider: to, life, call });
+    }
+
+    /// Local changes have been looked for.
+    pub(crate) fn begin_done(&mut self, index: usize, call: Call) {
+        let life = self.providers[index].life;
+        if self.providers[index].gate {
+            return self.queue_in(Duration::from_millis(3), Happening::BeginDone { provider: index, life, call });
+        }
+        self.detect(index);
+        let guid = call.sync_guid;
+        let settled = self.database.session(guid).is_some_and(|record| record.state.is_final())
+            && !self.database.owed.keys().any(|(owed, _)| *owed == guid);
+        let now = self.now;
+        let Some(live) = self.providers[index].sessions.get_mut(&guid) else { return };
+        if live.phase == Phase::Ending {
+            self.reply(index, &call, Err(canceled()));
+            return self.finished(index, guid);
+        }
+        live.phase = Phase::Active;
+        live.deadline = now + TIMING.lease;
+        let deadline = live.deadline;
+        self.history.add(now, || format!("{} joins {}", name(index), short(guid)));
+        if settled {
+            self.fail(Check::Pairing, format!("{} joins {}, which is over and owed nothing", name(index), short(guid)));
+        }
+        self.queue_at(deadline, Happening::LeaseOver { provider: index, life, sync_guid: guid });
+        self.reply(index, &call, Ok(Payload::Nothing));
+    }
+
+    fn detect(&mut self, index: usize) {
+        let before = self.providers[index].replica.intents.len();
+        let replica = &mut self.providers[index].replica;
+        let fresh = replica.detect();
+        let adopted = before.saturating_sub(replica.intents.len() + fresh.len());
+        self.figures.adopted += adopted as u64;
+        for (item, older, version) in fresh {
+            self.ghost.made(&item, &version, older.as_ref());
+            let mut shelf = self.providers[index].replica.store.shelf();
+            let by_user = match shelf.items.get(&item) {
+                Some(entry) => entry.author == Author::User,
+                None => shelf.deleted_by_user.remove(&item),
+            };
+            drop(shelf);
+            self.history.add(self.now, || format!("{} finds {item}, now {version:?}", name(index)));
+            if !by_user {
+                let message = format!("{} gives {item} the version {version:?}, but no user changed it", name(index));
+                self.fail(Check::PhantomEdit, message);
+            }
+        }
+    }
+
+    pub(crate) fn lease_over(&mut self, index: usize, guid: SyncGuid) {
+        let (now, life) = (self.now, self.providers[index].life);
+        let Some(live) = self.providers[index].sessions.get(&guid).filter(|live| live.is_active()) else { return };
+        if live.deadline > now {
+            let deadline = live.deadline;
+            self.queue_at(deadline, Happening::LeaseOver { provider: index, life, sync_guid: guid });
+        } else if self.fault != Some(Fault::IgnoreLease) {
+            self.history.add(now, || format!("{} ends {} by its lease", name(index), short(guid)));
+            self.finish(index, guid);
+        }
+    }
+
+    /// Finds the session of a call and renews its lease.
+    fn find(&mut self, index: usize, key: (SyncGuid, u64), role: Option<ProviderRole>) -> Result<&mut Live, CallError> {
+        let now = self.now;
+        let Some(live) = self.providers[index].sessions.get_mut(&key.0) else { return Err(not_in_session()) };
+        if key.1 < live.epoch {
+            return Err(stale());
+        }
+        match live.phase {
+            Phase::Active if live.deadline > now => {}
+            Phase::Beginning if role.is_none() => {}
+            _ => return Err(not_in_session()),
+        }
+        if role.is_some_and(|role| role != live.role) {
+            return Err(CallError::Refused(Refusal::invalid_operation("not its role in the session")));
+        }
+        live.epoch = key.1;
+        live.deadline = now + TIMING.lease;
+        Ok(live)
+    }
+
+    fn enter(&mut self, index: usize, key: (SyncGuid, u64), role: ProviderRole) -> Result<(), CallError> {
+        if self.find(index, key, Some(role))?.canceled { Err(canceled()) } else { Ok(()) }
+    }
+
+    fn end_session(&mut self, to: usize, call: Call) {
+        let guid = call.sync_guid;
+        let now = self.now;
+        let provider = &mut self.providers[to];
+        let Some(live) = provider.sessions.get_mut(&guid) else {
+            let seen = provider.ended.get(&guid).map_or(call.epoch, |(epoch, _)| *epoch);
+            provider.ended.insert(guid, (call.epoch.max(seen), now + Duration::from_secs(600)));
+            return self.reply(to, &call, Err(not_in_session()));
+        };
+        if call.epoch < live.epoch {
+            return self.reply(to, &call, Err(stale()));
+        }
+        live.ends.push(call);
+        self.finish(to, guid);
+    }
+
+    /// Stops a session; it is over when no work of it runs any more.
+    fn finish(&mut self, index: usize, guid: SyncGuid) {
+        let Some(live) = self.providers[index].sessions.get_mut(&guid) else { return };
+        let waits = live.phase != Phase::Active || live.apply.is_some();
+        live.phase = Phase::Ending;
+        live.canceled = true;
+        self.look_up(index, guid);
+        if !waits {
+            self.finished(index, guid);
+        }
+    }
+
+    /// Work that waits for data looks up when something else than data comes.
+    fn look_up(&mut self, index: usize, guid: SyncGuid) {
+        let life = self.providers[index].life;
+        self.queue_in(Duration::from_micros(300), Happening::Apply { provider: index, life, sync_guid: guid });
+    }
+
+    fn finished(&mut self, index: usize, guid: SyncGuid) {
+        let now = self.now;
+        let provider = &mut self.providers[index];
+        let Some(live) = provider.sessions.remove(&guid) else { return };
+        provider.ended.insert(guid, (live.epoch, now + Duration::from_secs(600)));
+        if live.role == ProviderRole::Destination {
+            provider.replica.store.end_session();
+        }
+        self.history.add(now, || format!("{} leaves {}", name(index), short(guid)));
+        let mut ends = live.ends.into_iter();
+        if let Some(first) = ends.next() {
+            self.reply(index, &first, Ok(Payload::Nothing));
+        }
+        for later in ends {
+            self.reply(index, &later, Err(not_in_session()));
+        }
+    }
+
+    /// A destination tells its knowledge.
+    fn told(&mut self, index: usize, knowledge: &Knowledge) {
+        if self.ghost.told.get(&index).is_some_and(|before| !knowledge.contains(before)) {
+            let message = format!("{} tells {knowledge:?} after {:?}", name(index), self.ghost.told[&index]);
+            self.fail(Check::KnowledgeShrinks, message);
+        }
+        self.ghost.told.insert(index, shared(knowledge.clone()));
+    }
+
+    fn ticks_are_known(&mut self, index: usize, others: &Knowledge) {
+        let replica = &self.providers[index].replica;
+        let seen = others.max_tick(&replica.id);
+        if seen > replica.tick {
+            let message = format!("a partner knows tick {seen} of {}, which is at {}", name(index), replica.tick);
+            self.fail(Check::TickReused, message);
+        }
+    }
+
+    /// One ordered group of what the destination lacks, as the SDK's enumeration makes it.
+    fn change_batch(&mut self, index: usize, guid: SyncGuid, request: ChangeBatchRequest) -> ChangeBatch {
+        let known = &request.destination_knowledge;
+        self.ticks_are_known(index, known);
+        let replica = &self.providers[index].replica;
+        let made_with = replica.knowledge.clone();
+        let mut batch = ChangeBatch {
+            groups: Vec::new(),
+            prerequisite_knowledge: shared(known.clone()),
+            forgotten_knowledge: shared(Knowledge::new(IdParameters::BUILT_IN.item_id)),
+            work_estimate: 0,
+            remaining_work_estimate: 0,
+            remaining_updates: None,
+            remaining_deletions: None,
+            is_last_batch: true,
+        };
+        if let Some(lower_bound) = known.lowest_uncontained(&made_with) {
+            let missing: Vec<_> =
+                replica.rows.iter().filter(|(id, row)| !known.contains_change(id, &row.version)).collect();
+            let listed = missing.len().min(request.requested_batch_size.max(1) as usize);
+            batch.remaining_updates = Some((missing.len() - listed) as u32);
+            batch.is_last_batch = listed == missing.len();
+            let last = missing[..listed].last().map(|(id, _)| (*id).clone());
+            let upper_bound = match self.fault {
+                Some(Fault::RangeTooWide) => None,
+                _ => last.filter(|_| !batch.is_last_batch),
+            };
+            let changes = missing[..listed].iter().map(|(id, row)| {
+                let state = &row.item.state;
+                let alive = !row.item.deleted;
+                let content = replica.store.content(id).filter(|content| digest(content) == state.digest);
+                let inline = content.filter(|_| alive && self.scenario.inline).map(|content| ItemData {
+                    header: header(state),
+                    content: Bytes::from(content),
+                });
+                ItemChange {
+                    item_id: (*id).clone(),
+                    creation_version: row.creation.clone(),
+                    change_version: Some(row.version.clone()),
+                    flags: if alive { ChangeFlags::NONE } else { ChangeFlags::DELETED },
+                    change_units: Vec::new(),
+                    winner_item_id: None,
+                    work_estimate: 1,
+                    data_size: alive.then_some(state.size),
+                    content_digest: alive.then_some(state.digest),
+                    modification_time: if alive { state.modification_time } else { None },
+                    inline_data: inline,
+                }
+            });
+            let changes: Vec<ItemChange> = changes.collect();
+            batch.groups = vec![ChangeGroup {
+                kind: GroupKind::Ordered { lower_bound, upper_bound },
+                made_with_knowledge: made_with.clone(),
+                changes,
+            }];
+        }
+        let failed = self.ghost.failed.get(&guid);
+        let again = batch.changes().find_map(|(_, change)| {
+            let version = change.change_version.clone()?;
+            failed?.contains(&(change.item_id.clone(), version.clone())).then(|| (change.item_id.clone(), version))
+        });
+        if let Some((item, version)) = again {
+            self.fail(Check::SkippedAgain, format!("{item} {version:?} failed in {} and is sent again", short(guid)));
+        }
+        self.ghost.source_had.insert(guid, made_with);
+        batch
+    }
+
+    fn load(&mut self, index: usize, load: &Load) -> Vec<DataPart> {
+        let replica = &self.providers[index].replica;
+        let id = &load.item_id;
+        let row = replica.rows.get(id).filter(|row| !row.item.deleted && row.version == load.version);
+        let Some(row) = row else { return vec![DataPart::Failed(changed(id))] };
+        let state = &row.item.state;
+        match replica.store.content(id).filter(|_| replica.store.is_unchanged(id, &row.in_store())) {
+            Some(content) => vec![
+                DataPart::Header(header(state)),
+                DataPart::Chunk(Bytes::from(content)),
+                DataPart::End { content_digest: state.digest },
+            ],
+            None => vec![DataPart::Header(header(state)), DataPart::Failed(changed(id))],
+        }
+    }
+
+    pub(crate) fn provider_takes(&mut self, to: usize, coordinator: u64, stream: u64, frame: Frame) {
+        let (sync_guid, epoch, start, batch) = match frame {
+            Frame::Start { sync_guid, epoch, start, batch } => (sync_guid, epoch, start, batch),
+            frame => return self.frame(to, stream, frame),
+        };
+        let entered = self.enter(to, (sync_guid, epoch), ProviderRole::Destination);
+        let result = entered.and_then(|()| match self.providers[to].sessions.get(&sync_guid) {
+            Some(live) if live.apply.is_some() => {
+                Err(CallError::Refused(Refusal::invalid_operation("a batch is being processed already")))
+            }
+            _ => Ok(()),
+        });
+        if let Err(error) = result {
+            return self.send_output(to, coordinator, stream, Err(error));
+        }
+        for knowledge in batch.groups.iter().map(|group| &group.made_with_knowledge).chain([&batch.prerequisite_knowledge]) {
+            self.ticks_are_known(to, knowledge);
+        }
+        let known = (*self.providers[to].replica.knowledge).clone();
+        let apply = Apply {
+            coordinator,
+            stream,
+            start,
+            has_prerequisite: known.contains(&batch.prerequisite_knowledge),
+            known,
+            batch,
+            group: 0,
+            begin: 0,
+            end: 0,
+            left_out: BTreeSet::new(),
+            obtained: Vec::new(),
+            loads: BTreeMap::new(),
+            next_load: 1,
+            carrying: None,
+            applied: 0,
+            failed: 0,
+            closed: false,
+        };
+        self.section(to, sync_guid, Box::new(apply));
+    }
+
+    fn frame(&mut self, to: usize, stream: u64, frame: Frame) {
+        let now = self.now;
+        let of_stream = |live: &Live| live.apply.as_ref().is_some_and(|apply| apply.stream == stream);
+        let found = self.providers[to].sessions.iter_mut().find(|(_, live)| of_stream(live));
+        let Some((guid, live)) = found else { return };
+        let guid = *guid;
+        let Some(apply) = &mut live.apply else { return };
+        match frame {
+            Frame::Start { .. } => return,
+            Frame::Cancel => live.canceled = true,
+            Frame::Closed => apply.closed = true,
+            Frame::Data { load_id, parts } => {
+                live.deadline = now + TIMING.lease;
+                let Some(index) = apply.loads.remove(&load_id) else { return };
+                let id = apply.changes()[index].item_id.clone();
+                let mut apply = live.apply.take().expect("it was just there");
+                let store = &self.providers[to].replica.store;
+                take_parts(store, &id, &mut apply.obtained[index], parts);
+                if let Some(live) = self.providers[to].sessions.get_mut(&guid) {
+                    live.apply = Some(apply);
+                }
+            }
+        }
+        self.look_up(to, guid);
+    }
+
+    /// Begins the next section: says what it needs. Without a further group the batch is done.
+    fn section(&mut self, index: usize, guid: SyncGuid, mut apply: Box<Apply>) {
+        let life = self.providers[index].life;
+        if apply.group >= apply.batch.groups.len() {
+            let learned_knowledge = (*self.providers[index].replica.knowledge).clone();
+            self.told(index, &learned_knowledge);
+            let result = ProcessResult {
+                learned_knowledge,
+                changes_applied: apply.applied,
+                changes_failed: apply.failed,
+                provider_with_error: None,
+            };
+            return self.stop(index, guid, &apply, Ok(ProcessOutput::Result(result)));
+        }
+        apply.end = apply.group().changes.len().min(apply.begin + SECTION_CHANGES);
+        apply.obtained.clear();
+        apply.loads.clear();
+        let replica = &self.providers[index].replica;
+        let mut outputs = Vec::new();
+        for at in 0..apply.end - apply.begin {
+            let change = &apply.changes()[at];
+            let mut obtained = Obtained { incoming: Incoming::of(change), staged: None, error: None };
+            match need(replica, &apply, change, &obtained.incoming) {
+                Ok(false) => {}
+                Ok(true) => match &change.inline_data {
+                    Some(data) => {
+                        let content = data.content.to_vec();
+                        stage(&replica.store, &change.item_id, &data.header, content, &mut obtained);
+                    }
+                    None => {
+                        let version = change.change_version.clone().expect("needed, so it was decided by its version");
+                        let load = Load {
+                            load_id: apply.next_load,
+                            item_id: change.item_id.clone(),
+                            change_unit_ids: Vec::new(),
+                            version,
+                            offset: 0,
+                        };
+                        apply.loads.insert(load.load_id, at);
+                        apply.next_load += 1;
+                        outputs.push(load);
+                    }
+                },
+                Err(error) => obtained.error = Some(error),
+            }
+            apply.obtained.push(obtained);
+        }
+        let (coordinator, stream) = (apply.coordinator, apply.stream);
+        if let Some(live) = self.providers[index].sessions.get_mut(&guid) {
+            live.apply = Some(apply);
+        }
+        for load in outputs {
+            self.send_output(index, coordinator, stream, Ok(ProcessOutput::Load(load)));
+        }
+        let pause = Duration::from_micros(self.random.between(100, 2_000));
+        self.queue_in(pause, Happening::Apply { provider: index, life, sync_guid: guid });
+    }
+
+    /// One step of applying.
+    pub(crate) fn apply(&mut self, index: usize, guid: SyncGuid) {
+        let (now, life) = (self.now, self.providers[index].life);
+        let slow = self.providers[index].slow;
+        let gate = self.providers[index].gate;
+        let Some(live) = self.providers[index].sessions.get_mut(&guid) else { return };
+        let (stopping, Some(mut apply)) = (live.canceled, live.apply.take()) else { return };
+        let pause = Duration::from_micros(self.random.between(100, 5_000));
+        let again = Happening::Apply { provider: index, life, sync_guid: guid };
+        let Some(carrying) = &mut apply.carrying else {
+            if stopping || apply.closed {
+                return self.stop(index, guid, &apply, Err(canceled()));
+            }
+            let waits = !apply.loads.is_empty();
+            if !waits && !gate {
+                self.settle_section(index, &mut apply);
+            }
+            self.put_back(index, guid, apply);
+            if !waits {
+                self.queue_in(pause, again);
+            }
+            return;
+        };
+        if let Some(id) = carrying.order.pop_front() {
+            self.change(index, &mut apply, &id);
+            self.put_back(index, guid, apply);
+            return self.queue_in(pause, again);
+        }
+        // A section is finished also when nobody listens any more.
+        live_renewed(&mut self.providers[index], guid, now);
+        let outcomes = self.conclude(index, guid, &mut apply);
+        for output in outcomes {
+            self.send_output(index, apply.coordinator, apply.stream, Ok(output));
+        }
+        apply.begin = apply.end;
+        if apply.begin >= apply.group().changes.len() {
+            apply.group += 1;
+            apply.begin = 0;
+            apply.left_out.clear();
+        }
+        if stopping || apply.closed {
+            return self.stop(index, guid, &apply, Err(canceled()));
+        }
+        if slow > Duration::ZERO {
+            let alive = ProcessOutput::Progress { completed_work: 0, total_work: 0 };
+            self.send_output(index, apply.coordinator, apply.stream, Ok(alive));
+        }
+        self.section(index, guid, apply);
+    }
+
+    fn put_back(&mut self, index: usize, guid: SyncGuid, apply: Box<Apply>) {
+        if let Some(live) = self.providers[index].sessions.get_mut(&guid) {
+            live.apply = Some(apply);
+        }
+    }
+
+    /// No more of the batch. Who waited for that goes on.
+    fn stop(&mut self, index: usize, guid: SyncGuid, apply: &Apply, last: Result<ProcessOutput, CallError>) {
+        if !apply.closed {
+            self.send_output(index, apply.coordinator, apply.stream, last);
+        }
+        let now = self.now;
+        live_renewed(&mut self.providers[index], guid, now);
+        if self.providers[index].sessions.get(&guid).is_some_and(|live| live.phase == Phase::Ending) {
+            self.finished(index, guid);
+        }
+    }
+
+    /// Settles the section against the rows as they are now, and records what is about to be done.
+    fn settle_section(&mut self, index: usize, apply: &mut Apply) {
+        self.providers[index].gate = true;
+        let replica = &self.providers[index].replica;
+        let obtained = std::mem::take(&mut apply.obtained);
+        let ground = Ground {
+            store: &replica.store,
+            rows: &|id| Ok(replica.rows.get(id).cloned()),
+            changes: apply.changes(),
+            made_with: &apply.group().made_with_knowledge,
+            known: &apply.known,
+            policy: apply.start.conflict_resolution_policy,
+        };
+        let plan = match ground.plan(obtained, replica.id.clone(), replica.tick) {
+            Ok(plan) => plan,
+            Err(error) => return self.fail(Check::Liveness, format!("rows in memory cannot be read: {error}")),
+        };
+        let learned = section_learned(apply);
+        let intents = intents(&plan.actions, &learned);
+        let intended = intents.iter().map(|(id, _)| id.clone()).collect();
+        if !intents.is_empty() {
+            let tick = plan.tick;
+            self.providers[index].replica.commit(Commit { intents, tick, ..Commit::default() });
+        }
+        let order = order(&plan.actions).into();
+        // What the observer must know of the versions that this makes, even if it is never finished.
+        for (id, action) in &plan.actions {
+            let change = &apply.changes()[action.index];
+            let theirs = change.change_version.as_ref().filter(|_| change.item_id == *id);
+            let ours = action.before.as_ref().map(|row| &row.version);
+            let made = &action.after.version;
+            if made.replica == self.providers[index].replica.id && Some(made) != ours && Some(made) != theirs {
+                self.ghost.made(id, made, ours.into_iter().chain(theirs));
+            } else if let (Some(ours), Some(theirs)) = (ours, theirs) {
+                let before = action.before.as_ref().expect("it has a version");
+                let same = before.item.deleted == action.after.item.deleted
+                    && (before.item.deleted || before.item.state == action.after.item.state);
+                if same {
+                    self.ghost.covers(id, made, if made == ours { theirs } else { ours });
+                }
+            }
+        }
+        apply.carrying = Some(Carrying {
+            verdicts: plan.verdicts,
+            actions: plan.actions,
+            order,
+            intended,
+            failures: BTreeMap::new(),
+            tick: plan.tick,
+        });
+    }
+
+    /// Does what is to be done to one item.
+    fn change(&mut self, index: usize, apply: &mut Apply, id: &ItemId) {
+        let policy = apply.start.conflict_resolution_policy;
+        let Some(carrying) = &mut apply.carrying else { return };
+        let Some(action) = carrying.actions.get_mut(id) else { return };
+        let does_something = !matches!(action.step, Step::None);
+        let before = self.providers[index].replica.store.content(id);
+        let failed = match carrying.failures.get(&action.index) {
+            Some(error) => Some(error.clone()),
+            None => {
+                change_item(&self.providers[index].replica.store, id, action).err().map(|error| error.into_recoverable(id))
+            }
+        };
+        if let Some(error) = failed {
+            self.history.add(self.now, || format!("{} cannot change {id}: {}", name(index), error.error_description));
+            carrying.failures.insert(action.index, error);
+            carrying.actions.remove(id);
+            return;
+        }
+        let verdict = &carrying.verdicts[action.index];
+        let conflict = matches!(verdict, Verdict::Planned { conflict: true }) && !action.keeps_loser;
+        let (row, made) = (action.before.clone(), action.after.clone());
+        self.figures.copies += u64::from(action.keeps_loser);
+        if does_something {
+            self.history.add(self.now, || {
+                let what = if made.item.deleted { "deletes" } else { "writes" };
+                let why = if conflict { ", a conflict" } else { "" };
+                format!("{} {what} {id}, now {:?}{why}", name(index), made.version)
+            });
+        }
+        self.replaced(index, id, before, row, &made, conflict, policy);
+    }
+
+    /// Looks at one replacement with the eyes of someone who knows all of the item's past.
+    #[allow(clippy::too_many_arguments)]
+    fn replaced(
+        &mut self,
+        index: usize,
+        id: &ItemId,
+        before: Option<Vec<u8>>,
+        row: Option<synclave::provider::sdk::decision::Row>,
+        made: &synclave::provider::sdk::decision::Row,
+        conflict: bool,
+        policy: Policy,
+    ) {
+        let after = self.providers[index].replica.store.content(id);
+        let Some(row) = row else { return };
+        let descends = self.ghost.descends(id, &made.version, &row.version);
+        if row.item.deleted && !made.item.deleted && !conflict && !descends {
+            let message = format!("{} brings {id} back with {:?}, which knows nothing of {:?}", name(index), made.version, row.version);
+            return self.fail(Check::Resurrection, message);
+        }
+        let both = matches!(policy, Policy::KeepBoth | Policy::LastWriterWins);
+        if conflict && both && row.item.deleted && made.item.deleted {
+            let message = format!("{} lets the deletion of {id} beat an edit", name(index));
+            return self.fail(Check::KeepBoth, message);
+        }
+        let Some(content) = before.filter(|content| after.as_ref() != Some(content)) else { return };
+        let text = String::from_utf8_lossy(&content).into_owned();
+        if !conflict && !descends {
+            let message = format!(
+                "{} replaces {id} {:?} ({text}) by {:?}, which does not descend from it, and records no conflict",
+                name(index), row.version, made.version
+            );
+            return self.fail(Check::LostEdit, message);
+        }
+        if conflict && both && made.item.deleted {
+            let message = format!("{} lets a deletion of {id} beat the edit {:?} ({text})", name(index), row.version);
+            return self.fail(Check::KeepBoth, message);
+        }
+        if conflict && policy == Policy::KeepBoth && !self.is_kept(index, &content) {
+            let message = format!("{} keeps no copy of {id} {:?} ({text})", name(index), row.version);
+            self.fail(Check::KeepBoth, message);
+        }
+    }
+
+    fn is_kept(&self, index: usize, content: &[u8]) -> bool {
+        self.providers[index].replica.store.shelf().items.values().any(|entry| entry.content == content)
+            || self.ghost.superseded.contains(&(index, content.to_vec()))
+    }
+
+    /// Rows, knowledge and outcomes of a section.
+    fn conclude(&mut self, index: usize, guid: SyncGuid, apply: &mut Apply) -> Vec<ProcessOutput> {
+        self.providers[index].gate = false;
+        let Some(Carrying { mut verdicts, actions, intended, failures, tick, .. }) = apply.carrying.take() else {
+            return Vec::new();
+        };
+        for (at, error) in failures {
+            verdicts[at] = Verdict::Failed(error);
+        }
+        let mut learned = section_learned(apply);
+        let changes: Vec<ItemChange> = apply.changes().to_vec();
+        for (change, verdict) in changes.iter().zip(&verdicts) {
+            if matches!(verdict, Verdict::Failed(_) | Verdict::Deferred) {
+                apply.left_out.insert(change.item_id.clone());
+                if let Some(version) = &change.change_version {
+                    self.ghost.failing.entry(guid).or_default().insert((change.item_id.clone(), version.clone()));
+                }
+            }
+            let loser_lost = matches!(verdict, Verdict::Planned { conflict: true })
+                && apply.start.conflict_resolution_policy == Policy::KeepBoth
+                && actions.get(&change.item_id).is_some_and(|action| {
+                    let there = |row: &synclave::provider::sdk::decision::Row| !row.item.deleted;
+                    action.before.as_ref().is_some_and(there) && there(&action.after)
+                });
+            if let Some(digest) = change.content_digest.filter(|_| loser_lost)
+                && !self.holds(index, &digest)
+            {
+                self.fail(Check::KeepBoth, format!("{} keeps nothing of what {} was at its source", name(index), change.item_id));
+            }
+        }
+        if self.fault != Some(Fault::LearnFailed) {
+            learned.exclude_items(&apply.left_out);
+        }
+        let replica = &mut self.providers[index].replica;
+        let knowledge = replica.knowledge.clone();
+        let commit = conclusion(actions, intended, (&replica.id.clone(), &knowledge), &learned, tick);
+        replica.commit(commit);
+        let outcomes: Vec<_> = changes.iter().zip(verdicts).map(|(change, verdict)| outcome(change, verdict)).collect();
+        for outcome in &outcomes {
+            apply.applied += u32::from(outcome.kind == synclave::knowledge::OutcomeKind::Applied);
+            apply.failed += u32::from(outcome.kind == synclave::knowledge::OutcomeKind::RecoverableError);
+            self.figures.conflicts += u64::from(outcome.conflict);
+            self.figures.applied += u64::from(outcome.kind == synclave::knowledge::OutcomeKind::Applied);
+        }
+        outcomes.into_iter().map(ProcessOutput::Outcome).collect()
+    }
+
+    /// A content is there, or a user has dealt with it.
+    fn holds(&self, index: usize, wanted: &Digest) -> bool {
+        let shelf = self.providers[index].replica.store.shelf();
+        shelf.items.values().any(|entry| digest(&entry.content) == *wanted)
+            || self.ghost.superseded.iter().any(|(replica, content)| *replica == index && digest(content) == *wanted)
+    }
+}
+
+fn live_renewed(provider: &mut Provider, guid: SyncGuid, now: Time) {
+    if let Some(live) = provider.sessions.get_mut(&guid) {
+        live.deadline = now + TIMING.lease;
+    }
+}
+
+fn header(state: &synclave::provider::sdk::ItemState) -> ItemDataHeader {
+    ItemDataHeader {
+        properties: state.properties.clone(),
+        content_size: state.size,
+        content_digest: Some(state.digest),
+    }
+}
+
+fn section_learned(apply: &Apply) -> Knowledge {
+    let prerequisite = (!apply.has_prerequisite).then_some((&*apply.batch.prerequisite_knowledge, &apply.known));
+    learned(apply.group(), apply.end, prerequisite)
+}
+
+/// Whether a change's data is needed. (The SDK saves some of it: by its headers, and by copies of what is here already.)
+fn need(replica: &Replica, apply: &Apply, change: &ItemChange, incoming: &Incoming) -> Result<bool, RecoverableError> {
+    let id = &change.item_id;
+    let Some(version) = &change.change_version else { return Err(changed(id)) };
+    let prerequisite = &apply.batch.prerequisite_knowledge;
+    if !apply.has_prerequisite
+        && !apply.known.contains_change(id, version)
+        && !apply.known.contains_for_item(prerequisite, id)
+    {
+        return Err(RecoverableError {
+            hresult: Hresult::SYNC_E_CHANGE_NEEDS_KNOWLEDGE,
+            item_display_name: id.to_string(),
+            error_description: "an earlier change of it was left out".to_owned(),
+        });
+    }
+    let knowledge = (&*apply.group().made_with_knowledge, &apply.known);
+    let policy = apply.start.conflict_resolution_policy;
+    match settle(change, version, knowledge, replica.rows.get(id), incoming, policy) {
+        Settlement::NeedsHeader | Settlement::NeedsContent => Ok(true),
+        Settlement::Failed(error) => Err(error),
+        Settlement::Obsolete | Settlement::Deferred => Ok(false),
+        Settlement::Settled { winner, .. } => Ok(match winner {
+            Winner::Source | Winner::SourceAndCopy | Winner::DestinationAndCopy => true,
+            Winner::Destination | Winner::Deletion => false,
+        }),
+    }
+}
+
+fn stage(store: &impl ItemStore, id: &ItemId, header: &ItemDataHeader, content: Vec<u8>, into: &mut Obtained) {
+    let staged = store.stage(id, header).and_then(|mut staging| {
+        staging.write_all(&content).map_err(|error| ItemError::Failed(error.to_string()))?;
+        staging.finish()
+    });
+    match staged {
+        Ok(staged) => {
+            into.staged = Some(staged);
+            into.incoming.digest = Some(digest(&content));
+        }
+        Err(error) => into.error = Some(error.into_recoverable(id)),
+    }
+}
+
+fn take_parts(store: &impl ItemStore, id: &ItemId, into: &mut Obtained, parts: Vec<DataPart>) {
+    let mut header = None;
+    let mut content = Vec::new();
+    for part in parts {
+        match part {
+            DataPart::Header(of) => header = Some(of),
+            DataPart::Chunk(chunk) => content.extend_from_slice(&chunk),
+            DataPart::Failed(error) => into.error = Some(error),
+            DataPart::End { .. } => {
+                let Some(header) = header.take() else { continue };
+                into.incoming.size = Some(header.content_size);
+                into.incoming.properties = Some(header.properties.clone());
+                stage(store, id, &header, std::mem::take(&mut content), into);
+            }
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! A replica in memory: a store of items, and the book that the SDK would keep in SQLite. Both survive a crash of the provider.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{Read, Write};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use sha2::{Digest as _, Sha256};
+use synclave::knowledge::{Digest, IdParameters, ItemDataHeader, ItemId, Knowledge, ReplicaId, Version};
+use synclave::provider::sdk::decision::{Book, Commit, Intent, Row, Snapshot, fold};
+use synclave::provider::sdk::{
+    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Staged,
+    Staging, StoreError,
+};
+
+/// Who wrote an item last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Author {
+    User,
+    Provider,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) content: Vec<u8>,
+    pub(crate) mode: String,
+    pub(crate) modified: i64,
+    pub(crate) author: Author,
+    stamp: u64,
+}
+
+impl Entry {
+    pub(crate) fn state(&self) -> ItemState {
+        ItemState {
+            properties: BTreeMap::from([("mode".to_owned(), self.mode.clone())]),
+            size: self.content.len() as u64,
+            digest: digest(&self.content),
+            modification_time: jiff::Timestamp::from_second(self.modified).ok(),
+        }
+    }
+}
+
+pub(crate) fn digest(content: &[u8]) -> Digest {
+    Digest(Sha256::digest(content).into())
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Shelf {
+    pub(crate) items: BTreeMap<ItemId, Entry>,
+    /// Items that a user deleted since a provider last wrote them.
+    pub(crate) deleted_by_user: BTreeSet<ItemId>,
+    pub(crate) unwritable: BTreeSet<ItemId>,
+    pub(crate) staged: HashMap<u64, Vec<u8>>,
+    next_staged: u64,
+    stamp: u64,
+}
+
+/// The store.
+#[derive(Debug, Default)]
+pub(crate) struct MemoryStore(Arc<Mutex<Shelf>>);
+
+impl MemoryStore {
+    pub(crate) fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.0.lock().expect("no thread panics with the lock held")
+    }
+
+    pub(crate) fn write(&self, item: &ItemId, content: Vec<u8>, modified: i64) {
+        let mut shelf = self.shelf();
+        shelf.stamp += 1;
+        let stamp = shelf.stamp;
+        let mode = shelf.items.get(item).map_or_else(|| "rw".to_owned(), |entry| entry.mode.clone());
+        shelf.items.insert(item.clone(), Entry { content, mode, modified, author: Author::User, stamp });
+    }
+
+    pub(crate) fn set_mode(&self, item: &ItemId, mode: String, modified: i64) {
+        let mut shelf = self.shelf();
+        shelf.stamp += 1;
+        let stamp = shelf.stamp;
+        if let Some(entry) = shelf.items.get_mut(item) {
+            *entry = Entry { mode, modified, author: Author::User, stamp, ..entry.clone() };
+        }
+    }
+
+    pub(crate) fn delete_by_user(&self, item: &ItemId) {
+        let mut shelf = self.shelf();
+        if shelf.items.remove(item).is_some() {
+            shelf.deleted_by_user.insert(item.clone());
+        }
+    }
+
+    pub(crate) fn contents(&self) -> BTreeMap<ItemId, ItemState> {
+        self.shelf().items.iter().map(|(id, entry)| (id.clone(), entry.state())).collect()
+    }
+
+    pub(crate) fn content(&self, item: &ItemId) -> Option<Vec<u8>> {
+        self.shelf().items.get(item).map(|entry| entry.content.clone())
+    }
+}
+
+impl Shelf {
+    fn is(&self, id: &ItemId, known: &KnownItem) -> bool {
+        self.items.get(id).is_some_and(|entry| entry.state() == known.state)
+    }
+
+    fn stage(&mut self, content: Vec<u8>) -> Staged {
+        self.next_staged += 1;
+        self.staged.insert(self.next_staged, content);
+        Staged(self.next_staged)
+    }
+}
+
+struct MemoryStaging(Arc<Mutex<Shelf>>, Vec<u8>);
+
+impl Write for MemoryStaging {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.1.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Staging for MemoryStaging {
+    fn finish(self: Box<Self>) -> Result<Staged, ItemError> {
+        Ok(self.0.lock().expect("no thread panics with the lock held").stage(self.1))
+    }
+}
+
+impl ItemStore for MemoryStore {
+    fn detect(&self, known: &dyn Known) -> Result<Detection, StoreError> {
+        let shelf = self.shelf();
+        let mut observations = Vec::new();
+        for (id, entry) in &shelf.items {
+            let fingerprint = Fingerprint(entry.stamp.to_le_bytes().to_vec());
+            if !known.get(id).is_some_and(|item| !item.deleted && item.fingerprint == fingerprint) {
+                observations.push(Observation::Present { id: id.clone(), state: entry.state(), fingerprint });
+            }
+        }
+        known.for_each_alive(&mut |id, _| {
+            if !shelf.items.contains_key(id) {
+                observations.push(Observation::Missing { id: id.clone() });
+            }
+        });
+        Ok(Detection { observations, skipped: Vec::new() })
+    }
+
+    fn open(&self, id: &ItemId, known: &KnownItem) -> Result<Box<dyn Read + Send>, ItemError> {
+        let shelf = self.shelf();
+        if !shelf.is(id, known) {
+            return Err(ItemError::Changed);
+        }
+        Ok(Box::new(std::io::Cursor::new(shelf.items[id].content.clone())))
+    }
+
+    fn is_unchanged(&self, id: &ItemId, known: &KnownItem) -> bool {
+        self.shelf().is(id, known)
+    }
+
+    fn stage(&self, _: &ItemId, _: &ItemDataHeader) -> Result<Box<dyn Staging>, ItemError> {
+        Ok(Box::new(MemoryStaging(self.0.clone(), Vec::new())))
+    }
+
+    fn stage_copy(&self, _: &ItemId, from: &ItemId, known: &KnownItem) -> Result<Staged, ItemError> {
+        let mut shelf = self.shelf();
+        if !shelf.is(from, known) {
+            return Err(ItemError::Changed);
+        }
+        let content = shelf.items[from].content.clone();
+        Ok(shelf.stage(content))
+    }
+
+    fn sync_staged(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn put(&self, id: &ItemId, staged: Staged, state: &ItemState, replaces: &Replaces) -> Result<Applied, ItemError> {
+        let mut shelf = self.shelf();
+        if shelf.unwritable.contains(id) {
+            return Err(ItemError::Failed("no space".to_owned()));
+        }
+        let fits = match replaces {
+            Replaces::Nothing => !shelf.items.contains_key(id),
+            Replaces::Item(known) => shelf.is(id, known),
+        };
+        if !fits {
+            return Err(ItemError::Changed);
+        }
+        let content = shelf.staged.remove(&staged.0).ok_or_else(|| ItemError::Failed("never staged".to_owned()))?;
+        shelf.stamp += 1;
+        let entry = Entry {
+            content,
+            mode: state.properties.get("mode").cloned().unwrap_or_default(),
+            modified: state.modification_time.map_or(0, |time| time.as_second()),
+            author: Author::Provider,
+            stamp: shelf.stamp,
+        };
+        shelf.items.insert(id.clone(), entry);
+        shelf.deleted_by_user.remove(id);
+        Ok(Applied::Done(Fingerprint(shelf.stamp.to_le_bytes().to_vec())))
+    }
+
+    fn set_properties(&self, id: &ItemId, state: &ItemState, known: &KnownItem) -> Result<Applied, ItemError> {
+        let mut shelf = self.shelf();
+        if !shelf.is(id, known) {
+            return Err(ItemError::Changed);
+        }
+        shelf.stamp += 1;
+        let stamp = shelf.stamp;
+        if let Some(entry) = shelf.items.get_mut(id) {
+            let mode = state.properties.get("mode").cloned().unwrap_or_default();
+            let modified = state.modification_time.map_or(0, |time| time.as_second());
+            *entry = Entry { mode, modified, author: Author::Provider, stamp, ..entry.clone() };
+        }
+        Ok(Applied::Done(Fingerprint(stamp.to_le_bytes().to_vec())))
+    }
+
+    fn delete(&self, id: &ItemId, known: &KnownItem) -> Result<Applied, ItemError> {
+        let mut shelf = self.shelf();
+        if !shelf.is(id, known) {
+            return Err(ItemError::Changed);
+        }
+        shelf.items.remove(id);
+        Ok(Applied::Done(Fingerprint::default()))
+    }
+
+    fn sync_applied(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn end_session(&self) {
+        self.shelf().staged.clear();
+    }
+
+    /// Few names, so that losers of different conflicts meet under one.
+    fn conflict_copy_id(&self, id: &ItemId, _: &ItemState, attempt: u32) -> Option<ItemId> {
+        let name = id.to_string();
+        let base = name.split('~').next().unwrap_or(&name);
+        Some(ItemId::from(&*format!("{base}~{attempt}")))
+    }
+
+    fn containers(&self, _: &ItemId) -> Vec<ItemId> {
+        Vec::new()
+    }
+}
+
+/// Store and book.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) store: MemoryStore,
+    pub(crate) id: ReplicaId,
+    pub(crate) rows: BTreeMap<ItemId, Row>,
+    pub(crate) intents: BTreeMap<ItemId, Intent>,
+    pub(crate) knowledge: Arc<Knowledge>,
+    pub(crate) tick: u64,
+}
+
+impl Replica {
+    pub(crate) fn new(index: usize) -> Self {
+        Self {
+            store: MemoryStore::default(),
+            id: ReplicaId::from(vec![b'A' + index as u8; 16]),
+            rows: BTreeMap::new(),
+            intents: BTreeMap::new(),
+            knowledge: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
+            tick: 0,
+        }
+    }
+
+    pub(crate) fn commit(&mut self, commit: Commit) {
+        for (id, row) in commit.rows {
+            self.intents.remove(&id);
+            self.rows.insert(id, row);
+        }
+        for id in &commit.dropped_intents {
+            self.intents.remove(id);
+        }
+        self.intents.extend(commit.intents);
+        if let Some(knowledge) = commit.knowledge {
+            self.knowledge = Arc::new(knowledge);
+        }
+        self.tick = self.tick.max(commit.tick);
+    }
+
+    /// Local changes become versions. Gives the items that got a new one, with the version before.
+    pub(crate) fn detect(&mut self) -> Vec<(ItemId, Option<Version>, Version)> {
+        let snapshot = Snapshot::new(self.rows.iter().map(|(id, row)| (id.clone(), row.clone())).collect());
+        let Ok(detection) = self.store.detect(&snapshot) else { return Vec::new() };
+        let book = Book { replica: &self.id, knowledge: &self.knowledge, tick: self.tick, snapshot: &snapshot };
+        let (commit, _) = fold(&self.store, book, self.intents.clone(), detection.observations);
+        let Some(commit) = commit else { return Vec::new() };
+        let fresh = |version: &Version| version.replica == self.id && version.tick > self.tick;
+        let fresh = commit
+            .rows
+            .iter()
+            .filter(|(_, row)| fresh(&row.version))
+            .map(|(id, row)| (id.clone(), self.rows.get(id).map(|row| row.version.clone()), row.version.clone()))
+            .collect();
+        self.commit(commit);
+        fresh
+    }
+}

@@ -1,0 +1,164 @@
+//! What is done to the world, and when: made from a seed, and made smaller when a failure is shrunk.
+
+use std::fmt;
+use std::time::Duration;
+
+use synclave::store::SyncDirection;
+use synclave::types::ConflictResolutionPolicy as Policy;
+
+use super::random::Random;
+
+/// Virtual time since the start of the world.
+pub(crate) type Time = Duration;
+
+/// A whole history but for what chance does to single messages, which the seed decides too.
+#[derive(Clone, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) seed: u64,
+    pub(crate) replicas: usize,
+    /// Sessions that a provider takes as source at once.
+    pub(crate) max_source_sessions: u32,
+    /// Per mille of messages.
+    pub(crate) weather: Weather,
+    pub(crate) batch_size: u32,
+    pub(crate) inline: bool,
+    pub(crate) steps: Vec<(Time, Step)>,
+}
+
+/// What happens to messages before the faults stop.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Weather {
+    pub(crate) drop: u32,
+    pub(crate) duplicate: u32,
+    /// Messages that take up to `longest_delay` instead of a few milliseconds.
+    pub(crate) slow: u32,
+    pub(crate) longest_delay: Duration,
+    /// Commits of the coordinator that fail.
+    pub(crate) bad_commit: u32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Step {
+    Write { replica: usize, item: u8, same: bool },
+    SetMode { replica: usize, item: u8 },
+    Delete { replica: usize, item: u8 },
+    /// Until the faults stop, an item of that name cannot be written by the provider.
+    Unwritable { replica: usize, item: u8 },
+    Writable { replica: usize },
+    Operate { a: usize, b: usize, direction: SyncDirection, policy: Policy, max_attempts: u32 },
+    /// Of the operations that run, the one with that index, modulo their number.
+    Cancel { index: usize },
+    CrashProvider { replica: usize, down: Duration },
+    CrashCoordinator { down: Duration },
+    /// No message passes between coordinator and provider; `silent`: nor is anyone told so.
+    Partition { replica: usize, silent: bool, span: Duration },
+    /// Each answer of the provider takes so long for a while.
+    Slow { replica: usize, by: Duration, span: Duration },
+    /// A watcher looks, or comes back with its token.
+    Watch { watcher: usize, reconnect: bool },
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "seed {}: {} replicas, batches of {}, inline data {}, max_source_sessions {}, {:?}",
+            self.seed, self.replicas, self.batch_size, self.inline, self.max_source_sessions, self.weather
+        )?;
+        self.steps.iter().try_for_each(|(time, step)| writeln!(f, "  {time:>12.3?}  {step:?}"))
+    }
+}
+
+impl Scenario {
+    pub(crate) fn new(seed: u64) -> Self {
+        let random = &mut Random::new(seed);
+        let replicas = random.between(3, 5) as usize;
+        let span = Duration::from_secs(random.between(5, 400));
+        let stormy = random.below(4) != 0;
+        let weather = match stormy {
+            false => Weather::default(),
+            true => Weather {
+                drop: random.pick(&[0, 5, 20, 60]),
+                duplicate: random.pick(&[0, 10, 40]),
+                slow: random.pick(&[0, 20, 100]),
+                longest_delay: Duration::from_millis(random.pick(&[50, 2_000, 40_000])),
+                bad_commit: random.pick(&[0, 0, 10]),
+            },
+        };
+        let count = random.between(6, 45);
+        let items = random.between(1, 6);
+        let policies: &[Policy] = random.pick(&[
+            &[Policy::LastWriterWins],
+            &[Policy::KeepBoth],
+            &[Policy::KeepBoth, Policy::LastWriterWins],
+            &[Policy::SourceProviderWins, Policy::DestinationProviderWins],
+            &[Policy::None, Policy::KeepBoth, Policy::SourceProviderWins, Policy::LastWriterWins],
+        ]);
+        let topology: Vec<(usize, usize)> = match random.below(3) {
+            0 => (1..replicas).map(|other| (0, other)).collect(),
+            1 => (0..replicas).map(|one| (one, (one + 1) % replicas)).collect(),
+            _ => (0..replicas).flat_map(|one| (one + 1..replicas).map(move |other| (one, other))).collect(),
+        };
+        let mut steps = Vec::new();
+        for _ in 0..count {
+            // Much happens at nearly the same time, so that it meets.
+            let cluster = random.below(6) * span.as_millis() as u64 / 6;
+            let time = Duration::from_millis(cluster + random.below(3_000));
+            let replica = random.index(replicas);
+            let item = random.below(items) as u8;
+            let (one, other) = random.pick(&topology);
+            let (a, b) = if random.below(2) == 0 { (one, other) } else { (other, one) };
+            let short = Duration::from_millis(random.pick(&[50, 800, 4_000, 20_000, 90_000, 200_000]));
+            let step = match random.below(if stormy { 100 } else { 82 }) {
+                0..=29 => Step::Write { replica, item, same: random.below(12) == 0 },
+                30..=33 => Step::SetMode { replica, item },
+                34..=41 => Step::Delete { replica, item },
+                42..=67 => Step::Operate {
+                    a,
+                    b,
+                    direction: random.pick(&[
+                        SyncDirection::UploadAndDownload,
+                        SyncDirection::UploadAndDownload,
+                        SyncDirection::DownloadAndUpload,
+                        SyncDirection::Upload,
+                        SyncDirection::Download,
+                    ]),
+                    policy: random.pick(policies),
+                    max_attempts: random.between(1, 4) as u32,
+                },
+                68..=71 => Step::Cancel { index: random.index(4) },
+                72..=73 => Step::Unwritable { replica, item },
+                74..=75 => Step::Writable { replica },
+                76..=81 => Step::Watch { watcher: random.index(3), reconnect: random.below(3) == 0 },
+                82..=87 => Step::CrashProvider { replica, down: short },
+                88..=91 => Step::CrashCoordinator { down: short },
+                92..=96 => Step::Partition { replica, silent: random.below(2) == 0, span: short },
+                _ => Step::Slow { replica, by: Duration::from_millis(random.pick(&[300, 5_000, 25_000])), span: short },
+            };
+            steps.push((time, step));
+        }
+        steps.sort_by_key(|(time, _)| *time);
+        Self {
+            seed,
+            replicas,
+            max_source_sessions: random.pick(&[1, 1, 3]),
+            weather,
+            batch_size: random.pick(&[1, 2, 3, 100]),
+            inline: random.below(2) == 0,
+            steps,
+        }
+    }
+
+    /// When the last step is over and the faults stop.
+    pub(crate) fn end(&self) -> Time {
+        let over = |(time, step): &(Time, Step)| {
+            *time
+                + match step {
+                    Step::CrashProvider { down, .. } | Step::CrashCoordinator { down } => *down,
+                    Step::Partition { span, .. } | Step::Slow { span, .. } => *span,
+                    _ => Duration::ZERO,
+                }
+        };
+        self.steps.iter().map(over).max().unwrap_or_default() + Duration::from_secs(1)
+    }
+}

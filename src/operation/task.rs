@@ -26,6 +26,7 @@ impl OperationTask {
     /// start goes on.
     pub(super) async fn run(mut self) {
         let mut next = self.course.first();
+        let began = tokio::time::Instant::now();
         loop {
             let flow = match next {
                 Next::Begin(flow) => flow,
@@ -45,7 +46,7 @@ impl OperationTask {
             if self.cancel.is_cancelled() {
                 return self.end(OperationState::Canceled).await;
             }
-            next = match self.session(flow).await {
+            next = match self.session(flow, began).await {
                 Some(ended) => self.course.after(flow, ended),
                 None => return,
             };
@@ -54,7 +55,7 @@ impl OperationTask {
     }
 
     /// One session, from its acceptance to its end. `None` when the coordinator stops.
-    async fn session(&mut self, flow: Flow) -> Option<Ended> {
+    async fn session(&mut self, flow: Flow, operation_began: tokio::time::Instant) -> Option<Ended> {
         self.record.state = OperationState::Running;
         self.record.next_attempt_time = None;
         let (source, destination) = match flow {
@@ -74,6 +75,7 @@ impl OperationTask {
                 conflict_resolution_policy: self.record.conflict_resolution_policy,
                 full_enumeration_action: self.record.full_enumeration_action,
                 allow_mass_delete: self.record.allow_mass_delete,
+                operation_began,
             })
             .await;
         let session = match begun {

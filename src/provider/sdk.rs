@@ -18,7 +18,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -97,6 +97,8 @@ struct Shared {
     metadata: Mutex<Metadata>,
     /// Held by detection and by each group that is applied. Taken before `metadata`, never after.
     gate: Mutex<()>,
+    /// When the last look for local changes began; `None` when something has shown since that there are more.
+    looked: Mutex<Option<Instant>>,
     /// Set when a partner turned out to know more of this replica than it does itself.
     went_back: AtomicBool,
     registry: Mutex<Registry>,
@@ -111,6 +113,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     fn metadata(&self) -> MutexGuard<'_, Metadata> {
         lock(&self.metadata)
+    }
+
+    /// An item is not as recorded: the next session looks, whatever it is told of its operation.
+    fn look_again(&self) {
+        *lock(&self.looked) = None;
     }
 
     /// A partner knows a higher tick of this replica than was ever given out: it was restored or cloned, and the same tick may
@@ -201,6 +208,7 @@ impl ReplicaProvider {
                 replica: Mutex::new(metadata.replica().clone()),
                 metadata: Mutex::new(metadata),
                 gate: Mutex::new(()),
+                looked: Mutex::new(None),
                 went_back: AtomicBool::new(false),
                 registry: Mutex::new(Registry::default()),
                 report: Mutex::default(),
@@ -269,7 +277,7 @@ impl Provider for ReplicaProvider {
         tokio::task::spawn_blocking(move || {
             // Whole, token and all: a closure that names only a field of it would leave the token behind.
             let (work, shared) = (work, shared);
-            enumeration::change_batch(&shared, &work.session, request)
+            enumeration::change_batch(&shared, &work, request)
         })
         .await
         .map_err(panicked)?

@@ -21,7 +21,7 @@ use super::edge::is_edge;
 use super::timing::Timing;
 use crate::knowledge::{ChangeBatch, IdParameters};
 use crate::provider::{
-    CallError, ChangeBatchRequest, MAX_MESSAGE_BYTES, ProgressTotals, ProviderFault, ProviderInfo, Renewal, SyncBatchParameters,
+    CallError, ChangeBatchRequest, ProgressTotals, ProviderFault, ProviderInfo, Renewal, SyncBatchParameters,
 };
 use crate::referee::{BatchReport, Referee};
 use crate::store::{EndNotice, OwedEnd, SessionEvent, SessionRecord};
@@ -36,8 +36,9 @@ use end::Ends;
 /// Items up to this size may carry their data inline in a batch.
 const MAX_INLINE_BYTES: u64 = 64 * 1024;
 
-/// Room that is left in a message for what is not the batch.
-const MESSAGE_SLACK: u64 = 64 * 1024;
+/// Bytes of a batch between providers that set no lower limit. Behind a wire the message is the limit; in one process only
+/// memory is, and what a batch costs beside its bytes (the commits and syncs of its sections) is paid less often.
+const MAX_BATCH_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The time, on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -578,7 +579,7 @@ impl Machine {
         let request = ChangeBatchRequest {
             requested_batch_size: smallest(u64::from(parameters.requested_batch_size.max(1)), |limits| limits.max_changes.into())
                 as u32,
-            max_bytes: smallest(MAX_MESSAGE_BYTES as u64 - MESSAGE_SLACK, |limits| limits.max_bytes),
+            max_bytes: smallest(MAX_BATCH_BYTES, |limits| limits.max_bytes),
             destination_knowledge: referee.asked_knowledge(),
             max_inline_bytes: smallest(MAX_INLINE_BYTES, |limits| limits.max_inline_bytes),
         };

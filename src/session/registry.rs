@@ -40,6 +40,8 @@ pub struct NewSession {
     pub full_enumeration_action: FullEnumerationAction,
     /// The safety stop is off.
     pub allow_mass_delete: bool,
+    /// When the operation began, or was taken up again by this process: later changes need not be seen by it.
+    pub operation_began: Instant,
 }
 
 /// Why a session could not begin, or be found.
@@ -177,7 +179,7 @@ impl Sessions {
             message: String::new(),
         };
         self.inner.parts.store.commit(vec![Write::Session(Box::new(record.clone()), Some(event))]).await?;
-        let task = SessionTask::new(record, self.inner.parts.clone(), Links { providers, tokens }, inbox);
+        let task = SessionTask::new(record, self.inner.parts.clone(), Links { providers, tokens, operation_began: new.operation_began }, inbox);
         let span = error_span!("session", %sync_guid);
         self.inner.tracker.spawn(
             async move {

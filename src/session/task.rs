@@ -120,6 +120,7 @@ pub(super) struct Parts {
 pub(super) struct Links {
     pub providers: [Arc<dyn Provider>; 2],
     pub tokens: [String; 2],
+    pub operation_began: Instant,
 }
 
 pub(super) fn handle(sync_guid: SyncGuid) -> (SessionHandle, Inbox) {
@@ -298,6 +299,7 @@ impl SessionTask {
                         coordinator_address: self.parts.coordinator_address.clone(),
                     },
                     allow_mass_delete: self.machine.record().allow_mass_delete,
+                    operation_age: Some(self.links.operation_began.elapsed()),
                 };
                 let deadline = self.parts.timing.begin_deadline;
                 self.work.spawn(answered(role, async move {

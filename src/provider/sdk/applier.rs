@@ -26,8 +26,7 @@ use crate::knowledge::{
     ChangeBatch, ChangeGroup, ChangeOutcome, Digest, GroupKind, ItemChange, ItemId, Knowledge, OutcomeKind,
 };
 use crate::provider::{
-    CallError, FRAMES_IN_FLIGHT, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Refusal,
-    RefusalCode,
+    CallError, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Refusal, RefusalCode,
 };
 use crate::types::{FullEnumerationAction, Hresult};
 
@@ -42,6 +41,9 @@ use fetch::Wire;
 const SECTION_CHANGES: usize = 1_000;
 /// Bytes of content that are staged before a section is applied; a larger item is a section of its own.
 const SECTION_BYTES: u64 = 256 * 1024 * 1024;
+/// Outcomes and loads that may wait for the coordinator: small ones, so many that the end of a section is not a hand-over of
+/// each from thread to thread.
+const OUTPUTS_IN_FLIGHT: usize = 256;
 /// Between two signs of life while a batch is applied; the coordinator wants one every 10 s.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -56,7 +58,7 @@ pub(super) fn process(
     if work.session.processing.swap(true, Ordering::Acquire) {
         return Err(Refusal::invalid_operation("a batch of this session is being processed already").into());
     }
-    let (outputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
+    let (outputs, receiver) = mpsc::channel(OUTPUTS_IN_FLIGHT);
     let shared = shared.clone();
     let progress = Arc::new(Progress::of(&work.session, &batch));
     tokio::spawn(async move {
@@ -222,7 +224,10 @@ impl<'a> Applier<'a> {
                 counters.applied.fetch_add(1, Ordering::Relaxed);
                 self.applied += 1;
             }
-            OutcomeKind::RecoverableError => self.failed += 1,
+            OutcomeKind::RecoverableError => {
+                self.failed += 1;
+                self.shared.look_again();
+            }
             OutcomeKind::Obsolete | OutcomeKind::Deferred => {}
         }
         let left_out = match (outcome.kind, &outcome.error) {

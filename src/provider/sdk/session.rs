@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::enumeration::Enumeration;
+use super::enumeration::{Enumeration, ReadAhead};
 use super::{KnownItem, Shared, canceled, detection, lock, panicked};
 use crate::knowledge::{Digest, ItemId};
 use crate::provider::{
@@ -73,6 +73,8 @@ pub(super) struct Session {
     pub(super) counters: Counters,
     /// What the source still has to send; kept from batch to batch.
     pub(super) enumeration: Mutex<Option<Enumeration>>,
+    /// What it sends next, being read.
+    pub(super) read_ahead: Mutex<Option<ReadAhead>>,
     /// Contents that this session deleted or displaced, which the store may still have until its end.
     pub(super) deleted: Mutex<HashMap<Digest, (ItemId, KnownItem)>>,
     standing: Mutex<Standing>,
@@ -119,6 +121,13 @@ pub(super) struct Work {
     _token: TaskTrackerToken,
 }
 
+impl Work {
+    /// For a further thread of the same work.
+    pub(super) fn again(&self) -> Self {
+        Self { session: self.session.clone(), _token: self.session.work.token() }
+    }
+}
+
 fn stale(guid: SyncGuid, seen: Epoch) -> CallError {
     let message = format!("session {guid} has been taken over: epoch {seen} was seen");
     Refusal::own(RefusalCode::Aborted, "STALE_EPOCH", Hresult::SYNC_E_INVALID_OPERATION, message).into()
@@ -142,7 +151,10 @@ pub(super) async fn begin(shared: &Arc<Shared>, request: BeginSession) -> Result
     tokio::spawn(async move {
         let detected = {
             let (shared, allow_mass_delete) = (shared.clone(), request.allow_mass_delete);
-            let look = move || detection::detect(&shared, allow_mass_delete);
+            let look = move || match detection::recent(&shared, request.operation_age)? {
+                Some(alive) => Ok(alive),
+                None => detection::detect(&shared, allow_mass_delete),
+            };
             tokio::task::spawn_blocking(look).await.map_err(panicked).and_then(|result| result.map_err(CallError::from))
         };
         let outcome = match detected {
@@ -206,6 +218,7 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
         processing: AtomicBool::new(false),
         counters: Counters::default(),
         enumeration: Mutex::new(None),
+        read_ahead: Mutex::new(None),
         deleted: Mutex::new(HashMap::new()),
         standing: Mutex::new(Standing {
             phase: Phase::Beginning,

@@ -19,6 +19,9 @@ use crate::store::{Opened, Recovered, Store};
 use crate::sync_info::Hub;
 use crate::types::{Endpoint, Hresult};
 
+/// Operations have so long to notice that their sessions are over.
+const OPERATIONS_GRACE: Duration = Duration::from_secs(1);
+
 /// What a coordinator needs to know.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -26,6 +29,8 @@ pub struct Options {
     pub timing: Timing,
     /// Where providers find SessionStateService; `None` when it is not told to them.
     pub advertise: Option<String>,
+    /// Operations that a former process left running go on. False for a command that runs one operation of its own.
+    pub resume_operations: bool,
 }
 
 /// Why a coordinator did not start.
@@ -86,7 +91,7 @@ impl Coordinator {
             Sessions::new(store.clone(), Tokens::new(recovered.secret), dial, options.timing, options.advertise);
         sessions.recover(&recovered).await?;
         let operations = Operations::new(store.clone(), sessions.clone());
-        operations.recover(&recovered).await?;
+        operations.recover(&recovered, options.resume_operations).await?;
         Ok(Self { store, hub, sessions, operations })
     }
 
@@ -94,7 +99,8 @@ impl Coordinator {
     pub async fn stop(&self, grace: Duration) {
         self.operations.close();
         self.sessions.shutdown(grace).await;
-        self.operations.closed().await;
+        // Operations end with their sessions; one whose session did not end in time is left to the next start.
+        let _ = tokio::time::timeout(OPERATIONS_GRACE, self.operations.closed()).await;
         self.store.close();
     }
 }

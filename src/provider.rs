@@ -102,6 +102,9 @@ pub struct BeginSession {
     pub session: SessionRef,
     /// The safety stop of "cannot see is not deleted" is off for this session.
     pub allow_mass_delete: bool,
+    /// How long ago the session's operation began: changes from before that are to have versions, and a provider whose last
+    /// look for local changes began later need not look again. `None`: it looks in any case. A span, as clocks differ.
+    pub operation_age: Option<Duration>,
 }
 
 /// A provider's own report in RenewSession: totals since its session began, never falling.

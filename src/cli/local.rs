@@ -64,7 +64,7 @@ impl LocalCoordinator {
                 }
             });
         }
-        let options = Options { timing: Timing::default(), advertise: None };
+        let options = Options { timing: Timing::default(), advertise: None, resume_operations: false };
         let coordinator =
             Coordinator::start(opened, options, providers.into_dial()).await.map_err(|error| failed(&error))?;
 

@@ -146,7 +146,7 @@ pub(super) async fn run(args: ServeArgs, stop: CancellationToken) -> Result<Exit
     let address = listener.local_addr().map_err(|error| cannot_listen(plan.listen, &error))?;
     let failed = |error: &dyn std::fmt::Display| Failure::failed(error.to_string());
     let opened = Coordinator::open(&plan.data_dir).map_err(|error| failed(&error))?;
-    let options = Options { timing: plan.timing, advertise: plan.advertise };
+    let options = Options { timing: plan.timing, advertise: plan.advertise, resume_operations: true };
     let dial = Providers::new(DialOptions::default()).into_dial();
     let coordinator = Coordinator::start(opened, options, dial).await.map_err(|error| failed(&error))?;
     output::announce(address)?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::convert::knowledge::ReplicaKeys;
 use crate::knowledge::{IdParameters, ReplicaId};
-use crate::provider::ProviderInfo;
+use crate::provider::{MAX_MESSAGE_BYTES, ProviderInfo};
 use crate::types::SyncGuid;
 
 mod client;
@@ -19,6 +19,15 @@ pub use server::ProviderServer;
 /// Sessions whose latest keys are kept. A source is in a handful at once; beyond the bound, which only sessions that never end
 /// can reach, the oldest is forgotten and a load of it is refused.
 const MAX_SESSIONS: usize = 256;
+
+/// Room that is left in a message for what is not the batch.
+const MESSAGE_SLACK: u64 = 64 * 1024;
+
+/// A limit of a batch's bytes (0: none), lowered to what a message holds.
+fn within_message(max_bytes: u64) -> u64 {
+    let most = MAX_MESSAGE_BYTES as u64 - MESSAGE_SLACK;
+    if max_bytes == 0 { most } else { max_bytes.min(most) }
+}
 
 /// Who a provider is, as far as the codec needs it: ids are checked against the schema, and its own knowledge has it as owner.
 #[derive(Clone, Debug)]

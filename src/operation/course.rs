@@ -79,6 +79,11 @@ impl Course {
         Self { flows, max_attempts, max_sessions, sessions: 0, attempt: 0, newest: [None; 2], seen: [0; 2] }
     }
 
+    /// The course of an operation that a former process left after so many failures in a row.
+    pub fn resumed(self, attempt: u32) -> Self {
+        Self { attempt, ..self }
+    }
+
     /// Failures in a row so far.
     pub fn attempt(&self) -> u32 {
         self.attempt
@@ -91,7 +96,6 @@ impl Course {
 
     /// What comes after a session that ran in `flow`.
     pub fn after(&mut self, flow: Flow, ended: Ended) -> Next {
-        self.sessions += 1;
         if ended.canceled {
             return Next::End(OperationState::Canceled);
         }
@@ -107,6 +111,7 @@ impl Course {
 
     fn after_good_order(&mut self, flow: Flow, ended: Ended) -> Next {
         self.attempt = 0;
+        self.sessions += 1;
         let (source, destination) = ends(flow);
         self.seen[source] = self.seen[source].max(ended.ticks.source);
         self.seen[destination] = self.seen[destination].max(ended.ticks.destination);

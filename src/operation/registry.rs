@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error_span};
@@ -16,9 +17,9 @@ use crate::command::{BeginSession, StartOperation};
 use crate::provider::CallError;
 use crate::session::{self, NewSession, SessionHandle, Sessions};
 use crate::store::{
-    AcceptedRequest, InitiatedBy, OperationRecord, OperationState, Recovered, Store, SyncDirection, Write,
+    AcceptedRequest, InitiatedBy, LastError, OperationRecord, OperationState, Recovered, Store, SyncDirection, Write,
 };
-use crate::types::{InitiationReason, OperationId, SyncGuid};
+use crate::types::{Hresult, InitiationReason, OperationId, SyncGuid};
 
 /// Why an operation did not start.
 #[derive(Debug, thiserror::Error)]
@@ -140,12 +141,28 @@ impl Operations {
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes on with the operations that the process before this one left running.
-    pub async fn recover(&self, recovered: &Recovered) -> Result<(), Error> {
+    /// Goes on with the operations that the process before this one left running, or, where `resume` is false, ends them: a
+    /// command that was given today does not carry out what another one asked for yesterday.
+    pub async fn recover(&self, recovered: &Recovered, resume: bool) -> Result<(), Error> {
         for record in recovered.operations.iter().filter(|record| !record.state.is_final()) {
             let record = OperationRecord::clone(record);
             match record.initiated_by {
-                InitiatedBy::Operation => self.run(record, None),
+                InitiatedBy::Operation if resume => self.run(record, None),
+                InitiatedBy::Operation => {
+                    let last_error = LastError {
+                        provider_with_error: None,
+                        hresult: Hresult::E_ABORT,
+                        message: "the process that ran it ended; start it again if it is still wanted".to_owned(),
+                    };
+                    let record = OperationRecord {
+                        state: OperationState::Canceled,
+                        end_time: Some(Timestamp::now()),
+                        next_attempt_time: None,
+                        last_error: Some(last_error),
+                        ..record
+                    };
+                    self.inner.store.commit(vec![Write::Operation(Box::new(record))]).await?;
+                }
                 // One session, no retries: it ended with its session.
                 InitiatedBy::Session => {
                     let end_time = Some(Timestamp::now());
@@ -269,6 +286,7 @@ impl Operations {
             conflict_resolution_policy,
             full_enumeration_action: new.full_enumeration_action,
             allow_mass_delete: new.allow_mass_delete,
+            operation_began: Instant::now(),
         };
         let mut with = vec![Write::Operation(Box::new(record.clone()))];
         with.extend(request.as_ref().map(|request| request.accepted(&record)));
@@ -283,7 +301,7 @@ impl Operations {
         let cancel = CancellationToken::new();
         self.running().operations.insert(id, cancel.clone());
         let task = OperationTask {
-            course: Course::new(record.direction, record.max_attempts, record.max_sessions),
+            course: Course::new(record.direction, record.max_attempts, record.max_sessions).resumed(record.attempt),
             record,
             first,
             store: self.inner.store.clone(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -29,6 +30,7 @@ impl OperationTask {
     /// start goes on.
     pub(super) async fn run(mut self) {
         let mut next = self.course.first();
+        let began = Instant::now();
         loop {
             let flow = match next {
                 Next::Begin(flow) => flow,
@@ -46,9 +48,13 @@ impl OperationTask {
                 Next::End(state) => return self.end(state).await,
             };
             if self.cancel.is_cancelled() {
+                if let Some(session) = self.first.take() {
+                    session.cancel("CANCELED", "the operation was cancelled").await;
+                    session.finished().await;
+                }
                 return self.end(OperationState::Canceled).await;
             }
-            next = match self.session(flow).await {
+            next = match self.session(flow, began).await {
                 Some(ended) => self.course.after(flow, ended),
                 None => return,
             };
@@ -57,10 +63,10 @@ impl OperationTask {
     }
 
     /// One session, from its acceptance to its end. `None` when the coordinator stops.
-    async fn session(&mut self, flow: Flow) -> Option<Ended> {
+    async fn session(&mut self, flow: Flow, operation_began: Instant) -> Option<Ended> {
         let begun = match self.first.take() {
             Some(session) => Ok(session),
-            None => self.begin(flow).await,
+            None => self.begin(flow, operation_began).await,
         };
         let session = match begun {
             Ok(session) => session,
@@ -96,7 +102,7 @@ impl OperationTask {
     }
 
     /// Begins a session; the operation that names it is stored in the same transaction.
-    async fn begin(&mut self, flow: Flow) -> Result<SessionHandle, Error> {
+    async fn begin(&mut self, flow: Flow, operation_began: Instant) -> Result<SessionHandle, Error> {
         self.record.state = OperationState::Running;
         self.record.next_attempt_time = None;
         let (source, destination) = match flow {
@@ -114,6 +120,7 @@ impl OperationTask {
             conflict_resolution_policy: self.record.conflict_resolution_policy,
             full_enumeration_action: self.record.full_enumeration_action,
             allow_mass_delete: self.record.allow_mass_delete,
+            operation_began,
         };
         self.record.sync_guids.push(new.sync_guid);
         let begun = self.sessions.begin(new, vec![Write::Operation(Box::new(self.record.clone()))]).await;

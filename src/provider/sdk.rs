@@ -18,7 +18,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -109,6 +109,8 @@ struct Shared {
     metadata: Mutex<Metadata>,
     /// Held by detection and by each group that is applied. Taken before `metadata`, never after.
     gate: Mutex<()>,
+    /// When the last look for local changes began; `None` when something has shown since that there are more.
+    looked: Mutex<Option<Instant>>,
     /// Set when a partner turned out to know more of this replica than it does itself.
     went_back: AtomicBool,
     registry: Mutex<Registry>,
@@ -123,6 +125,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     fn metadata(&self) -> MutexGuard<'_, Metadata> {
         lock(&self.metadata)
+    }
+
+    /// An item is not as recorded: the next session looks, whatever it is told of its operation.
+    fn look_again(&self) {
+        *lock(&self.looked) = None;
     }
 
     /// A partner knows a higher tick of this replica than was ever given out: it was restored or cloned, and the same tick may
@@ -213,6 +220,7 @@ impl ReplicaProvider {
                 replica: Mutex::new(metadata.replica().clone()),
                 metadata: Mutex::new(metadata),
                 gate: Mutex::new(()),
+                looked: Mutex::new(None),
                 went_back: AtomicBool::new(false),
                 registry: Mutex::new(Registry::default()),
                 report: Mutex::default(),
@@ -260,6 +268,8 @@ impl Provider for ReplicaProvider {
 
     async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
+        // What an abandoned batch still learns belongs into the answer.
+        drop(work.session.turn.clone().lock_owned().await);
         let shared = self.shared.clone();
         tokio::task::spawn_blocking(move || {
             let _work = work;
@@ -281,7 +291,7 @@ impl Provider for ReplicaProvider {
         tokio::task::spawn_blocking(move || {
             // Whole, token and all: a closure that names only a field of it would leave the token behind.
             let (work, shared) = (work, shared);
-            enumeration::change_batch(&shared, &work.session, request)
+            enumeration::change_batch(&shared, &work, request)
         })
         .await
         .map_err(panicked)?
@@ -295,7 +305,8 @@ impl Provider for ReplicaProvider {
         inputs: ProcessInputs,
     ) -> Result<ProcessOutputs, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
-        applier::process(&self.shared, work, start, batch, inputs)
+        let turn = work.session.turn.clone().lock_owned().await;
+        applier::process(&self.shared, work, turn, start, batch, inputs)
     }
 
     async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError> {

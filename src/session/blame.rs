@@ -8,6 +8,12 @@ use crate::provider::{CallError, ProviderFault, RefusalCode};
 use crate::referee::Breach;
 use crate::types::{Hresult, ProviderRole, ProviderWithError, SyncState};
 
+/// Cause: a provider said that it is at fault itself.
+const SELF_ACCUSATION: &str = "PROVIDER_WITH_ERROR";
+
+/// Cause: a provider said that the other one is at fault.
+const ACCUSATION: &str = "OTHER_PROVIDER_WITH_ERROR";
+
 /// Why a session ends other than well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -75,9 +81,14 @@ impl Failure {
             provider_with_error: Some(at_fault.into()),
             hresult: fault.hresult.filter(|hresult| hresult.is_failure()).unwrap_or(Hresult::E_FAIL),
             message,
-            cause: "PROVIDER_WITH_ERROR".to_owned(),
+            cause: if fault.caller_at_fault { SELF_ACCUSATION } else { ACCUSATION }.to_owned(),
             worth_retrying: true,
         }
+    }
+
+    /// True for what one provider said of the other: it yields to evidence.
+    pub fn is_accusation(&self) -> bool {
+        self.cause == ACCUSATION
     }
 
     /// The coordinator itself failed.

@@ -25,8 +25,8 @@ use super::timing::Timing;
 use crate::knowledge::{ChangeBatch, IdParameters, ReplicaId};
 use crate::mutant::{self, Mutant};
 use crate::provider::{
-    CallError, ChangeBatchRequest, MAX_MESSAGE_BYTES, ProgressReport, ProviderFault, ProviderInfo, ProviderLimits,
-    Renewal, SyncBatchParameters,
+    CallError, ChangeBatchRequest, ProgressReport, ProviderFault, ProviderInfo, ProviderLimits, RefusalCode, Renewal,
+    SyncBatchParameters,
 };
 use crate::referee::{BatchReport, Referee};
 use crate::store::{EndNotice, OwedEnd, SessionEvent, SessionRecord};
@@ -45,8 +45,9 @@ const MAX_INLINE_BYTES: u64 = 64 * 1024;
 /// Commits of the final state that may fail before the session ends without it; the next start then ends it.
 const MAX_FINAL_ATTEMPTS: u32 = 10;
 
-/// Room that is left in a message for what is not the batch.
-const MESSAGE_SLACK: u64 = 64 * 1024;
+/// Bytes of a batch between providers that set no lower limit. Behind a wire the message is the limit; in one process only
+/// memory is, and what a batch costs beside its bytes (the commits and syncs of its sections) is paid less often.
+const MAX_BATCH_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The time, on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -296,6 +297,9 @@ pub struct Machine {
     failure: Option<Failure>,
     concluded: Option<Instant>,
     final_attempts: u32,
+    /// Since when the link is lost, on and off; `None` while data gets through.
+    lost_since: Option<Instant>,
+    losses: u32,
     events: Vec<SessionEvent>,
     rate: Rate,
 }
@@ -333,6 +337,8 @@ impl Machine {
             failure: None,
             concluded: None,
             final_attempts: 0,
+            lost_since: None,
+            losses: 0,
             events: Vec::new(),
             rate: Rate::default(),
         }
@@ -587,13 +593,18 @@ impl Machine {
         match result {
             Ok(()) => {
                 self.ends.begun(role);
+                if self.step == Step::Beginning {
+                    // Its lease runs from here, while the other one may look through its store for minutes.
+                    effects.push(Effect::SetTimer(Timer::Renew, self.timing.lease / 3));
+                }
                 self.enlisted(now, effects);
             }
             Err(error) => {
-                if error.had_no_effect() {
-                    self.ends.had_no_effect(role);
-                }
+                // Once the end has begun, its EndSession is on the way, and the answer to that settles it.
                 if self.step == Step::Beginning {
+                    if error.had_no_effect() {
+                        self.ends.had_no_effect(role);
+                    }
                     self.conclude(Failure::call(role, "BeginSession", &error), now, effects);
                 }
             }
@@ -657,7 +668,7 @@ impl Machine {
             requested_batch_size: smallest(u64::from(parameters.requested_batch_size.max(1)), |limits| {
                 limits.max_changes.into()
             }) as u32,
-            max_bytes: smallest(MAX_MESSAGE_BYTES as u64 - MESSAGE_SLACK, |limits| limits.max_bytes),
+            max_bytes: smallest(MAX_BATCH_BYTES, |limits| limits.max_bytes),
             destination_knowledge: referee.asked_knowledge(),
             max_inline_bytes: smallest(MAX_INLINE_BYTES, |limits| limits.max_inline_bytes),
         };
@@ -715,6 +726,8 @@ impl Machine {
         if self.step != Step::Processing {
             return;
         }
+        self.lost_since = None;
+        self.losses = 0;
         self.count(relayed, now);
         effects.push(Effect::Publish);
     }
@@ -765,12 +778,15 @@ impl Machine {
             Ok(report) => report,
             Err(RelayError::Breach(breach)) => return self.conclude(Failure::breach(breach), now, effects),
             Err(RelayError::Call { role, call, error }) => return self.call_failed(role, call, error, now, effects),
+            Err(RelayError::Fault(_)) if self.is_interrupted() => return self.stop(now, effects),
             Err(RelayError::Fault(fault)) => {
                 let failure = Failure::said(ProviderRole::Destination, &fault);
                 return self.conclude(failure, now, effects);
             }
             Err(RelayError::Aborted) => return self.stop(now, effects),
         };
+        self.lost_since = None;
+        self.losses = 0;
         self.left_out += report.failed + report.deferred + report.not_reached;
         self.count(
             Relayed {
@@ -793,22 +809,39 @@ impl Machine {
         effects.push(Effect::Publish);
     }
 
+    /// Someone asked for the session to end, and what runs has not come back yet.
+    fn is_interrupted(&self) -> bool {
+        self.failure.as_ref().is_some_and(|failure| failure.state == SyncState::Interrupted)
+    }
+
     /// A call of the change loop broke. A lost connection is tested by RenewSession; anything else ends the session.
     fn call_failed(&mut self, role: ProviderRole, call: &str, error: CallError, now: Now, effects: &mut Vec<Effect>) {
-        if self.failure.is_some() {
+        if let Some(pending) = &self.failure {
+            // Evidence goes before what one provider says of the other; a cancel stays one.
+            let came_back = matches!(&error, CallError::Refused(refusal) if refusal.code == RefusalCode::Cancelled);
+            if pending.is_accusation() && !came_back {
+                return self.conclude(Failure::call(role, call, &error), now, effects);
+            }
             return self.stop(now, effects);
         }
         match error {
             CallError::Unreachable(_) | CallError::ConnectionLost(_) => {
+                // One span for all losses until something gets through: a link that only carries renewals is a broken one.
+                let since = *self.lost_since.get_or_insert(now.instant);
+                if now.instant.duration_since(since) >= self.timing.connect_patience {
+                    return self.conclude(Failure::call(role, call, &error), now, effects);
+                }
+                self.losses += 1;
                 self.record.phase = "RECONNECTING".to_owned();
                 self.enter(SyncState::Connecting, "CONNECTION_LOST", &format!("{role} in {call}: {error}"), now);
-                self.step = Step::Reconnecting { role, since: now.instant, attempt: 1 };
+                self.step = Step::Reconnecting { role, since, attempt: self.losses };
                 effects.push(Effect::Publish);
                 effects.push(Effect::AbortWork);
                 // A renewal that was under way was cut with the rest, and so was its timer.
                 self.renewing = [false; 2];
                 effects.push(Effect::SetTimer(Timer::Renew, self.timing.lease / 3));
-                effects.push(Effect::SetTimer(Timer::Reconnect(role), self.timing.connect_pause_before(1)));
+                let pause = self.timing.connect_pause_before(self.losses);
+                effects.push(Effect::SetTimer(Timer::Reconnect(role), pause));
             }
             error => self.conclude(Failure::call(role, call, &error), now, effects),
         }
@@ -841,10 +874,16 @@ impl Machine {
                     self.go_on(effects);
                 }
             }
-            (Err(error @ CallError::Refused(_)), _) => {
-                let mut failure = Failure::call(role, "RenewSession", &error);
-                failure.message = format!("{role} does not know the session any more; it has restarted ({error})");
-                failure.cause = "PROVIDER_RESTARTED".to_owned();
+            // A provider that was told of a cancel and has left by itself.
+            (Err(CallError::Refused(_)), _) if self.is_interrupted() => self.stop(now, effects),
+            (Err(CallError::Refused(refusal)), _) => {
+                let unknown = refusal.hresult == Hresult::SYNC_E_INVALID_OPERATION;
+                let said = refusal.message.clone();
+                let mut failure = Failure::call(role, "RenewSession", &CallError::Refused(refusal));
+                if unknown {
+                    failure.message = format!("{role} does not know the session any more; it has restarted ({said})");
+                    failure.cause = "PROVIDER_RESTARTED".to_owned();
+                }
                 self.conclude(failure, now, effects);
             }
             (Err(error), Step::Reconnecting { role: lost, since, attempt }) if lost == role => {
@@ -879,7 +918,10 @@ impl Machine {
                 }
                 effects.push(Effect::SetTimer(Timer::Renew, self.timing.lease / 3));
                 for role in ProviderRole::BOTH {
-                    self.renew(role, effects);
+                    // One that is still in BeginSession may not know the session yet.
+                    if self.step != Step::Beginning || self.ends.has_begun(role) {
+                        self.renew(role, effects);
+                    }
                 }
             }
             Timer::Reconnect(role) => match self.step {
@@ -937,7 +979,10 @@ impl Machine {
             return;
         }
         let failure = Failure::said(by, fault);
-        if fault.caller_at_fault {
+        if self.is_interrupted() {
+            // Asked to stop, it says that it did.
+            self.stop(now, effects);
+        } else if fault.caller_at_fault {
             self.conclude(failure, now, effects);
         } else if self.failure.is_none() {
             self.cancel(failure, now, effects);

@@ -60,14 +60,16 @@ pub fn end_left_behind(record: &SessionRecord, now: Timestamp) -> Vec<Write> {
 /// The row with what EndSession will say, for a session that ended with this restart.
 pub fn notice_left_behind(owed: &OwedEnd, record: Option<&SessionRecord>) -> OwedEnd {
     let mut owed = owed.clone();
+    let decided = record.filter(|record| record.outcome.is_some());
     owed.notice.get_or_insert_with(|| EndNotice {
-        state: record.and_then(|record| record.outcome).unwrap_or(SyncState::Interrupted),
-        hresult: record.map_or(Hresult::E_ABORT, |record| record.hresult),
-        message: record.map_or_else(
+        state: decided.and_then(|record| record.outcome).unwrap_or(SyncState::Interrupted),
+        // Without an outcome the restart is what ended it.
+        hresult: decided.map_or(Hresult::E_ABORT, |record| record.hresult),
+        message: decided.map_or_else(
             || "the coordinator restarted while the session ran".to_owned(),
             |record| record.error_message.clone(),
         ),
-        provider_with_error: record.and_then(|record| record.provider_with_error),
+        provider_with_error: decided.and_then(|record| record.provider_with_error),
     });
     owed
 }

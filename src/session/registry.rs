@@ -51,6 +51,8 @@ pub struct NewSession {
     pub full_enumeration_action: FullEnumerationAction,
     /// The safety stop is off.
     pub allow_mass_delete: bool,
+    /// When the operation began, or was taken up again by this process: later changes need not be seen by it.
+    pub operation_began: Instant,
 }
 
 /// Why a session could not begin, or be found.
@@ -202,7 +204,8 @@ impl Sessions {
         let mut writes = with;
         writes.push(Write::Session(Box::new(record.clone()), Some(event)));
         self.inner.parts.store.commit(writes).await?;
-        let task = SessionTask::new(record, self.inner.parts.clone(), Links { providers, tokens }, inbox);
+        let links = Links { providers, tokens, operation_began: new.operation_began };
+        let task = SessionTask::new(record, self.inner.parts.clone(), links, inbox);
         let span = error_span!("session", %sync_guid);
         self.inner.tracker.spawn(
             async move {

@@ -150,6 +150,7 @@ pub(super) struct Links {
     /// `None` for an end that is not dialled.
     pub providers: [Option<Arc<dyn Provider>>; 2],
     pub tokens: [String; 2],
+    pub operation_began: Instant,
 }
 
 pub(super) fn handle(sync_guid: SyncGuid) -> (SessionHandle, Inbox) {
@@ -303,6 +304,11 @@ impl SessionTask {
                 if let Event::Answered { role, sent, .. } = &event {
                     self.heard[*role as usize] = Instant::from_std(*sent).max(self.heard[*role as usize]);
                 }
+                if let Event::Processed { result: Err(_), .. } = &event {
+                    // What was applied before the batch broke was applied all the same.
+                    let relayed = *self.relayed.borrow();
+                    self.handle(Event::Relayed(relayed)).await;
+                }
                 self.handle(event).await;
             }
             Ok(Returned::Admitted(permit)) => {
@@ -355,6 +361,7 @@ impl SessionTask {
                         coordinator_address: self.parts.coordinator_address.clone(),
                     },
                     allow_mass_delete: self.machine.record().allow_mass_delete,
+                    operation_age: Some(self.links.operation_began.elapsed()),
                 };
                 let deadline = self.parts.timing.begin_deadline;
                 self.work.spawn(answered(role, async move {

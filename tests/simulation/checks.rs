@@ -110,7 +110,12 @@ impl Ghost {
     }
 
     /// A version that was just made, by someone who had seen `parents`.
-    pub(crate) fn made<'a>(&mut self, item: &ItemId, version: &Version, parents: impl IntoIterator<Item = &'a Version>) {
+    pub(crate) fn made<'a>(
+        &mut self,
+        item: &ItemId,
+        version: &Version,
+        parents: impl IntoIterator<Item = &'a Version>,
+    ) {
         let all = self.seen(item, parents);
         self.ancestors.insert((item.clone(), version.clone()), Rc::new(all));
     }

@@ -117,7 +117,7 @@ pub fn provider_info(response: pb::GetIdParametersResponse, violations: &mut Vio
 
 /// Encodes BeginSession.
 pub fn encode_begin_session(request: BeginSession) -> pb::KnowledgeSyncProviderServiceBeginSessionRequest {
-    let BeginSession { role, session, allow_mass_delete } = request;
+    let BeginSession { role, session, allow_mass_delete, operation_age } = request;
     let SessionRef { key, token, lease, coordinator_address } = session;
     pb::KnowledgeSyncProviderServiceBeginSessionRequest {
         role: Some(pb::SyncProviderRole::from(role).into()),
@@ -129,6 +129,7 @@ pub fn encode_begin_session(request: BeginSession) -> pb::KnowledgeSyncProviderS
             coordinator_address,
         }),
         allow_mass_delete,
+        operation_age: operation_age.map(time::encode_duration),
     }
 }
 
@@ -137,14 +138,17 @@ pub fn begin_session(
     request: pb::KnowledgeSyncProviderServiceBeginSessionRequest,
     violations: &mut Violations,
 ) -> Option<BeginSession> {
-    let pb::KnowledgeSyncProviderServiceBeginSessionRequest { role, session, allow_mass_delete } = request;
+    let pb::KnowledgeSyncProviderServiceBeginSessionRequest { role, session, allow_mass_delete, operation_age } =
+        request;
     let role = enums::provider_role(role, Path::ROOT.field("role"), violations);
     let at = Path::ROOT.field("session");
     let pb::SessionRef { sync_guid, epoch, token, lease, coordinator_address } = violations.required(session, at)?;
     let key = session_key(&sync_guid, epoch, at, violations);
     let lease = self::lease(lease, at.field("lease"), violations);
     let session = SessionRef { key: key?, token, lease: lease?, coordinator_address };
-    Some(BeginSession { role: role?, session, allow_mass_delete })
+    let at = Path::ROOT.field("operation_age");
+    let operation_age = operation_age.and_then(|age| time::duration(age, at, violations));
+    Some(BeginSession { role: role?, session, allow_mass_delete, operation_age })
 }
 
 /// Decodes a lease, which is required and more than nothing.

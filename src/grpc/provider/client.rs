@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Identity, LastIdentity, LatestKeys};
+use super::{Identity, LastIdentity, LatestKeys, within_message};
 use crate::grpc::address::{self, AddressError};
 use crate::grpc::convert::knowledge::ReplicaKeys;
 use crate::grpc::convert::{self, Violations, batch, exchange, provider, time};
@@ -98,7 +98,9 @@ impl DialOut {
     async fn ask_identity(&self) -> Result<ProviderInfo, CallError> {
         let request = pb::GetIdParametersRequest {};
         let response = unary(self.client.clone().get_id_parameters(request)).await?;
-        decode(|violations| provider::provider_info(response, violations))
+        let mut info = decode(|violations| provider::provider_info(response, violations))?;
+        info.limits.max_bytes = within_message(info.limits.max_bytes);
+        Ok(info)
     }
 
     /// Runs a pump until it is done or nobody listens any more; an error becomes the last thing that the channel gives.

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Identity, LastIdentity, LatestKeys};
+use super::{Identity, LastIdentity, LatestKeys, within_message};
 use crate::grpc::convert::{Path, batch, exchange, provider};
 use crate::grpc::stream::Frames;
 use crate::grpc::{FULL_ENUMERATION, MESSAGE_LIMIT, parse, status};
@@ -15,7 +15,9 @@ use crate::pb;
 use crate::pb::knowledge_sync_provider_service_server::{
     KnowledgeSyncProviderService, KnowledgeSyncProviderServiceServer,
 };
-use crate::provider::{CallError, DataPart, FRAMES_IN_FLIGHT, ProcessInput, ProcessOutput, Provider};
+use crate::provider::{
+    CallError, ChangeBatchRequest, DataPart, FRAMES_IN_FLIGHT, ProcessInput, ProcessOutput, Provider,
+};
 use crate::types::SyncGuid;
 
 /// Serves any provider as KnowledgeSyncProviderService.
@@ -151,6 +153,7 @@ impl KnowledgeSyncProviderService for ProviderServer {
         let identity = self.identity().await?;
         let (key, request) =
             parse(|violations| provider::change_batch_request(request.into_inner(), &identity.schema, violations))?;
+        let request = ChangeBatchRequest { max_bytes: within_message(request.max_bytes), ..request };
         let batch = self.provider.get_change_batch(key, request).await.map_err(failed)?;
         let (batch, keys) = batch::encode_batch(&batch, Some(&identity.replica_id), None).map_err(refused)?;
         self.shared.keys.set(key.sync_guid, keys);

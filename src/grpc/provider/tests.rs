@@ -245,7 +245,8 @@ async fn unary_calls_arrive_whole() {
 
     let lease = Duration::from_millis(1500);
     let session = SessionRef { key, token: "secret".to_owned(), lease, coordinator_address: None };
-    let mut request = BeginSession { role: ProviderRole::Source, session, allow_mass_delete: true };
+    let mut request =
+        BeginSession { role: ProviderRole::Source, session, allow_mass_delete: true, operation_age: Some(lease) };
     assert_eq!(provider.begin_session(request.clone()).await, Ok(()));
     request.allow_mass_delete = false;
     assert_eq!(provider.begin_session(request).await, Err(CallError::Refused(mass_delete())));

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use super::detection::{is_mass_delete, mass_delete};
 use super::session::{Session, Work};
@@ -26,8 +26,7 @@ use crate::knowledge::{
     ChangeBatch, ChangeGroup, ChangeOutcome, Digest, GroupKind, ItemChange, ItemId, Knowledge, OutcomeKind,
 };
 use crate::provider::{
-    CallError, FRAMES_IN_FLIGHT, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Refusal,
-    RefusalCode,
+    CallError, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Refusal, RefusalCode,
 };
 use crate::types::{FullEnumerationAction, Hresult};
 
@@ -42,6 +41,9 @@ use fetch::Wire;
 const SECTION_CHANGES: usize = 1_000;
 /// Bytes of content that are staged before a section is applied; a larger item is a section of its own.
 const SECTION_BYTES: u64 = 256 * 1024 * 1024;
+/// Outcomes and loads that may wait for the coordinator: small ones, so many that the end of a section is not a hand-over of
+/// each from thread to thread.
+const OUTPUTS_IN_FLIGHT: usize = 256;
 /// Between two signs of life while a batch is applied; the coordinator wants one every 10 s.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -49,14 +51,12 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) fn process(
     shared: &Arc<Shared>,
     work: Work,
+    turn: OwnedMutexGuard<()>,
     start: ProcessStart,
     batch: ChangeBatch,
     inputs: ProcessInputs,
 ) -> Result<ProcessOutputs, CallError> {
-    if work.session.processing.swap(true, Ordering::Acquire) {
-        return Err(Refusal::invalid_operation("a batch of this session is being processed already").into());
-    }
-    let (outputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
+    let (outputs, receiver) = mpsc::channel(OUTPUTS_IN_FLIGHT);
     let shared = shared.clone();
     let progress = Arc::new(Progress::of(&work.session, &batch));
     tokio::spawn(async move {
@@ -76,7 +76,7 @@ pub(super) fn process(
             }
         };
         session.renew_lease();
-        session.processing.store(false, Ordering::Release);
+        drop(turn);
         tokio::select! {
             // The receiver may be full and forgotten; the end of a session does not wait for it.
             () = session.cancel.cancelled() => drop(outputs.try_send(result.map(ProcessOutput::Result))),
@@ -222,7 +222,10 @@ impl<'a> Applier<'a> {
                 counters.applied.fetch_add(1, Ordering::Relaxed);
                 self.applied += 1;
             }
-            OutcomeKind::RecoverableError => self.failed += 1,
+            OutcomeKind::RecoverableError => {
+                self.failed += 1;
+                self.shared.look_again();
+            }
             OutcomeKind::Obsolete | OutcomeKind::Deferred => {}
         }
         let left_out = match (outcome.kind, &outcome.error) {
@@ -246,7 +249,11 @@ impl<'a> Applier<'a> {
             Some(remaining) => remaining,
             None => self.deletions_of_batch()?,
         };
-        let deletions = counters.deletions.load(Ordering::Relaxed) + coming;
+        // What the source announces with its first batch covers the session; what it does not announce adds up.
+        let deletions = match self.batch.remaining_deletions {
+            Some(remaining) => remaining.max(counters.announced_deletions.fetch_max(remaining, Ordering::Relaxed)),
+            None => counters.deletions.load(Ordering::Relaxed) + coming,
+        };
         if coming > 0 && is_mass_delete(deletions, alive) {
             return Err(mass_delete(format!(
                 "the source has deleted {deletions} of {alive} items; nothing of this batch was applied; \

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::metadata::{Commit, Intent, Row, Snapshot};
 use super::{
@@ -23,6 +24,10 @@ const MASS_DELETE_FROM: u64 = 100;
 /// A replica with more items than this that is found empty is taken for one that cannot be seen.
 const EMPTIED_FROM: u64 = 10;
 
+/// However young an operation says that it is old, a look is not taken for a new one for longer: what users change while a
+/// long first direction runs goes with the second.
+const MAX_LOOK_AGE: Duration = Duration::from_secs(30);
+
 /// True when so many deletions of `alive` items look like an accident (design section 6).
 pub(super) fn is_mass_delete(deletions: u64, alive: u64) -> bool {
     alive > MASS_DELETE_FROM && deletions > alive / 2
@@ -33,9 +38,24 @@ pub(super) fn mass_delete(message: String) -> Refusal {
     Refusal::own(RefusalCode::FailedPrecondition, "MASS_DELETE", Hresult::E_ABORT, message)
 }
 
+/// The number of live items, when the last look for local changes began within `operation_age` and is as good as a new one:
+/// nothing has shown since that there are more, and no crash or failure has left anything half-done.
+pub(super) fn recent(shared: &Shared, operation_age: Option<Duration>) -> Result<Option<u64>, Refusal> {
+    let Some(age) = operation_age.filter(|age| *age <= MAX_LOOK_AGE) else { return Ok(None) };
+    // Taken: a look serves two sessions, one for each direction. What makes an operation begin a third may be seen by a new one.
+    if lock(&shared.looked).take().is_none_or(|began| began.elapsed() > age) {
+        return Ok(None);
+    }
+    let metadata = shared.metadata();
+    let (alive, intents) = (metadata.alive().map_err(metadata_failed)?, metadata.intents().map_err(metadata_failed)?);
+    Ok(intents.is_empty().then_some(alive))
+}
+
 /// Folds local changes into the metadata; the number of live items after it. Refused, nothing is changed.
 pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Refusal> {
     let _gate = lock(&shared.gate);
+    shared.look_again();
+    let began = Instant::now();
     let (snapshot, intents) = {
         let metadata = shared.metadata();
         (metadata.snapshot().map_err(metadata_failed)?, metadata.intents().map_err(metadata_failed)?)
@@ -81,6 +101,7 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
     if let Some(commit) = commit {
         metadata.commit(commit).map_err(metadata_failed)?;
     }
+    *lock(&shared.looked) = Some(began);
     Ok(alive.saturating_add_signed(gained))
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::metadata::{Candidate, Metadata, Row, encode_knowledge};
-use super::session::Session;
+use super::session::{Session, Work};
 use super::{ItemState, Shared, canceled, loading, lock, metadata_failed};
 use crate::knowledge::{
     ChangeBatch, ChangeFlags, ChangeGroup, GroupKind, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge,
@@ -16,6 +16,11 @@ use crate::knowledge::{
 };
 use crate::provider::{CallError, ChangeBatchRequest, MAX_KNOWLEDGE_BYTES, MAX_MESSAGE_BYTES, Refusal, RefusalCode};
 use crate::types::Hresult;
+
+mod read_ahead;
+
+pub(super) use read_ahead::ReadAhead;
+use read_ahead::{Coming, Ready};
 
 /// Bytes of content for one unit of work.
 const WORK_UNIT: u64 = 64 * 1024;
@@ -57,6 +62,8 @@ struct Listed {
     id: ItemId,
     row: Row,
     inline: bool,
+    /// Where it was read ahead.
+    content: Option<bytes::Bytes>,
 }
 
 /// Everything of a batch but its inline data, read under the metadata's lock.
@@ -67,31 +74,36 @@ struct Listing {
     remaining_updates: u64,
     remaining_work: u64,
     remaining_deletions: u64,
+    /// What the next batch is likely to begin with.
+    coming: Coming,
 }
 
 /// The next batch for a destination with the requested knowledge.
 pub(super) fn change_batch(
-    shared: &Shared,
-    session: &Session,
+    shared: &Arc<Shared>,
+    entered: &Work,
     request: ChangeBatchRequest,
 ) -> Result<ChangeBatch, CallError> {
+    let session = &entered.session;
     let listing = list(shared, session, &request)?;
-    let Some(listing) = listing else { return Ok(nothing(shared, request)) };
+    let Some(mut listing) = listing else { return Ok(nothing(shared, request)) };
     if session.cancel.is_cancelled() {
         return Err(canceled().into());
     }
-    let contents = read_inline(shared, &listing.listed);
+    read_inline(shared, &mut listing.listed);
+    if !listing.coming.items.is_empty() {
+        *lock(&session.read_ahead) = Some(ReadAhead::begin(shared, entered.again(), listing.coming));
+    }
     let is_last_batch = listing.remaining_updates == 0;
     let upper_bound = if is_last_batch { None } else { listing.listed.last().map(|last| last.id.clone()) };
     let mut work_estimate = 0;
     let changes: Vec<ItemChange> = listing
         .listed
         .into_iter()
-        .zip(contents)
-        .map(|(listed, content)| {
+        .map(|listed| {
             let work = if listed.row.item.deleted { 1 } else { work(listed.row.item.state.size) };
             work_estimate += work;
-            change(listed, content, saturated(work))
+            change(listed, saturated(work))
         })
         .collect();
     let work_done = session.counters.completed_work.fetch_add(saturated(work_estimate), Ordering::Relaxed);
@@ -132,6 +144,8 @@ fn nothing(shared: &Shared, request: ChangeBatchRequest) -> ChangeBatch {
 /// `None` when the destination lacks nothing.
 fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Result<Option<Listing>, CallError> {
     let known = &request.destination_knowledge;
+    // Before the metadata is locked, which the reading thread needs for its rows.
+    let ahead = lock(&session.read_ahead).take().map(ReadAhead::finish).unwrap_or_default();
     let mut metadata = shared.metadata();
     let seen = known.max_tick(metadata.replica());
     if seen > metadata.tick() {
@@ -161,18 +175,27 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
         remaining_updates: 0,
         remaining_work: 0,
         remaining_deletions: 0,
+        coming: Coming { generation: metadata.generation(), inline: limits.inline, items: Vec::new() },
     };
+    let mut ahead = ahead.of(metadata.generation());
     // Only what the destination has had can be deleted there; tombstones of items that it never knew do not count.
     let deletes = |candidate: &Candidate| {
         u64::from(candidate.content_gone && known.contains_change(&candidate.item_id, &candidate.creation))
     };
     while let Some(candidate) = missing.peek() {
-        let Some(listed) = limits.take(&metadata, candidate).map_err(metadata_failed)? else { break };
+        let ready = ahead.remove(&candidate.item_id);
+        let Some(listed) = limits.take(&metadata, candidate, ready).map_err(metadata_failed)? else { break };
         listing.remaining_deletions += deletes(candidate);
         listing.listed.push(listed);
         missing.next();
     }
+    let mut room = limits.whole;
     for candidate in missing {
+        if limits.inline > 0 && listing.coming.items.len() < room.changes as usize && room.bytes > 0 {
+            let inline = !candidate.deleted && candidate.size <= limits.inline;
+            room.bytes = room.bytes.saturating_sub(CHANGE_OVERHEAD + if inline { candidate.size } else { 0 });
+            listing.coming.items.push(candidate.item_id.clone());
+        }
         listing.remaining_updates += 1;
         listing.remaining_work += if candidate.deleted { 1 } else { work(candidate.size) };
         listing.remaining_deletions += deletes(candidate);
@@ -201,10 +224,18 @@ impl Meeting {
     }
 }
 
+/// Changes and bytes that fit into a batch.
+#[derive(Clone, Copy)]
+struct Room {
+    changes: u32,
+    bytes: u64,
+}
+
 /// What still fits into the batch.
 struct Limits<'a> {
     known: &'a Knowledge,
     meeting: Meeting,
+    whole: Room,
     changes: u32,
     bytes: u64,
     inline: u64,
@@ -229,13 +260,18 @@ impl<'a> Limits<'a> {
             knowledge += bytes as u64 + 4 * part.range_count() as u64;
         }
         let most = MAX_MESSAGE_BYTES as u64;
-        let bytes = if request.max_bytes == 0 { most } else { request.max_bytes.min(most) };
+        let bytes = if request.max_bytes == 0 { most } else { request.max_bytes };
         let own = if shared.options.max_changes == 0 { u32::MAX } else { shared.options.max_changes };
+        let whole = Room {
+            changes: request.requested_batch_size.clamp(1, own),
+            bytes: bytes.saturating_sub(knowledge + BATCH_OVERHEAD),
+        };
         Ok(Self {
             known: &request.destination_knowledge,
             meeting,
-            changes: request.requested_batch_size.clamp(1, own),
-            bytes: bytes.saturating_sub(knowledge + BATCH_OVERHEAD),
+            whole,
+            changes: whole.changes,
+            bytes: whole.bytes,
             inline: request.max_inline_bytes.min(shared.options.max_inline_bytes),
             empty: true,
         })
@@ -251,12 +287,23 @@ impl<'a> Limits<'a> {
         }
     }
 
-    fn take(&mut self, metadata: &Metadata, candidate: &Candidate) -> rusqlite::Result<Option<Listed>> {
+    fn take(
+        &mut self,
+        metadata: &Metadata,
+        candidate: &Candidate,
+        ready: Option<Ready>,
+    ) -> rusqlite::Result<Option<Listed>> {
         if self.changes == 0 {
             return Ok(None);
         }
         // The candidate was listed under this very generation; without its row there would be nothing to say.
-        let Some(row) = metadata.row(&candidate.item_id)? else { return Ok(None) };
+        let (row, content) = match ready {
+            Some(Ready { row, content }) => (row, content),
+            None => match metadata.row(&candidate.item_id)? {
+                Some(row) => (row, None),
+                None => return Ok(None),
+            },
+        };
         let state = &row.item.state;
         let mut inline = !row.item.deleted
             && self.inline > 0
@@ -277,33 +324,32 @@ impl<'a> Limits<'a> {
         self.bytes = self.bytes.saturating_sub(bytes);
         self.changes -= 1;
         self.empty = false;
-        Ok(Some(Listed { id: candidate.item_id.clone(), row, inline }))
+        let content = content.filter(|_| inline);
+        Ok(Some(Listed { id: candidate.item_id.clone(), row, inline, content }))
     }
 }
 
 /// Reads the contents that go inline, on two threads when there are many: opening small files is what takes the time.
-fn read_inline(shared: &Shared, listed: &[Listed]) -> Vec<Option<bytes::Bytes>> {
+fn read_inline(shared: &Shared, listed: &mut [Listed]) {
     const WORTH_A_THREAD: usize = 64;
-    let read = |listed: &[Listed]| -> Vec<_> {
-        listed.iter().map(|item| item.inline.then(|| loading::whole(shared, &item.id, &item.row)).flatten()).collect()
+    let mut unread: Vec<_> = listed.iter_mut().filter(|item| item.inline && item.content.is_none()).collect();
+    let read = |items: &mut [&mut Listed]| {
+        items.iter_mut().for_each(|item| item.content = loading::whole(shared, &item.id, &item.row));
     };
-    if listed.len() < WORTH_A_THREAD {
-        return read(listed);
+    if unread.len() < WORTH_A_THREAD {
+        return read(&mut unread);
     }
-    let (first, second) = listed.split_at(listed.len() / 2);
+    let middle = unread.len() / 2;
+    let (first, second) = unread.split_at_mut(middle);
     std::thread::scope(|scope| {
-        let other = scope.spawn(|| read(second));
-        let mut contents = read(first);
-        match other.join() {
-            Ok(rest) => contents.extend(rest),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-        contents
-    })
+        scope.spawn(|| read(second));
+        read(first);
+    });
 }
 
 /// Content that changed meanwhile is left to be loaded, which then says so.
-fn change(listed: Listed, content: Option<bytes::Bytes>, work_estimate: u32) -> ItemChange {
+fn change(listed: Listed, work_estimate: u32) -> ItemChange {
+    let content = listed.content;
     let Row { item, creation, version, .. } = listed.row;
     let alive = !item.deleted;
     let state = item.state;

@@ -235,6 +235,14 @@ impl Metadata {
             .map(|found| found.map(|(_, row)| row))
     }
 
+    /// Number of items that are not tombstones.
+    pub(super) fn alive(&self) -> rusqlite::Result<u64> {
+        self.connection
+            .prepare_cached("SELECT count(*) FROM items WHERE deleted = 0")?
+            .query_row([], |row| row.get::<_, i64>(0))
+            .map(|count| count as u64)
+    }
+
     /// All items.
     pub(super) fn snapshot(&self) -> rusqlite::Result<Snapshot> {
         let mut statement =

@@ -5,7 +5,7 @@
 //! then waits for the tokens. So no work can slip in behind an end, and EndSession is answered only when nothing runs.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::enumeration::{Enumeration, Meeting};
+use super::enumeration::{Enumeration, Meeting, ReadAhead};
 use super::{KnownItem, Shared, canceled, detection, lock, panicked};
 use crate::knowledge::{Digest, ItemId};
 use crate::provider::{
@@ -68,13 +68,16 @@ pub(super) struct Session {
     pub(super) allow_mass_delete: bool,
     /// Stops all work of the session.
     pub(super) cancel: CancellationToken,
-    /// A batch is being processed; a second one at once is refused.
-    pub(super) processing: AtomicBool,
+    /// Held by the batch that is being processed. The next one waits: after a lost connection the coordinator asks again
+    /// while the rest of an abandoned batch still runs.
+    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
     pub(super) counters: Counters,
     /// Of a source: set with its first batch, since what the destination learns from that batch changes the picture.
     pub(super) meeting: OnceLock<Meeting>,
     /// What the source still has to send; kept from batch to batch.
     pub(super) enumeration: Mutex<Option<Enumeration>>,
+    /// What it sends next, being read.
+    pub(super) read_ahead: Mutex<Option<ReadAhead>>,
     /// Contents that this session deleted or displaced, which the store may still have until its end.
     pub(super) deleted: Mutex<HashMap<Digest, (ItemId, KnownItem)>>,
     standing: Mutex<Standing>,
@@ -94,6 +97,8 @@ pub(super) struct Counters {
     pub(super) tombstones: AtomicU64,
     /// Live items deleted by the session.
     pub(super) deletions: AtomicU64,
+    /// The most deletions that the source has announced.
+    pub(super) announced_deletions: AtomicU64,
     /// Live items when it began.
     pub(super) alive: AtomicU64,
 }
@@ -121,6 +126,13 @@ pub(super) struct Work {
     _token: TaskTrackerToken,
 }
 
+impl Work {
+    /// For a further thread of the same work.
+    pub(super) fn again(&self) -> Self {
+        Self { session: self.session.clone(), _token: self.session.work.token() }
+    }
+}
+
 fn stale(guid: SyncGuid, seen: Epoch) -> CallError {
     let message = format!("session {guid} has been taken over: epoch {seen} was seen");
     Refusal::own(RefusalCode::Aborted, "STALE_EPOCH", Hresult::SYNC_E_INVALID_OPERATION, message).into()
@@ -144,7 +156,10 @@ pub(super) async fn begin(shared: &Arc<Shared>, request: BeginSession) -> Result
     tokio::spawn(async move {
         let detected = {
             let (shared, allow_mass_delete) = (shared.clone(), request.allow_mass_delete);
-            let look = move || detection::detect(&shared, allow_mass_delete);
+            let look = move || match detection::recent(&shared, request.operation_age)? {
+                Some(alive) => Ok(alive),
+                None => detection::detect(&shared, allow_mass_delete),
+            };
             tokio::task::spawn_blocking(look).await.map_err(panicked).and_then(|result| result.map_err(CallError::from))
         };
         let outcome = match detected {
@@ -205,10 +220,11 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
         role: request.role,
         allow_mass_delete: request.allow_mass_delete,
         cancel: CancellationToken::new(),
-        processing: AtomicBool::new(false),
+        turn: Arc::default(),
         counters: Counters::default(),
         meeting: OnceLock::new(),
         enumeration: Mutex::new(None),
+        read_ahead: Mutex::new(None),
         deleted: Mutex::new(HashMap::new()),
         standing: Mutex::new(Standing {
             phase: Phase::Beginning,

@@ -85,8 +85,7 @@ impl FileStore {
         let refused = if expected.kind == Kind::Directory {
             let same = (displaced.mode, displaced.inode) == (expected.facts.mode, expected.facts.inode);
             // Removing it is the proof that it is empty.
-            let removed =
-                same && rustix::fs::unlinkat(self.holding.directory(), entry.name(), AtFlags::REMOVEDIR).is_ok();
+            let removed = same && rustix::fs::unlinkat(entry.directory(), entry.name(), AtFlags::REMOVEDIR).is_ok();
             (!removed).then(|| if same { still_holds() } else { ItemError::Changed })
         } else {
             (!self.is_expected(&entry, &displaced, expected, known)).then_some(ItemError::Changed)

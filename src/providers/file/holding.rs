@@ -1,4 +1,4 @@
-//! The holding area: a directory beside the metadata, on the file system of the tree, for what is on its way in or out.
+//! The holding area: two directories beside the metadata, on the file system of the tree, for what is on its way in or out.
 //!
 //! Each entry's name is a number. An entry is staged content until it is put in place; the same name then holds what it
 //! displaced, which stays until the session ends, as a source for copies. Nothing in it is of use to a later process.
@@ -32,11 +32,21 @@ const RESCUED: &[u8] = b"rescued-";
 /// Up to so many entries are made durable one by one; for more, the file system as a whole costs less.
 pub(super) const MAX_SINGLE_SYNCS: usize = 8;
 
+/// Directories of the holding area. Threads that create files in one directory wait for each other.
+const DIRECTORIES: usize = 2;
+
 #[derive(Debug)]
 pub(super) struct Holding {
-    directory: OwnedFd,
+    directories: [Directory; DIRECTORIES],
     next: AtomicU64,
     contents: Mutex<Contents>,
+}
+
+#[derive(Debug)]
+struct Directory {
+    descriptor: OwnedFd,
+    /// Held while a file is created in it.
+    creating: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -56,9 +66,8 @@ pub(super) enum Content {
     Directory,
 }
 
-impl Holding {
-    /// Opens `path`, creates it where it is missing, and removes what an earlier process left.
-    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+impl Directory {
+    fn open(path: &Path) -> Result<Self, StoreError> {
         std::fs::create_dir_all(path).map_err(|error| io_error("create", path, error))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let directory =
@@ -75,11 +84,23 @@ impl Holding {
                 let _ = rustix::fs::unlinkat(&directory, name, AtFlags::REMOVEDIR);
             }
         }
-        Ok(Self { directory, next: AtomicU64::new(1), contents: Mutex::default() })
+        Ok(Self { descriptor: directory, creating: Mutex::new(()) })
+    }
+}
+
+impl Holding {
+    /// Opens `path` and its sibling with the suffix `-2`, creates them where they are missing, and removes what an earlier
+    /// process left.
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut second = path.as_os_str().to_owned();
+        second.push("-2");
+        let directories = [Directory::open(path)?, Directory::open(Path::new(&second))?];
+        Ok(Self { directories, next: AtomicU64::new(1), contents: Mutex::default() })
     }
 
-    pub(super) fn directory(&self) -> &OwnedFd {
-        &self.directory
+    /// The directory that the entry `number` is in.
+    pub(super) fn directory(&self, number: u64) -> &OwnedFd {
+        &self.directories[(number % DIRECTORIES as u64) as usize].descriptor
     }
 
     fn contents(&self) -> MutexGuard<'_, Contents> {
@@ -88,7 +109,12 @@ impl Holding {
 
     /// A free name, which is given back when dropped unless `keep` is called.
     pub(super) fn reserve(self: &Arc<Self>) -> Entry {
-        Entry { holding: Arc::clone(self), number: self.next.fetch_add(1, Ordering::Relaxed), kept: false }
+        self.reserve_in(0)
+    }
+
+    fn reserve_in(self: &Arc<Self>, directory: usize) -> Entry {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) * DIRECTORIES as u64 + directory as u64;
+        Entry { holding: Arc::clone(self), number, kept: false }
     }
 
     /// Begins to stage content with `header`'s properties.
@@ -137,10 +163,15 @@ impl Holding {
         let failed = |error: Errno| {
             ItemError::Failed(format!("cannot stage {size} bytes of content: {}", io::Error::from(error)))
         };
-        let entry = self.reserve();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let mode = Mode::RUSR | Mode::WUSR;
-        let file = rustix::fs::openat(&self.directory, entry.name(), flags, mode).map_err(failed)?;
+        let (entry, file) = {
+            let free =
+                self.directories.iter().enumerate().find_map(|(at, of)| Some((at, of.creating.try_lock().ok()?)));
+            let entry = self.reserve_in(free.as_ref().map_or(0, |(at, _)| *at));
+            let file = rustix::fs::openat(self.directory(entry.number), entry.name(), flags, mode).map_err(failed)?;
+            (entry, file)
+        };
         if size >= PREALLOCATE_BYTES {
             match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, size) {
                 Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
@@ -173,7 +204,7 @@ impl Holding {
     }
 
     fn realize(&self, entry: &Entry, content: Content, wanted: &Attributes) -> io::Result<Facts> {
-        let (directory, name) = (&self.directory, entry.name());
+        let (directory, name) = (self.directory(entry.number), entry.name());
         match (content, wanted.kind) {
             (Content::File { attributes: Some(attributes), facts }, Kind::File) if attributes == *wanted => {
                 return Ok(facts);
@@ -226,22 +257,22 @@ impl Holding {
             *there.or_else(anywhere)?
         };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        rustix::fs::openat(&self.directory, number.to_string(), flags, Mode::empty()).ok()
+        rustix::fs::openat(self.directory(number), number.to_string(), flags, Mode::empty()).ok()
     }
 
     /// Makes all staged files durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         let unsynced = std::mem::take(&mut self.contents().unsynced);
         if unsynced.len() > MAX_SINGLE_SYNCS {
-            return Ok(rustix::fs::syncfs(&self.directory)?);
+            return Ok(rustix::fs::syncfs(self.directory(0))?);
         }
         for number in unsynced {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            match rustix::fs::openat(&self.directory, number.to_string(), flags, Mode::empty()) {
+            match rustix::fs::openat(self.directory(number), number.to_string(), flags, Mode::empty()) {
                 Ok(file) => rustix::fs::fsync(file)?,
                 Err(Errno::NOENT) => {}
                 // A mode that keeps even the owner from opening it.
-                Err(_) => return Ok(rustix::fs::syncfs(&self.directory)?),
+                Err(_) => return Ok(rustix::fs::syncfs(self.directory(0))?),
             }
         }
         Ok(())
@@ -259,8 +290,9 @@ impl Holding {
     fn remove(&self, number: u64) {
         // What cannot be removed now is removed at the next start.
         let name = number.to_string();
-        if let Err(Errno::ISDIR | Errno::PERM) = rustix::fs::unlinkat(&self.directory, &name, AtFlags::empty()) {
-            let _ = rustix::fs::unlinkat(&self.directory, &name, AtFlags::REMOVEDIR);
+        let directory = self.directory(number);
+        if let Err(Errno::ISDIR | Errno::PERM) = rustix::fs::unlinkat(directory, &name, AtFlags::empty()) {
+            let _ = rustix::fs::unlinkat(directory, &name, AtFlags::REMOVEDIR);
         }
     }
 }
@@ -274,35 +306,39 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// The directory that it is in.
+    pub(super) fn directory(&self) -> &OwnedFd {
+        self.holding.directory(self.number)
+    }
+
     pub(super) fn name(&self) -> String {
         self.number.to_string()
     }
 
     /// Moves it to `name` in `directory`.
     pub(super) fn move_to(&self, directory: &OwnedFd, name: &[u8], how: RenameFlags) -> rustix::io::Result<()> {
-        rustix::fs::renameat_with(&self.holding.directory, self.name(), directory, name, how)
+        rustix::fs::renameat_with(self.directory(), self.name(), directory, name, how)
     }
 
     /// Takes `name` in `directory` away, to here.
     pub(super) fn take_from(&self, directory: &OwnedFd, name: &[u8]) -> rustix::io::Result<()> {
-        rustix::fs::renameat_with(directory, name, &self.holding.directory, self.name(), RenameFlags::NOREPLACE)
+        rustix::fs::renameat_with(directory, name, self.directory(), self.name(), RenameFlags::NOREPLACE)
     }
 
     pub(super) fn facts(&self) -> rustix::io::Result<Facts> {
-        Facts::at(&self.holding.directory, self.name().as_bytes())
+        Facts::at(self.directory(), self.name().as_bytes())
     }
 
     /// Digest of what is here; `None` when it cannot be read.
     pub(super) fn digest(&self, facts: &Facts) -> Option<Digest> {
-        super::read_digest(&self.holding.directory, self.name().as_bytes(), facts)
+        super::read_digest(self.directory(), self.name().as_bytes(), facts)
     }
 
     /// Keeps what is here for a person, beyond this process: it came from the tree and cannot go back.
     pub(super) fn rescue(self) -> String {
         let now = Time::now();
         let rescued = format!("{}{}-{}", String::from_utf8_lossy(RESCUED), now.seconds, self.number);
-        let directory = &self.holding.directory;
-        let renamed = rustix::fs::renameat(directory, self.name(), directory, &rescued);
+        let renamed = rustix::fs::renameat(self.directory(), self.name(), self.holding.directory(0), &rescued);
         let name = if renamed.is_ok() { rescued } else { self.name() };
         self.keep();
         name

@@ -66,6 +66,10 @@ impl Ends {
         }
     }
 
+    pub(super) fn has_begun(&self, role: ProviderRole) -> bool {
+        self.0[role as usize].begin == Begin::Answered
+    }
+
     pub(super) fn all_begun(&self) -> bool {
         self.0.iter().all(|end| matches!(end.begin, Begin::Answered | Begin::NotDialled))
     }

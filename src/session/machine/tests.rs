@@ -168,7 +168,7 @@ impl World {
             | Effect::Begin(role)
             | Effect::Renew { role, .. }
             | Effect::End(role, _)
-            | Effect::HandOver(role) = &effect
+            | Effect::HandOver { role, .. } = &effect
             {
                 assert!(record.is_dialled(*role), "an end that is not dialled is never called: {effect:?}");
             }

@@ -17,11 +17,20 @@ use super::{Applier, Section, stopped};
 use crate::knowledge::{Digest, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, RecoverableError, Version};
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::session::Session;
-use crate::provider::sdk::{ItemError, KnownItem, Staged, Staging, lock, metadata_failed};
+use crate::provider::sdk::{ItemError, KnownItem, Shared, Staged, Staging, lock, metadata_failed};
 use crate::provider::{
     CallError, DataPart, Load, MAX_OUTSTANDING_LOADS, ProcessInput, ProcessInputs, ProcessOutput, Refusal, RefusalCode,
 };
 use crate::types::Hresult;
+
+/// Inline contents that are staged between two looks at what the source sends.
+const STAGED_TOGETHER: usize = 256;
+
+/// From so many contents on a second thread pays.
+const WORTH_A_THREAD: usize = 16;
+
+/// What staging an inline content comes to.
+type StagedInline = Result<(Staged, Digest), RecoverableError>;
 
 /// The two channels of a batch, used from a blocking thread.
 pub(super) struct Wire {
@@ -168,16 +177,17 @@ impl Applier<'_> {
             }
             if let Some((load_id, part)) = self.wire.receive(wait)? {
                 self.part(section, load_id, part, &mut underway, &mut wanted, &mut obtained)?;
-            } else if let Some(index) = inline.pop_front() {
-                let change = &section.changes[index];
-                let item = &mut obtained[index];
-                match change.inline_data.as_ref().map(|data| self.stage_inline(change, data)) {
-                    Some(Ok((staged, digest))) => {
-                        item.staged = Some(staged);
-                        item.incoming.digest = Some(digest);
+            } else {
+                let some: Vec<usize> = inline.drain(..inline.len().min(STAGED_TOGETHER)).collect();
+                for (index, result) in self.stage_all(section, &some) {
+                    let item = &mut obtained[index];
+                    match result {
+                        Ok((staged, digest)) => {
+                            item.staged = Some(staged);
+                            item.incoming.digest = Some(digest);
+                        }
+                        Err(error) => item.error = Some(error),
                     }
-                    Some(Err(error)) => item.error = Some(error),
-                    None => {}
                 }
             }
         }
@@ -301,22 +311,30 @@ impl Applier<'_> {
         Ok(version)
     }
 
-    fn stage_inline(&self, change: &ItemChange, data: &ItemData) -> Result<(Staged, Digest), RecoverableError> {
-        let id = &change.item_id;
-        let digest = Digest(Sha256::digest(&data.content).into());
-        let announced = [change.content_digest, data.header.content_digest];
-        let size = data.content.len() as u64;
-        if announced.into_iter().flatten().any(|announced| announced != digest)
-            || change.data_size.unwrap_or(size) != size
-            || data.header.content_size != size
-        {
-            return Err(not_as_announced(id));
+    /// Stages inline contents on two threads: creating small files is what takes the time.
+    fn stage_all(&self, section: &Section<'_>, indices: &[usize]) -> Vec<(usize, StagedInline)> {
+        let (shared, session) = (self.shared, self.session);
+        let stage = |indices: &[usize]| -> Vec<_> {
+            let stage = |index: &usize| {
+                let change = &section.changes[*index];
+                let data = change.inline_data.as_ref()?;
+                Some((*index, stage_inline(shared, session, change, data)))
+            };
+            indices.iter().filter_map(stage).collect()
+        };
+        if indices.len() < WORTH_A_THREAD {
+            return stage(indices);
         }
-        let mut staging = self.shared.store.stage(id, &data.header).map_err(|error| error.into_recoverable(id))?;
-        staging.write_all(&data.content).map_err(|error| cannot_write(id, &error))?;
-        let staged = staging.finish().map_err(|error| error.into_recoverable(id))?;
-        self.session.counters.bytes.fetch_add(size, Ordering::Relaxed);
-        Ok((staged, digest))
+        let (first, second) = indices.split_at(indices.len() / 2);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| stage(second));
+            let mut staged = stage(first);
+            match other.join() {
+                Ok(rest) => staged.extend(rest),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+            staged
+        })
     }
 
     /// Takes one part of the oldest load. An item that fails here is drained to its end.
@@ -411,6 +429,24 @@ impl Applier<'_> {
         }
         Ok(())
     }
+}
+
+fn stage_inline(shared: &Shared, session: &Session, change: &ItemChange, data: &ItemData) -> StagedInline {
+    let id = &change.item_id;
+    let digest = Digest(Sha256::digest(&data.content).into());
+    let announced = [change.content_digest, data.header.content_digest];
+    let size = data.content.len() as u64;
+    if announced.into_iter().flatten().any(|announced| announced != digest)
+        || change.data_size.unwrap_or(size) != size
+        || data.header.content_size != size
+    {
+        return Err(not_as_announced(id));
+    }
+    let mut staging = shared.store.stage(id, &data.header).map_err(|error| error.into_recoverable(id))?;
+    staging.write_all(&data.content).map_err(|error| cannot_write(id, &error))?;
+    let staged = staging.finish().map_err(|error| error.into_recoverable(id))?;
+    session.counters.bytes.fetch_add(size, Ordering::Relaxed);
+    Ok((staged, digest))
 }
 
 fn kind_of_row(row: Option<&Row>) -> Option<String> {

@@ -773,7 +773,7 @@ impl World {
                 let same = before.item.deleted == action.after.item.deleted
                     && (before.item.deleted || before.item.state == action.after.item.state);
                 if same {
-                    self.ghost.covers(id, made, if made == ours { theirs } else { ours });
+                    self.ghost.same(id, ours, theirs);
                 }
             }
         }

@@ -159,6 +159,12 @@ impl Provider {
         self.up && self.sessions.get(&sync_guid).is_some_and(|live| live.phase != Phase::Ending)
     }
 
+    /// True in the middle of a section.
+    pub(crate) fn is_carrying(&self, sync_guid: SyncGuid) -> bool {
+        let apply = self.sessions.get(&sync_guid).and_then(|live| live.apply.as_ref());
+        apply.is_some_and(|apply| apply.carrying.is_some())
+    }
+
     fn busy(&self, role: ProviderRole) -> bool {
         let sources = self.sessions.values().filter(|live| live.role == ProviderRole::Source).count();
         let destinations = self.sessions.len() - sources;

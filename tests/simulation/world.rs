@@ -296,6 +296,9 @@ impl World {
             Happening::Apply { provider, life, sync_guid } => {
                 if self.providers[provider].life == life {
                     self.apply(provider, sync_guid);
+                    if self.providers[provider].is_carrying(sync_guid) && self.random.per_mille(self.weather.sudden * 4) {
+                        self.step(Step::CrashProvider { replica: provider, down: Duration::from_millis(700) });
+                    }
                 }
             }
             Happening::ProviderUp { provider } => {
@@ -321,7 +324,11 @@ impl World {
             | Happening::Durable { coordinator, .. }
             | Happening::Deliver { coordinator, .. }
             | Happening::OperationDue { coordinator, .. } => {
+                let commits = matches!(happening, Happening::Durable { .. });
                 if self.coordinator.as_ref().is_some_and(|running| running.life == coordinator) {
+                    if commits && self.random.per_mille(self.weather.sudden) {
+                        return self.step(Step::CrashCoordinator { down: Duration::from_millis(900) });
+                    }
                     self.coordinator_hears(happening);
                 }
             }

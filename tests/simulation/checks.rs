@@ -103,7 +103,12 @@ pub(crate) struct Ghost {
 
 impl Ghost {
     /// A version that was just made, by someone who had seen `parents`.
-    pub(crate) fn made<'a>(&mut self, item: &ItemId, version: &Version, parents: impl IntoIterator<Item = &'a Version>) {
+    pub(crate) fn made<'a>(
+        &mut self,
+        item: &ItemId,
+        version: &Version,
+        parents: impl IntoIterator<Item = &'a Version>,
+    ) {
         self.parents.insert((item.clone(), version.clone()), parents.into_iter().cloned().collect());
     }
 

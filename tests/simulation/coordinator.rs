@@ -17,11 +17,9 @@ use synclave::session::admission::{Admission, Permit, Seat};
 use synclave::session::edge::is_edge;
 use synclave::session::machine::{Answer, Commit, Effect, Event, Machine, RelayError, Relayed, Timer};
 use synclave::session::outbox::delivery::{self, Delivery};
-use synclave::session::unwritten::Unwritten;
 use synclave::session::recovery::{end_left_behind, notice_left_behind};
-use synclave::store::{
-    Counters, Member, OperationState, OwedEnd, SessionEvent, SessionRecord, SyncDirection, Write,
-};
+use synclave::session::unwritten::Unwritten;
+use synclave::store::{Counters, Member, OperationState, OwedEnd, SessionEvent, SessionRecord, SyncDirection, Write};
 use synclave::sync_info::Hub;
 use synclave::types::{
     ConflictResolutionPolicy as Policy, Endpoint, FullEnumerationAction, Hresult, InitiationReason, OperationId,
@@ -202,7 +200,8 @@ impl World {
                 let life = self.providers[to].life;
                 let delay = self.delay();
                 let closed = Frame::Closed;
-                let happening = Happening::Frame { to, life, coordinator: coordinator.life, stream: relay.stream, frame: closed };
+                let happening =
+                    Happening::Frame { to, life, coordinator: coordinator.life, stream: relay.stream, frame: closed };
                 self.queue_in(delay, happening);
             }
         }
@@ -237,7 +236,8 @@ impl World {
                     let row = self.database.owed.get(&(*sync_guid, *role));
                     let to = row.and_then(|row| self.provider_of(&row.replica_id));
                     if let Some(to) = to.filter(|to| self.providers[*to].is_in(*sync_guid)) {
-                        let message = format!("nothing is owed to {} any more, and it is in {}", name(to), short(*sync_guid));
+                        let message =
+                            format!("nothing is owed to {} any more, and it is in {}", name(to), short(*sync_guid));
                         self.fail(Check::Pairing, message);
                     }
                 }
@@ -258,7 +258,14 @@ impl World {
             self.fail(Check::Edge, message);
         }
         self.history.add(self.now, || {
-            format!("{} {:?} → {:?} {} {}", short(event.sync_guid), event.from_state, event.to_state, event.cause, event.message)
+            format!(
+                "{} {:?} → {:?} {} {}",
+                short(event.sync_guid),
+                event.from_state,
+                event.to_state,
+                event.cause,
+                event.message
+            )
         });
     }
 
@@ -271,15 +278,15 @@ impl World {
             if let (Some(to), Some(had)) = (destination, self.ghost.source_had.get(&guid))
                 && !self.providers[to].replica.knowledge.contains(had)
             {
-                let message = format!("{} ended IN_SYNC, and {} lacks some of what its source had", short(guid), name(to));
+                let message =
+                    format!("{} ended IN_SYNC, and {} lacks some of what its source had", short(guid), name(to));
                 self.fail(Check::InSync, message);
             }
         }
-        let blamed = matches!(
-            record.provider_with_error,
-            Some(ProviderWithError::Source | ProviderWithError::Destination)
-        );
-        let rule = Rule::ALL.iter().find(|rule| record.error_message.contains(&format!("broke the rule {}", rule.word())));
+        let blamed =
+            matches!(record.provider_with_error, Some(ProviderWithError::Source | ProviderWithError::Destination));
+        let rule =
+            Rule::ALL.iter().find(|rule| record.error_message.contains(&format!("broke the rule {}", rule.word())));
         let denied = record.error_message.contains("refused EndSession");
         if blamed && (rule.is_some() || denied) {
             self.fail(Check::FalseBlame, format!("{}: {}", short(guid), record.error_message));
@@ -317,7 +324,8 @@ impl World {
         self.operations[operation].canceled = true;
         match self.operations[operation].session {
             Some(guid) => {
-                let cancel = Event::Cancel { cause: "CANCELED".to_owned(), reason: "the operation was cancelled".to_owned() };
+                let cancel =
+                    Event::Cancel { cause: "CANCELED".to_owned(), reason: "the operation was cancelled".to_owned() };
                 self.feed(guid, cancel);
             }
             None => self.operations[operation].state = OperationState::Canceled,
@@ -356,7 +364,9 @@ impl World {
             if knows < made[one] {
                 let message = format!(
                     "operation {operation} is IN_SYNC, and {} knows {} only up to tick {knows} of {}",
-                    name(ends[other]), name(ends[one]), made[one]
+                    name(ends[other]),
+                    name(ends[one]),
+                    made[one]
                 );
                 return self.fail(Check::InSync, message);
             }
@@ -530,15 +540,17 @@ impl World {
             }
             Effect::End(role, _) => {
                 if !self.ghost.outcomes_committed.contains(&guid) && self.weather.bad_commit == 0 {
-                    self.fail(Check::OutcomeFirst, format!("{} sends EndSession before its outcome is durable", short(guid)));
+                    self.fail(
+                        Check::OutcomeFirst,
+                        format!("{} sends EndSession before its outcome is durable", short(guid)),
+                    );
                 }
                 self.call(guid, role, Kind::End, Body::End, deadline);
             }
             Effect::HandOver { role, since } => {
                 self.figures.handed_over += 1;
-                let owed = self.session(guid).and_then(|session| {
-                    session.owed.iter().find(|owed| owed.role == role).cloned()
-                });
+                let owed =
+                    self.session(guid).and_then(|session| session.owed.iter().find(|owed| owed.role == role).cloned());
                 if let Some(owed) = owed {
                     self.deliver(owed, since);
                 }
@@ -617,7 +629,8 @@ impl World {
             return self.fail(Check::BeginOnce, format!("{} sends BeginSession to its {role} again", short(guid)));
         }
         let Some(row) = self.database.owed.get(&(guid, role)) else {
-            let message = format!("{} sends BeginSession to its {role}, and no row says that EndSession is owed", short(guid));
+            let message =
+                format!("{} sends BeginSession to its {role}, and no row says that EndSession is owed", short(guid));
             return self.fail(Check::OwedFirst, message);
         };
         let over = |owed: &&OwedEnd| {
@@ -626,7 +639,8 @@ impl World {
                 && self.ghost.states.get(&owed.sync_guid).is_some_and(|state| state.is_final())
         };
         if let Some(owed) = self.database.owed.values().find(over) {
-            let message = format!("{} begins at its {role}, which is owed the end of {}", short(guid), short(owed.sync_guid));
+            let message =
+                format!("{} begins at its {role}, which is owed the end of {}", short(guid), short(owed.sync_guid));
             self.fail(Check::NoBeginWhileOwed, message);
         }
     }
@@ -705,6 +719,13 @@ impl World {
         // A row that could not be removed is delivered after the next start, as the outbox says: no failure is tried there.
         let fails = self.random.per_mille(self.weather.bad_commit) && !matches!(of, Committer::Delivery(..));
         let takes = Duration::from_micros(self.random.between(50, 4_000));
+        if let Committer::Session(guid, Some(Commit::Outcome)) = of
+            && self.random.per_mille(self.weather.sudden * 4)
+            && let Some(to) = self.session(guid).map(|session| session.ends[1])
+        {
+            self.crash_provider(to);
+            self.queue_in(Duration::from_micros(10), Happening::ProviderUp { provider: to });
+        }
         let Some(coordinator) = &mut self.coordinator else { return };
         let life = coordinator.life;
         coordinator.commits.insert(commit, InFlight { of, writes, fails });
@@ -717,7 +738,8 @@ impl World {
     }
 
     fn committed(&mut self, commit: u64) {
-        let Some(in_flight) = self.coordinator.as_mut().and_then(|coordinator| coordinator.commits.remove(&commit)) else {
+        let Some(in_flight) = self.coordinator.as_mut().and_then(|coordinator| coordinator.commits.remove(&commit))
+        else {
             return;
         };
         if !in_flight.fails {
@@ -905,9 +927,7 @@ impl World {
                 Some(fault) => Err(RelayError::Fault(fault)),
                 None => relay.referee.result(&result).map_err(RelayError::Breach),
             },
-            Err(error) => {
-                Err(RelayError::Call { role: ProviderRole::Destination, call: "ProcessChangeBatch", error })
-            }
+            Err(error) => Err(RelayError::Call { role: ProviderRole::Destination, call: "ProcessChangeBatch", error }),
         };
         self.relay_over(guid, result);
     }
@@ -979,7 +999,8 @@ impl World {
     pub(crate) fn everything_has_ended(&mut self) {
         let open = self.operations.iter().position(|operation| !operation.state.is_final());
         if let Some(operation) = open {
-            let message = format!("operation {operation} is {:?}, and nothing more happens", self.operations[operation].state);
+            let message =
+                format!("operation {operation} is {:?}, and nothing more happens", self.operations[operation].state);
             return self.fail(Check::Liveness, message);
         }
         let Some(coordinator) = &self.coordinator else { return };
@@ -993,8 +1014,18 @@ impl World {
     pub(crate) fn nothing_leaks(&mut self) {
         let mut left = Vec::new();
         if let Some(coordinator) = &self.coordinator {
-            left.extend(coordinator.deliveries.keys().map(|(guid, role)| format!("a delivery of {} to its {role}", short(*guid))));
-            left.extend(coordinator.calls.values().map(|waiting| format!("a call {:?} of {}", waiting.kind, short(waiting.sync_guid))));
+            left.extend(
+                coordinator
+                    .deliveries
+                    .keys()
+                    .map(|(guid, role)| format!("a delivery of {} to its {role}", short(*guid))),
+            );
+            left.extend(
+                coordinator
+                    .calls
+                    .values()
+                    .map(|waiting| format!("a call {:?} of {}", waiting.kind, short(waiting.sync_guid))),
+            );
             let debug = format!("{:?}", coordinator.admission);
             if !debug.contains("held: {}, owed: {}, queue: []") {
                 left.push(format!("seats: {debug}"));

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, Digest, GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId,
-    Knowledge, RecoverableError,
+    ChangeBatch, ChangeFlags, ChangeGroup, Digest, GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader,
+    ItemId, Knowledge, RecoverableError,
 };
 use synclave::provider::sdk::decision::{
-    Action, Commit, Ground, Incoming, Obtained, Settlement, Step, Verdict, Winner, change_item, conclusion, intents, learned,
-    order, outcome, settle,
+    Action, Commit, Ground, Incoming, Obtained, Settlement, Step, Verdict, Winner, change_item, conclusion, intents,
+    learned, order, outcome, settle,
 };
 use synclave::provider::sdk::{ItemError, ItemStore};
 use synclave::provider::{
@@ -249,7 +249,10 @@ impl World {
                 let result = found.map(|()| {
                     let knowledge = (*self.providers[to].replica.knowledge).clone();
                     self.told(to, &knowledge);
-                    Payload::Parameters(SyncBatchParameters { knowledge, requested_batch_size: self.scenario.batch_size })
+                    Payload::Parameters(SyncBatchParameters {
+                        knowledge,
+                        requested_batch_size: self.scenario.batch_size,
+                    })
                 });
                 self.reply(to, &call, result);
             }
@@ -495,10 +498,9 @@ impl World {
                 let state = &row.item.state;
                 let alive = !row.item.deleted;
                 let content = replica.store.content(id).filter(|content| digest(content) == state.digest);
-                let inline = content.filter(|_| alive && self.scenario.inline).map(|content| ItemData {
-                    header: header(state),
-                    content: Bytes::from(content),
-                });
+                let inline = content
+                    .filter(|_| alive && self.scenario.inline)
+                    .map(|content| ItemData { header: header(state), content: Bytes::from(content) });
                 ItemChange {
                     item_id: (*id).clone(),
                     creation_version: row.creation.clone(),
@@ -563,7 +565,9 @@ impl World {
         if let Err(error) = result {
             return self.send_output(to, coordinator, stream, Err(error));
         }
-        for knowledge in batch.groups.iter().map(|group| &group.made_with_knowledge).chain([&batch.prerequisite_knowledge]) {
+        for knowledge in
+            batch.groups.iter().map(|group| &group.made_with_knowledge).chain([&batch.prerequisite_knowledge])
+        {
             self.ticks_are_known(to, knowledge);
         }
         let known = (*self.providers[to].replica.knowledge).clone();
@@ -773,6 +777,9 @@ impl World {
             let ours = action.before.as_ref().map(|row| &row.version);
             let made = &action.after.version;
             if made.replica == self.providers[index].replica.id && Some(made) != ours && Some(made) != theirs {
+                // A copy has seen nothing of what is alive under its name.
+                let alive = action.before.as_ref().is_some_and(|row| !row.item.deleted);
+                let ours = ours.filter(|_| !(action.keeps_loser && alive));
                 self.ghost.made(id, made, ours.into_iter().chain(theirs));
             } else if let (Some(ours), Some(theirs)) = (ours, theirs) {
                 let before = action.before.as_ref().expect("it has a version");
@@ -802,9 +809,9 @@ impl World {
         let before = self.providers[index].replica.store.content(id);
         let failed = match carrying.failures.get(&action.index) {
             Some(error) => Some(error.clone()),
-            None => {
-                change_item(&self.providers[index].replica.store, id, action).err().map(|error| error.into_recoverable(id))
-            }
+            None => change_item(&self.providers[index].replica.store, id, action)
+                .err()
+                .map(|error| error.into_recoverable(id)),
         };
         if let Some(error) = failed {
             self.history.add(self.now, || format!("{} cannot change {id}: {}", name(index), error.error_description));
@@ -842,7 +849,12 @@ impl World {
         let Some(row) = row else { return };
         let descends = self.ghost.descends(id, &made.version, &row.version);
         if row.item.deleted && !made.item.deleted && !conflict && !descends {
-            let message = format!("{} brings {id} back with {:?}, which knows nothing of {:?}", name(index), made.version, row.version);
+            let message = format!(
+                "{} brings {id} back with {:?}, which knows nothing of {:?}",
+                name(index),
+                made.version,
+                row.version
+            );
             return self.fail(Check::Resurrection, message);
         }
         let both = matches!(policy, Policy::KeepBoth | Policy::LastWriterWins);
@@ -855,7 +867,9 @@ impl World {
         if !conflict && !descends {
             let message = format!(
                 "{} replaces {id} {:?} ({text}) by {:?}, which does not descend from it, and records no conflict",
-                name(index), row.version, made.version
+                name(index),
+                row.version,
+                made.version
             );
             return self.fail(Check::LostEdit, message);
         }
@@ -901,7 +915,10 @@ impl World {
             if let Some(digest) = change.content_digest.filter(|_| loser_lost)
                 && !self.holds(index, &digest)
             {
-                self.fail(Check::KeepBoth, format!("{} keeps nothing of what {} was at its source", name(index), change.item_id));
+                self.fail(
+                    Check::KeepBoth,
+                    format!("{} keeps nothing of what {} was at its source", name(index), change.item_id),
+                );
             }
         }
         if self.fault != Some(Fault::LearnFailed) {

@@ -41,23 +41,62 @@ pub(crate) struct Weather {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
-    Write { replica: usize, item: u8, same: bool },
-    SetMode { replica: usize, item: u8 },
-    Delete { replica: usize, item: u8 },
+    Write {
+        replica: usize,
+        item: u8,
+        same: bool,
+    },
+    SetMode {
+        replica: usize,
+        item: u8,
+    },
+    Delete {
+        replica: usize,
+        item: u8,
+    },
     /// Until the faults stop, an item of that name cannot be written by the provider.
-    Unwritable { replica: usize, item: u8 },
-    Writable { replica: usize },
-    Operate { a: usize, b: usize, direction: SyncDirection, policy: Policy, max_attempts: u32 },
+    Unwritable {
+        replica: usize,
+        item: u8,
+    },
+    Writable {
+        replica: usize,
+    },
+    Operate {
+        a: usize,
+        b: usize,
+        direction: SyncDirection,
+        policy: Policy,
+        max_attempts: u32,
+    },
     /// Of the operations that run, the one with that index, modulo their number.
-    Cancel { index: usize },
-    CrashProvider { replica: usize, down: Duration },
-    CrashCoordinator { down: Duration },
+    Cancel {
+        index: usize,
+    },
+    CrashProvider {
+        replica: usize,
+        down: Duration,
+    },
+    CrashCoordinator {
+        down: Duration,
+    },
     /// No message passes between coordinator and provider; `silent`: nor is anyone told so.
-    Partition { replica: usize, silent: bool, span: Duration },
+    Partition {
+        replica: usize,
+        silent: bool,
+        span: Duration,
+    },
     /// Each answer of the provider takes so long for a while.
-    Slow { replica: usize, by: Duration, span: Duration },
+    Slow {
+        replica: usize,
+        by: Duration,
+        span: Duration,
+    },
     /// A watcher looks, or comes back with its token.
-    Watch { watcher: usize, reconnect: bool },
+    Watch {
+        watcher: usize,
+        reconnect: bool,
+    },
 }
 
 impl fmt::Display for Scenario {

@@ -55,7 +55,11 @@ impl Watcher {
                             Change::SyncInfo { record, .. } => {
                                 let before = self.held.insert(record.sync_guid, record.clone());
                                 if before.is_some_and(|before| before.revision > record.revision) {
-                                    return Some(format!("{} went back to {}", short(record.sync_guid), record.revision));
+                                    return Some(format!(
+                                        "{} went back to {}",
+                                        short(record.sync_guid),
+                                        record.revision
+                                    ));
                                 }
                             }
                             Change::Removed { sync_guid, .. } => drop(self.held.remove(sync_guid)),
@@ -89,8 +93,9 @@ impl World {
             self.fail(Check::Watcher, message);
         } else if !same {
             let revisions = |records: &mut dyn Iterator<Item = &Arc<SessionRecord>>| -> String {
-                let each: Vec<String> =
-                    records.map(|record| format!("{}@{} {:?}", short(record.sync_guid), record.revision, record.state)).collect();
+                let each: Vec<String> = records
+                    .map(|record| format!("{}@{} {:?}", short(record.sync_guid), record.revision, record.state))
+                    .collect();
                 each.join(" ")
             };
             let message = format!(

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use synclave::knowledge::{ChangeBatch, ItemId};
 use synclave::provider::{
-    CallError, ChangeBatchRequest, DataPart, Load, ProcessOutput, ProcessStart, ProviderInfo, Renewal, SyncBatchParameters,
+    CallError, ChangeBatchRequest, DataPart, Load, ProcessOutput, ProcessStart, ProviderInfo, Renewal,
+    SyncBatchParameters,
 };
 use synclave::session::Timing;
 use synclave::session::machine::{Now, Timer};
@@ -90,8 +91,16 @@ pub(crate) enum Payload {
 /// On the stream of ProcessChangeBatch, to the destination.
 #[derive(Clone, Debug)]
 pub(crate) enum Frame {
-    Start { sync_guid: SyncGuid, epoch: u64, start: ProcessStart, batch: Box<ChangeBatch> },
-    Data { load_id: u64, parts: Vec<DataPart> },
+    Start {
+        sync_guid: SyncGuid,
+        epoch: u64,
+        start: ProcessStart,
+        batch: Box<ChangeBatch>,
+    },
+    Data {
+        load_id: u64,
+        parts: Vec<DataPart>,
+    },
     Cancel,
     /// The coordinator has let go of it, or the connection is gone.
     Closed,
@@ -265,6 +274,9 @@ impl World {
             self.happen(happening);
             self.poll_admission();
             self.leases_hold();
+            if self.figures.events % 61 == 0 {
+                self.watch(0, false);
+            }
         }
     }
 
@@ -296,7 +308,8 @@ impl World {
             Happening::Apply { provider, life, sync_guid } => {
                 if self.providers[provider].life == life {
                     self.apply(provider, sync_guid);
-                    if self.providers[provider].is_carrying(sync_guid) && self.random.per_mille(self.weather.sudden * 4) {
+                    if self.providers[provider].is_carrying(sync_guid) && self.random.per_mille(self.weather.sudden * 4)
+                    {
                         self.step(Step::CrashProvider { replica: provider, down: Duration::from_millis(700) });
                     }
                 }
@@ -361,7 +374,9 @@ impl World {
                 self.providers[replica].replica.store.shelf().unwritable.insert(item);
             }
             Step::Writable { replica } => self.providers[replica].replica.store.shelf().unwritable.clear(),
-            Step::Operate { a, b, direction, policy, max_attempts } => self.operate(a, b, direction, policy, max_attempts),
+            Step::Operate { a, b, direction, policy, max_attempts } => {
+                self.operate(a, b, direction, policy, max_attempts)
+            }
             Step::Cancel { index } => self.cancel_operation(index),
             Step::CrashProvider { replica, down } => {
                 if self.providers[replica].up {
@@ -397,7 +412,11 @@ impl World {
             return item;
         }
         let copy = ItemId::from(&*format!("{item}~1"));
-        if self.providers[replica].replica.store.content(&copy).is_some() || self.random.below(4) == 0 { copy } else { item }
+        if self.providers[replica].replica.store.content(&copy).is_some() || self.random.below(4) == 0 {
+            copy
+        } else {
+            item
+        }
     }
 
     fn supersede(&mut self, replica: usize, item: &ItemId) {
@@ -584,7 +603,11 @@ impl World {
                 .rows
                 .iter()
                 .map(|(id, row)| {
-                    let content = provider.replica.store.content(id).map(|content| String::from_utf8_lossy(&content).into_owned());
+                    let content = provider
+                        .replica
+                        .store
+                        .content(id)
+                        .map(|content| String::from_utf8_lossy(&content).into_owned());
                     format!("{id}={content:?}@{:?}", row.version)
                 })
                 .collect();
@@ -601,7 +624,10 @@ impl World {
             live.map(|(guid, live)| (provider.index, *guid, live.deadline))
         });
         if let Some((provider, guid, deadline)) = over {
-            self.fail(Check::Lease, format!("{} is still in {}, its lease ran out at {deadline:?}", name(provider), short(guid)));
+            self.fail(
+                Check::Lease,
+                format!("{} is still in {}, its lease ran out at {deadline:?}", name(provider), short(guid)),
+            );
         }
     }
 }

@@ -121,12 +121,15 @@ pub(crate) struct Session {
     relay: Option<Relay>,
 }
 
+/// What the source gave for a load; `None` until then.
+type Given = Option<Result<Vec<DataPart>, CallError>>;
+
 /// ProcessChangeBatch, in the middle.
 struct Relay {
     stream: u64,
     referee: Box<Referee>,
     /// In the order asked; with what the source gave.
-    loads: VecDeque<(u64, Option<Result<Vec<DataPart>, CallError>>)>,
+    loads: VecDeque<(u64, Given)>,
     totals: Relayed,
     told: bool,
     heard: Instant,
@@ -846,11 +849,11 @@ impl World {
                     self.send_owed((sync_guid, role));
                 }
             }
-            Happening::OperationDue { operation, .. } => {
-                if self.operations[operation].state == OperationState::Waiting {
-                    let flow = self.operations[operation].retry;
-                    self.begin(operation, flow);
-                }
+            Happening::OperationDue { operation, .. }
+                if self.operations[operation].state == OperationState::Waiting =>
+            {
+                let flow = self.operations[operation].retry;
+                self.begin(operation, flow);
             }
             _ => {}
         }

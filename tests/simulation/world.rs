@@ -274,7 +274,7 @@ impl World {
             self.happen(happening);
             self.poll_admission();
             self.leases_hold();
-            if self.figures.events % 61 == 0 {
+            if self.figures.events.is_multiple_of(61) {
                 self.watch(0, false);
             }
         }

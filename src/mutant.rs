@@ -42,7 +42,7 @@ mutants! {
     DeletionBeatsEdit,
     /// What the applier wrote before a crash is taken for a user's edit.
     IgnoreIntents,
-    /// An owed EndSession lapses counted from the last answered call instead of the last that went out.
+    /// An owed EndSession lapses counted from long before the last call that may have renewed the lease.
     LapseTooEarly,
     /// The outbox takes silence for an answer.
     OutboxGivesUp,

@@ -116,3 +116,57 @@ fn every_history_keeps_the_rules() {
         with_still_time(|| panic!("{}", report(seed)));
     }
 }
+
+/// Seeds within which a mutant must be seen.
+#[cfg(feature = "mutants")]
+const MUTANT_SEEDS: u64 = 500;
+
+/// Every deliberate fault is seen, by the check that is there for it. Prints the table of `docs/simulation.md`.
+#[test]
+#[cfg(feature = "mutants")]
+fn every_mutant_is_caught() {
+    use std::sync::Mutex;
+    use synclave::mutant::{Mutant, activate};
+
+    let of_source = Mutant::ALL.iter().map(|mutant| (Some(*mutant), None, mutants::seen_by(*mutant)));
+    let of_world = mutants::FAULTS.iter().map(|(fault, check)| (None, Some(*fault), *check));
+    let all: Vec<_> = of_source.chain(of_world).collect();
+    let next = AtomicU64::new(0);
+    let rows = Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let work = || {
+            with_still_time(|| {
+                while let Some((at, (mutant, fault, expected))) = {
+                    let at = next.fetch_add(1, Ordering::Relaxed) as usize;
+                    all.get(at).map(|entry| (at, *entry))
+                } {
+                    activate(mutant);
+                    let caught = (0..MUTANT_SEEDS).find_map(|seed| {
+                        let violation = run(&Scenario::new(seed), fault, false).violation?;
+                        Some((seed, violation.check))
+                    });
+                    activate(None);
+                    let name = mutant
+                        .map_or_else(|| format!("{:?}", fault.expect("one of the two")), |one| format!("{one:?}"));
+                    eprintln!("{name}: {caught:?}, expected {expected:?}");
+                    rows.lock().expect("no panic with it").push((at, name, expected, caught));
+                }
+            });
+        };
+        (0..threads).for_each(|_| drop(scope.spawn(work)));
+    });
+    let mut rows = rows.into_inner().expect("no panic with it");
+    rows.sort_by_key(|(at, ..)| *at);
+    for (_, name, expected, caught) in &rows {
+        match caught {
+            Some((seed, check)) => {
+                println!("| {name} | {check} | {seed} |{}", if check == expected { "" } else { " !" })
+            }
+            None => println!("| {name} | - | - | !"),
+        }
+    }
+    let missed: Vec<_> =
+        rows.iter().filter(|(_, _, expected, caught)| caught.is_none_or(|(_, check)| check != *expected)).collect();
+    assert!(missed.is_empty(), "not caught by the check that is there for it: {missed:?}");
+}

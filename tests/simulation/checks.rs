@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use synclave::knowledge::{ItemId, Knowledge, Version};
@@ -81,14 +80,12 @@ pub(crate) struct Violation {
     pub(crate) message: String,
 }
 
-type Versions = Rc<BTreeSet<Version>>;
-
 /// What an all-seeing observer remembers.
 #[derive(Debug, Default)]
 pub(crate) struct Ghost {
-    /// For each version of an item those that its maker had seen, directly or not. Copies are items of their own.
-    ancestors: HashMap<(ItemId, Version), Versions>,
-    covered_by: HashMap<(ItemId, Version), BTreeSet<Version>>,
+    /// For each version of an item those that its maker had seen last. Copies are items of their own.
+    parents: HashMap<(ItemId, Version), BTreeSet<Version>>,
+    same: HashMap<(ItemId, Version), BTreeSet<Version>>,
     /// Contents that a user has seen and overwritten, or deleted, at a replica.
     pub(crate) superseded: BTreeSet<(usize, Vec<u8>)>,
     pub(crate) begins: BTreeMap<(SyncGuid, ProviderRole), u32>,
@@ -105,10 +102,6 @@ pub(crate) struct Ghost {
 }
 
 impl Ghost {
-    pub(crate) fn ancestors(&self, item: &ItemId, version: &Version) -> Versions {
-        self.ancestors.get(&(item.clone(), version.clone())).cloned().unwrap_or_default()
-    }
-
     /// A version that was just made, by someone who had seen `parents`.
     pub(crate) fn made<'a>(
         &mut self,
@@ -116,38 +109,30 @@ impl Ghost {
         version: &Version,
         parents: impl IntoIterator<Item = &'a Version>,
     ) {
-        let all = self.seen(item, parents);
-        self.ancestors.insert((item.clone(), version.clone()), Rc::new(all));
+        self.parents.insert((item.clone(), version.clone()), parents.into_iter().cloned().collect());
     }
 
-    /// `version` stands for the same state as `other`, and stays: whoever has seen the one need not see the other.
-    pub(crate) fn covers(&mut self, item: &ItemId, version: &Version, other: &Version) {
-        if version != other {
-            self.covered_by.entry((item.clone(), other.clone())).or_default().insert(version.clone());
+    /// Both versions stand for the same state: whoever has seen the one need not see the other.
+    pub(crate) fn same(&mut self, item: &ItemId, one: &Version, other: &Version) {
+        for (one, other) in [(one, other), (other, one)] {
+            self.same.entry((item.clone(), one.clone())).or_default().insert(other.clone());
         }
-    }
-
-    fn seen<'a>(&self, item: &ItemId, parents: impl IntoIterator<Item = &'a Version>) -> BTreeSet<Version> {
-        let mut all = BTreeSet::new();
-        for parent in parents {
-            all.extend(self.ancestors(item, parent).iter().cloned());
-            all.insert(parent.clone());
-        }
-        all
     }
 
     /// True when the maker of `version` had seen `older`, or the same state under another version.
     pub(crate) fn descends(&self, item: &ItemId, version: &Version, older: &Version) -> bool {
-        let seen = self.ancestors(item, version);
-        let mut same = vec![older.clone()];
+        let mut seen = vec![version.clone()];
         let mut at = 0;
-        while let Some(older) = same.get(at).cloned() {
-            if *version == older || seen.contains(&older) {
+        while let Some(version) = seen.get(at).cloned() {
+            if version == *older {
                 return true;
             }
-            let covers = self.covered_by.get(&(item.clone(), older)).into_iter().flatten();
-            let fresh: Vec<Version> = covers.filter(|version| !same.contains(version)).cloned().collect();
-            same.extend(fresh);
+            let key = (item.clone(), version);
+            for next in self.parents.get(&key).into_iter().chain(self.same.get(&key)).flatten() {
+                if !seen.contains(next) {
+                    seen.push(next.clone());
+                }
+            }
             at += 1;
         }
         false

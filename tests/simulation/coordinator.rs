@@ -121,12 +121,15 @@ pub(crate) struct Session {
     relay: Option<Relay>,
 }
 
+/// What the source gave for a load; `None` until then.
+type Given = Option<Result<Vec<DataPart>, CallError>>;
+
 /// ProcessChangeBatch, in the middle.
 struct Relay {
     stream: u64,
     referee: Box<Referee>,
     /// In the order asked; with what the source gave.
-    loads: VecDeque<(u64, Option<Result<Vec<DataPart>, CallError>>)>,
+    loads: VecDeque<(u64, Given)>,
     totals: Relayed,
     told: bool,
     heard: Instant,
@@ -720,6 +723,13 @@ impl World {
         // A row that could not be removed is delivered after the next start, as the outbox says: no failure is tried there.
         let fails = self.random.per_mille(self.weather.bad_commit) && !matches!(of, Committer::Delivery(..));
         let takes = Duration::from_micros(self.random.between(50, 4_000));
+        if let Committer::Session(guid, Some(Commit::Outcome)) = of
+            && self.random.per_mille(self.weather.sudden * 4)
+            && let Some(to) = self.session(guid).map(|session| session.ends[1])
+        {
+            self.crash_provider(to);
+            self.queue_in(Duration::from_micros(10), Happening::ProviderUp { provider: to });
+        }
         let Some(coordinator) = &mut self.coordinator else { return };
         let life = coordinator.life;
         coordinator.commits.insert(commit, InFlight { of, writes, fails });
@@ -840,11 +850,11 @@ impl World {
                     self.send_owed((sync_guid, role));
                 }
             }
-            Happening::OperationDue { operation, .. } => {
-                if self.operations[operation].state == OperationState::Waiting {
-                    let flow = self.operations[operation].retry;
-                    self.begin(operation, flow);
-                }
+            Happening::OperationDue { operation, .. }
+                if self.operations[operation].state == OperationState::Waiting =>
+            {
+                let flow = self.operations[operation].retry;
+                self.begin(operation, flow);
             }
             _ => {}
         }
@@ -1028,7 +1038,9 @@ impl World {
         left.extend(self.database.owed.keys().map(|(guid, role)| format!("the row of {} {role}", short(*guid))));
         for provider in &self.providers {
             left.extend(provider.sessions.keys().map(|guid| format!("{} in {}", name(provider.index), short(*guid))));
-            if !provider.replica.intents.is_empty() {
+            // The SDK keeps the intent of an item that was not there and is not there: it cannot tell that from "cannot be seen".
+            let rows = &provider.replica.rows;
+            if provider.replica.intents.keys().any(|id| rows.get(id).is_some_and(|row| row.is_there())) {
                 left.push(format!("intents of {}", name(provider.index)));
             }
             if !provider.replica.store.shelf().staged.is_empty() {

@@ -159,6 +159,12 @@ impl Provider {
         self.up && self.sessions.get(&sync_guid).is_some_and(|live| live.phase != Phase::Ending)
     }
 
+    /// True in the middle of a section.
+    pub(crate) fn is_carrying(&self, sync_guid: SyncGuid) -> bool {
+        let apply = self.sessions.get(&sync_guid).and_then(|live| live.apply.as_ref());
+        apply.is_some_and(|apply| apply.carrying.is_some())
+    }
+
     fn busy(&self, role: ProviderRole) -> bool {
         let sources = self.sessions.values().filter(|live| live.role == ProviderRole::Source).count();
         let destinations = self.sessions.len() - sources;
@@ -771,13 +777,16 @@ impl World {
             let ours = action.before.as_ref().map(|row| &row.version);
             let made = &action.after.version;
             if made.replica == self.providers[index].replica.id && Some(made) != ours && Some(made) != theirs {
+                // A copy has seen nothing of what is alive under its name.
+                let alive = action.before.as_ref().is_some_and(|row| !row.item.deleted);
+                let ours = ours.filter(|_| !(action.keeps_loser && alive));
                 self.ghost.made(id, made, ours.into_iter().chain(theirs));
             } else if let (Some(ours), Some(theirs)) = (ours, theirs) {
                 let before = action.before.as_ref().expect("it has a version");
                 let same = before.item.deleted == action.after.item.deleted
                     && (before.item.deleted || before.item.state == action.after.item.state);
                 if same {
-                    self.ghost.covers(id, made, if made == ours { theirs } else { ours });
+                    self.ghost.same(id, ours, theirs);
                 }
             }
         }

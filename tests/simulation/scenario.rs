@@ -33,6 +33,8 @@ pub(crate) struct Weather {
     /// Messages that take up to `longest_delay` instead of a few milliseconds.
     pub(crate) slow: u32,
     pub(crate) longest_delay: Duration,
+    /// Moments in the middle of a section, or of a commit, at which the process crashes.
+    pub(crate) sudden: u32,
     /// Commits of the coordinator that fail.
     pub(crate) bad_commit: u32,
 }
@@ -121,6 +123,7 @@ impl Scenario {
                 duplicate: random.pick(&[0, 10, 40]),
                 slow: random.pick(&[0, 20, 100]),
                 longest_delay: Duration::from_millis(random.pick(&[50, 2_000, 40_000])),
+                sudden: random.pick(&[0, 0, 4, 25]),
                 bad_commit: random.pick(&[0, 0, 10]),
             },
         };

@@ -85,10 +85,8 @@ impl World {
         let went_back = watcher.catch_up();
         let listing = coordinator.hub.list(&watcher.filter, 1_000, "").expect("the first page needs no token");
         let has: BTreeMap<_, _> = listing.infos.iter().map(|(record, _)| (record.sync_guid, record)).collect();
-        let differs = |(held, has): ((&SyncGuid, &Arc<SessionRecord>), (&SyncGuid, &&Arc<SessionRecord>))| {
-            held.0 != has.0 || held.1.as_ref() != has.1.as_ref()
-        };
-        let same = has.len() == watcher.held.len() && !watcher.held.iter().zip(&has).any(differs);
+        let same = has.len() == watcher.held.len()
+            && watcher.held.iter().all(|(guid, held)| has.get(guid).is_some_and(|has| held == *has));
         if let Some(message) = went_back {
             self.fail(Check::Watcher, message);
         } else if !same {

@@ -274,6 +274,9 @@ impl World {
             self.happen(happening);
             self.poll_admission();
             self.leases_hold();
+            if self.figures.events.is_multiple_of(61) {
+                self.watch(0, false);
+            }
         }
     }
 
@@ -305,6 +308,10 @@ impl World {
             Happening::Apply { provider, life, sync_guid } => {
                 if self.providers[provider].life == life {
                     self.apply(provider, sync_guid);
+                    if self.providers[provider].is_carrying(sync_guid) && self.random.per_mille(self.weather.sudden * 4)
+                    {
+                        self.step(Step::CrashProvider { replica: provider, down: Duration::from_millis(700) });
+                    }
                 }
             }
             Happening::ProviderUp { provider } => {
@@ -330,7 +337,11 @@ impl World {
             | Happening::Durable { coordinator, .. }
             | Happening::Deliver { coordinator, .. }
             | Happening::OperationDue { coordinator, .. } => {
+                let commits = matches!(happening, Happening::Durable { .. });
                 if self.coordinator.as_ref().is_some_and(|running| running.life == coordinator) {
+                    if commits && self.random.per_mille(self.weather.sudden) {
+                        return self.step(Step::CrashCoordinator { down: Duration::from_millis(900) });
+                    }
                     self.coordinator_hears(happening);
                 }
             }

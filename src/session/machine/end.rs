@@ -287,7 +287,7 @@ impl Machine {
                 // Calls that renew the lease were cut then. What was answered tells less: an answer may be lost.
                 let mut since = self.concluded.unwrap_or(now.instant);
                 if mutant::is(Mutant::LapseTooEarly) {
-                    since = self.heard[role as usize].unwrap_or(since);
+                    since = since.checked_sub(self.timing.lapse()).unwrap_or(since);
                 }
                 effects.push(Effect::HandOver { role, since });
             }

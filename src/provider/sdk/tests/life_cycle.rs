@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::harness::{LEASE, PLAN, Replica, begin, end, key, request, sync};
 use crate::provider::sdk::{Options, lock};
-use crate::provider::{CallError, Load, Provider, RefusalCode, SessionKey};
+use crate::provider::{BeginSession, CallError, Load, Provider, RefusalCode, SessionKey};
 use crate::types::{Hresult, ProviderRole};
 
 #[track_caller]
@@ -150,4 +150,29 @@ async fn a_begin_that_nobody_waits_for_is_ended_like_any_other() {
     ending.await.unwrap().unwrap();
     holder.join().unwrap();
     assert_eq!(sync(&a, &b, PLAN).await.unwrap().outcomes.len(), 1);
+}
+
+/// A look serves both directions of an operation, and no third session; what is older than the operation is always seen.
+#[tokio::test]
+async fn the_second_session_of_an_operation_need_not_look_again() {
+    let a = Replica::new("a");
+    let operation_age = Some(Duration::from_secs(10));
+    let look = async |operation_age| {
+        let session = key();
+        let begin = BeginSession { operation_age, ..begin(ProviderRole::Source, session, false) };
+        a.provider.begin_session(begin).await.unwrap();
+        a.provider.end_session(end(session)).await.unwrap();
+        a.tick()
+    };
+    a.store.write("i1", "one", 1);
+    assert_eq!(look(operation_age).await, 1, "it has never looked");
+    a.store.write("i2", "two", 1);
+    assert_eq!(look(operation_age).await, 1, "the look of the first session serves the second");
+    assert_eq!(look(operation_age).await, 2);
+    a.store.write("i3", "three", 1);
+    assert_eq!(look(Some(Duration::ZERO)).await, 3, "the operation is younger than the look");
+    a.store.write("i4", "four", 1);
+    assert_eq!(look(Some(Duration::from_secs(3600))).await, 4, "the operation runs for long");
+    a.store.write("i5", "five", 1);
+    assert_eq!(look(None).await, 5, "nothing is said of an operation");
 }

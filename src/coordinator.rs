@@ -2,12 +2,14 @@
 //!
 //! `serve` puts the gRPC edge in front of it; `sync` drives it in its own process. Neither has a loop of its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use tracing::info;
+use jiff::Timestamp;
+use tokio::time::MissedTickBehavior;
+use tracing::{info, warn};
 
 use crate::grpc::address::AddressError;
 use crate::grpc::provider::{DialOptions, DialOut};
@@ -15,22 +17,30 @@ use crate::operation::Operations;
 use crate::provider::{CallError, Provider, Refusal, RefusalCode};
 use crate::session::token::Tokens;
 use crate::session::{Dial, Sessions, Timing};
-use crate::store::{Opened, Recovered, Store};
+use crate::store::{Opened, Recovered, Retention, Store};
 use crate::sync_info::Hub;
 use crate::types::{Endpoint, Hresult};
 
 /// Operations have so long to notice that their sessions are over.
 const OPERATIONS_GRACE: Duration = Duration::from_secs(1);
 
+/// History that is beyond its retention is looked for so often.
+const FORGET_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Sessions that are forgotten in one transaction: bounds what a commit waits for behind it.
+const FORGET_BITE: usize = 256;
+
 /// What a coordinator needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Spans.
     pub timing: Timing,
     /// Where providers find SessionStateService; `None` when it is not told to them.
     pub advertise: Option<String>,
-    /// Operations that a former process left running go on. False for a command that runs one operation of its own.
-    pub resume_operations: bool,
+    /// Operations that a former process left running are ended instead of going on: for a command that runs one of its own.
+    pub abandon_operations: bool,
+    /// How much history is kept.
+    pub retention: Retention,
 }
 
 /// Why a coordinator did not start.
@@ -83,15 +93,26 @@ impl Coordinator {
     /// # Errors
     /// When the store cannot be written.
     pub async fn start(store: OpenedStore, options: Options, dial: Dial) -> Result<Self, Error> {
-        let OpenedStore { opened, recovered } = store;
-        let hub = Arc::new(Hub::new(recovered.epoch, recovered.sessions.iter().cloned()));
+        let OpenedStore { opened, mut recovered } = store;
+        // What has ended and owes nothing is of no more use than to be looked at.
+        let owing: HashSet<_> = recovered.owed.iter().map(|owed| owed.sync_guid).collect();
+        let unsettled = recovered
+            .sessions
+            .iter()
+            .filter(|session| !session.record.state.is_final() || owing.contains(&session.record.sync_guid));
+        let unsettled = unsettled.cloned().collect();
+        let sessions = std::mem::replace(&mut recovered.sessions, unsettled);
+        let forgotten = std::mem::take(&mut recovered.forgotten);
+        let hub = Hub::new(recovered.epoch, sessions).with_forgotten(recovered.forgotten_floor, forgotten);
+        let hub = Arc::new(hub);
         let publish = hub.clone();
         let store = Arc::new(opened.start(move |published| publish.publish(published))?);
         let sessions =
             Sessions::new(store.clone(), Tokens::new(recovered.secret), dial, options.timing, options.advertise);
         sessions.recover(&recovered).await?;
         let operations = Operations::new(store.clone(), sessions.clone());
-        operations.recover(&recovered, options.resume_operations).await?;
+        operations.recover(&recovered, options.abandon_operations).await?;
+        tokio::spawn(forget_in_background(Arc::downgrade(&store), options.retention));
         Ok(Self { store, hub, sessions, operations })
     }
 
@@ -102,6 +123,36 @@ impl Coordinator {
         // Operations end with their sessions; one whose session did not end in time is left to the next start.
         let _ = tokio::time::timeout(OPERATIONS_GRACE, self.operations.closed()).await;
         self.store.close();
+    }
+}
+
+/// Forgets what is beyond `retention` at once and then every [`FORGET_INTERVAL`], in bites, until the store is closed or gone.
+async fn forget_in_background(store: Weak<Store>, retention: Retention) {
+    let mut rounds = tokio::time::interval(FORGET_INTERVAL);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        let mut forgotten = 0;
+        loop {
+            // Held for a bite only: nobody waits for this task to close the store.
+            let Some(store) = store.upgrade() else { return };
+            match store.forget(retention, Timestamp::now(), FORGET_BITE).await {
+                Ok(found) => {
+                    forgotten += found;
+                    if found < FORGET_BITE {
+                        break;
+                    }
+                }
+                Err(crate::store::Error::Closed) => return,
+                Err(failure) => {
+                    warn!(%failure, "history is kept for longer than asked for; it is tried again");
+                    break;
+                }
+            }
+        }
+        if forgotten > 0 {
+            info!(sessions = forgotten, "history forgotten");
+        }
     }
 }
 

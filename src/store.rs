@@ -17,13 +17,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rusqlite::Connection;
 
 mod file;
+mod loading;
 mod operations;
 mod queue;
 mod reader;
 mod record;
+mod retention;
 mod writer;
 
 #[cfg(test)]
@@ -35,8 +38,9 @@ pub use record::{
     AcceptedRequest, Counters, EndNotice, InitiatedBy, LastError, Member, OperationRecord, OperationState, OwedEnd,
     SessionEvent, SessionRecord, SyncDirection,
 };
+pub use retention::{FORGOTTEN_KEPT, FORGOTTEN_RETENTION, ForgottenSession, Retention};
 
-use crate::types::{ProviderRole, SyncGuid};
+use crate::types::{OperationId, ProviderRole, SyncGuid};
 use queue::Queue;
 use writer::Writer;
 
@@ -80,6 +84,16 @@ pub enum Write {
         /// The provider that was owed it.
         role: ProviderRole,
     },
+    /// Forgets ended sessions with their transitions, and ended operations that have no session left. Each session's
+    /// forgetting has a revision. Passes over what runs, what still owes an EndSession, and what is not there.
+    Forget {
+        /// Now: for [`FORGOTTEN_RETENTION`] from then on it is known that they were forgotten.
+        time: Timestamp,
+        /// The sessions. An ended operation goes with its last session.
+        sync_guids: Vec<SyncGuid>,
+        /// Operations that may have no session.
+        operation_ids: Vec<OperationId>,
+    },
 }
 
 /// A change of a session that everyone may see now.
@@ -93,6 +107,35 @@ pub struct Published {
     pub event: Option<Arc<SessionEvent>>,
 }
 
+/// What happened to a session, in the order of revisions.
+#[derive(Clone, Debug)]
+pub enum Publication {
+    /// It changed.
+    Changed(Published),
+    /// It was forgotten.
+    Forgotten {
+        /// The session.
+        sync_guid: SyncGuid,
+        /// Higher than that of all published before.
+        revision: u64,
+    },
+}
+
+impl From<Published> for Publication {
+    fn from(change: Published) -> Self {
+        Self::Changed(change)
+    }
+}
+
+impl Publication {
+    /// Its place in the order.
+    pub fn revision(&self) -> u64 {
+        match self {
+            Self::Changed(Published { revision, .. }) | Self::Forgotten { revision, .. } => *revision,
+        }
+    }
+}
+
 /// What an open store found.
 pub struct Recovered {
     /// Names the store's history; made with the file, and kept as long as it.
@@ -101,6 +144,10 @@ pub struct Recovered {
     pub secret: [u8; 32],
     /// All sessions, in the order of their revisions.
     pub sessions: Vec<RecoveredSession>,
+    /// Sessions that were forgotten of late, in the order of the revisions of their forgetting.
+    pub forgotten: Vec<ForgottenSession>,
+    /// Revision of the newest forgetting that is not among them; 0 when there is none.
+    pub forgotten_floor: u64,
     /// All operations, oldest first.
     pub operations: Vec<Arc<OperationRecord>>,
     /// The EndSessions that are owed.
@@ -113,6 +160,7 @@ impl std::fmt::Debug for Recovered {
         f.debug_struct("Recovered")
             .field("epoch", &self.epoch)
             .field("sessions", &sessions)
+            .field("forgotten", &self.forgotten.len())
             .field("operations", &operations)
             .field("owed", &owed)
             .finish_non_exhaustive()
@@ -276,6 +324,20 @@ impl Store {
         }
     }
 
+    /// Forgets what is beyond `retention` at `now`, the oldest end first: `limit` sessions at most, and as many operations
+    /// that never had one. Gives how many it found: with less than `limit` there is nothing more to forget now.
+    ///
+    /// What is found is looked for on the reader's connection, so that commits wait for the deletion alone.
+    pub async fn forget(&self, retention: Retention, now: Timestamp, limit: usize) -> Result<usize, Error> {
+        let outdated = self.read(move |connection| retention::outdated(connection, retention, now, limit)).await?;
+        let (sync_guids, operation_ids) = outdated;
+        let found = sync_guids.len().max(operation_ids.len());
+        if found > 0 {
+            self.commit(vec![Write::Forget { time: now, sync_guids, operation_ids }]).await?;
+        }
+        Ok(found)
+    }
+
     async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> Result<T, reader::Error> + Send + 'static,
@@ -308,7 +370,7 @@ impl Opened {
 
     /// Starts the writer thread. It calls `on_commit` with what may be seen, in order, after the commit and before the
     /// caller is answered; a slow `on_commit` slows every commit.
-    pub fn start(self, on_commit: impl FnMut(Vec<Published>) + Send + 'static) -> Result<Store, Error> {
+    pub fn start(self, on_commit: impl FnMut(Vec<Publication>) + Send + 'static) -> Result<Store, Error> {
         let Self { file, operations } = self;
         let path = file.path.clone();
         let queue = Arc::new(Queue::new());

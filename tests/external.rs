@@ -34,7 +34,7 @@ struct Server {
 impl Server {
     async fn start(data: &Path) -> Self {
         let store = Coordinator::open(data).expect("a store that opens");
-        let options = Options { timing: timing(), advertise: None, resume_operations: true };
+        let options = Options { timing: timing(), ..Options::default() };
         let dial = Providers::new(DialOptions::default()).into_dial();
         let coordinator = Coordinator::start(store, options, dial).await.expect("starts");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port on loopback");

@@ -22,7 +22,6 @@ use crate::coordinator::{Coordinator, Options, Providers};
 use crate::grpc::provider::DialOptions;
 use crate::provider::sdk::ReplicaProvider;
 use crate::server;
-use crate::session::Timing;
 use crate::types::Endpoint;
 
 /// Bytes on their way between the command and the services of its own process.
@@ -64,7 +63,7 @@ impl LocalCoordinator {
                 }
             });
         }
-        let options = Options { timing: Timing::default(), advertise: None, resume_operations: false };
+        let options = Options { abandon_operations: true, ..Options::default() };
         let coordinator =
             Coordinator::start(opened, options, providers.into_dial()).await.map_err(|error| failed(&error))?;
 

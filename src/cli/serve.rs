@@ -13,6 +13,7 @@ use crate::coordinator::{Coordinator, Options, Providers};
 use crate::grpc::provider::DialOptions;
 use crate::server;
 use crate::session::Timing;
+use crate::store::Retention;
 
 /// Sessions have so long to end when the server stops; what is left is ended by the next start.
 const STOP_GRACE: Duration = Duration::from_secs(20);
@@ -45,6 +46,8 @@ pub(super) struct ServeArgs {
     insecure: bool,
     #[command(flatten)]
     spans: Spans,
+    #[command(flatten)]
+    history: History,
 }
 
 /// Spans of a session, such as 30s or 500ms. The defaults are right for all but tests and very slow stores.
@@ -72,6 +75,26 @@ struct Spans {
     /// A provider has so long to come back from a cancelled call
     #[arg(long, default_value = "10s", value_name = "SPAN", value_parser = span, hide_short_help = true)]
     cancel_grace: Duration,
+}
+
+/// How much of what has ended is kept.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "History")]
+struct History {
+    /// A session is forgotten so long after its end; d is a day
+    #[arg(long, default_value = "7d", value_name = "SPAN", value_parser = days, hide_short_help = true)]
+    retention: Duration,
+    /// Of ended sessions so many are kept, those that ended last
+    #[arg(long, default_value_t = Retention::default().sessions, value_name = "COUNT", hide_short_help = true)]
+    max_sessions_kept: usize,
+}
+
+/// Parses `7d`, `36h`, `1d 12h`: a day has 24 hours.
+fn days(text: &str) -> Result<Duration, String> {
+    let refused = || "write a span such as 7d, 36h or 30m".to_owned();
+    let span: jiff::Span = text.parse().map_err(|_| refused())?;
+    let span = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| refused())?;
+    Duration::try_from(span).ok().filter(|span| !span.is_zero()).ok_or_else(|| "must be more than 0".to_owned())
 }
 
 /// Parses `1m 30s`, `500ms`.
@@ -106,6 +129,8 @@ pub(super) struct ServePlan {
     pub(super) advertise: Option<String>,
     /// Spans of its sessions.
     pub(super) timing: Timing,
+    /// How much history it keeps.
+    pub(super) retention: Retention,
 }
 
 impl ServeArgs {
@@ -118,7 +143,8 @@ impl ServeArgs {
         }
         let timing = self.spans.timing();
         let data_dir = roots::data_dir(self.data_dir)?;
-        Ok(ServePlan { listen: self.listen, data_dir, advertise: self.advertise, timing })
+        let retention = Retention { age: self.history.retention, sessions: self.history.max_sessions_kept };
+        Ok(ServePlan { listen: self.listen, data_dir, advertise: self.advertise, timing, retention })
     }
 }
 
@@ -146,7 +172,12 @@ pub(super) async fn run(args: ServeArgs, stop: CancellationToken) -> Result<Exit
     let address = listener.local_addr().map_err(|error| cannot_listen(plan.listen, &error))?;
     let failed = |error: &dyn std::fmt::Display| Failure::failed(error.to_string());
     let opened = Coordinator::open(&plan.data_dir).map_err(|error| failed(&error))?;
-    let options = Options { timing: plan.timing, advertise: plan.advertise, resume_operations: true };
+    let options = Options {
+        timing: plan.timing,
+        advertise: plan.advertise,
+        retention: plan.retention,
+        abandon_operations: false,
+    };
     let dial = Providers::new(DialOptions::default()).into_dial();
     let coordinator = Coordinator::start(opened, options, dial).await.map_err(|error| failed(&error))?;
     output::announce(address)?;
@@ -160,6 +191,15 @@ pub(super) async fn run(args: ServeArgs, stop: CancellationToken) -> Result<Exit
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_retention_may_be_given_in_days() {
+        assert_eq!(days("7d"), Ok(Retention::default().age));
+        assert_eq!(days("1d 12h"), Ok(Duration::from_hours(36)));
+        assert!(days("0d").is_err());
+        assert!(days("-1d").is_err());
+        assert!(days("a week").is_err());
+    }
 
     #[test]
     fn only_loopback_is_served_without_consent() {

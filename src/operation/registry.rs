@@ -141,13 +141,13 @@ impl Operations {
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes on with the operations that the process before this one left running, or, where `resume` is false, ends them: a
+    /// Goes on with the operations that the process before this one left running, or, where they are abandoned, ends them: a
     /// command that was given today does not carry out what another one asked for yesterday.
-    pub async fn recover(&self, recovered: &Recovered, resume: bool) -> Result<(), Error> {
+    pub async fn recover(&self, recovered: &Recovered, abandon: bool) -> Result<(), Error> {
         for record in recovered.operations.iter().filter(|record| !record.state.is_final()) {
             let record = OperationRecord::clone(record);
             match record.initiated_by {
-                InitiatedBy::Operation if resume => self.run(record, None),
+                InitiatedBy::Operation if !abandon => self.run(record, None),
                 InitiatedBy::Operation => {
                     let last_error = LastError {
                         provider_with_error: None,

@@ -1,6 +1,5 @@
 //! The files: lock, checks before anything is touched, schema, and what is read at the start.
 
-use std::collections::HashMap;
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -11,10 +10,9 @@ use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
 use uuid::Uuid;
 
+use super::loading::{self, Contents};
 use super::writer::{REVISION_BLOCK, write_session};
-use super::{
-    Error, FILE_NAME, LOCK_FILE_NAME, REQUEST_RETENTION, Recovered, RecoveredSession, SessionEvent, SessionRecord,
-};
+use super::{Error, FILE_NAME, LOCK_FILE_NAME, REQUEST_RETENTION, Recovered, SessionEvent};
 use crate::types::{SyncGuid, SyncState};
 
 /// In the header of every file of ours ("SYCL"): says that the database is a store, not just any.
@@ -70,6 +68,26 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX request_ids_by_time ON request_ids (create_time);
 ",
+    "
+    ALTER TABLE sessions ADD COLUMN end_time INTEGER;   -- microseconds since 1970; NULL unless final
+    UPDATE sessions SET end_time = coalesce(unixepoch(json_extract(record, '$.end_time')) * 1000000, create_time)
+        WHERE state IN (3, 4, 5, 6);
+    CREATE INDEX sessions_by_end ON sessions (end_time, sync_guid) WHERE end_time IS NOT NULL;
+    CREATE INDEX sessions_by_state ON sessions (state, create_time, sync_guid);
+    ALTER TABLE operations ADD COLUMN end_time INTEGER; -- microseconds since 1970; NULL unless final
+    UPDATE operations SET end_time = coalesce(unixepoch(json_extract(record, '$.end_time')) * 1000000, create_time)
+        WHERE state NOT IN ('RUNNING', 'WAITING');
+    CREATE INDEX operations_by_end ON operations (end_time, operation_id) WHERE end_time IS NOT NULL;
+    CREATE TABLE forgotten (
+        revision        INTEGER PRIMARY KEY, -- of the forgetting
+        time            INTEGER NOT NULL,    -- microseconds since 1970
+        transitions     INTEGER NOT NULL,    -- how many events there were
+        last_transition INTEGER NOT NULL,    -- revision of the last of them
+        record          TEXT NOT NULL        -- the last SessionRecord as JSON
+    ) STRICT;
+    CREATE INDEX forgotten_by_time ON forgotten (time, revision);
+    INSERT INTO meta (key, value) VALUES ('forgotten_floor', 0);
+",
 ];
 
 /// The schema that this release writes, and the newest one that it reads.
@@ -103,7 +121,7 @@ pub(super) fn open(dir: &Path) -> Result<(OpenFile, Recovered), Error> {
     let lock = lock(&dir.join(LOCK_FILE_NAME))?;
     let path = dir.join(FILE_NAME);
     let found = check(&path)?;
-    let contents = if found == SCHEMA_VERSION { Some(read(&open_reader(&path)?, &path)?) } else { None };
+    let contents = if found == SCHEMA_VERSION { Some(loading::read(&path)?) } else { None };
 
     keep_private(&path)?;
     let prepare = || -> rusqlite::Result<Connection> {
@@ -121,7 +139,7 @@ pub(super) fn open(dir: &Path) -> Result<(OpenFile, Recovered), Error> {
     }
     let contents = match contents {
         Some(contents) => contents,
-        None => read(&connection, &path)?,
+        None => loading::read(&path)?,
     };
 
     let Contents { mut recovered, reserved } = contents;
@@ -134,13 +152,15 @@ pub(super) fn open(dir: &Path) -> Result<(OpenFile, Recovered), Error> {
 
 /// A second connection that only reads.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, Error> {
-    let open = || -> rusqlite::Result<Connection> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags)?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        Ok(connection)
-    };
-    open().map_err(|error| failure(path, error))
+    reader_of(path).map_err(|error| failure(path, error))
+}
+
+/// As [`open_reader`], for those who name the file themselves.
+pub(super) fn reader_of(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(connection)
 }
 
 /// Raises the ceiling of the revisions that may be published.
@@ -267,62 +287,6 @@ fn migrate(connection: &mut Connection, found: i64, secret: [u8; 32]) -> rusqlit
     transaction.commit()
 }
 
-struct Contents {
-    recovered: Recovered,
-    reserved: u64,
-}
-
-fn read(connection: &Connection, path: &Path) -> Result<Contents, Error> {
-    let read = || -> rusqlite::Result<Contents> {
-        let (epoch, reserved, secret): (String, i64, [u8; 32]) = connection.query_row(
-            "SELECT (SELECT value FROM meta WHERE key = 'epoch'),
-                    (SELECT value FROM meta WHERE key = 'revision_reserved'),
-                    (SELECT value FROM meta WHERE key = 'secret')",
-            [],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-        )?;
-        let mut sessions = Vec::new();
-        let mut places = HashMap::new();
-        let mut statement = connection.prepare("SELECT record FROM sessions ORDER BY revision")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let record: SessionRecord = from_json(row, 0)?;
-            places.insert(record.sync_guid, sessions.len());
-            sessions.push(RecoveredSession { record: Arc::new(record), events: Vec::new() });
-        }
-        let mut statement = connection.prepare(
-            "SELECT sync_guid, time, from_state, to_state, cause, message, revision
-             FROM events ORDER BY sync_guid, revision",
-        )?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let event = event(row)?;
-            if let Some(place) = places.get(&event.sync_guid) {
-                sessions[*place].events.push((row.get::<_, i64>(6)?.cast_unsigned(), Arc::new(event)));
-            }
-        }
-        let operations = connection
-            .prepare("SELECT record FROM operations ORDER BY create_time, operation_id")?
-            .query_map([], |row| from_json(row, 0).map(Arc::new))?
-            .collect::<rusqlite::Result<_>>()?;
-        let owed = connection
-            .prepare("SELECT record FROM owed_ends ORDER BY sync_guid, role")?
-            .query_map([], |row| from_json(row, 0))?
-            .collect::<rusqlite::Result<_>>()?;
-        let epoch = Uuid::try_parse(&epoch).map_err(|error| unreadable(0, error))?;
-        let recovered = Recovered { epoch, secret, sessions, operations, owed };
-        Ok(Contents { recovered, reserved: reserved.cast_unsigned() })
-    };
-    read().map_err(|error| match error {
-        // The database is whole, and what it holds is not what we write.
-        rusqlite::Error::FromSqlConversionFailure(..)
-        | rusqlite::Error::InvalidColumnType(..)
-        | rusqlite::Error::IntegralValueOutOfRange(..)
-        | rusqlite::Error::QueryReturnedNoRows => Error::Unusable { path: path.to_owned(), reason: error.to_string() },
-        error => failure(path, error),
-    })
-}
-
 /// Starts above all that may have been published, and lifts the sessions that are not final above it: what was last
 /// published of them may be newer than what was stored.
 fn start_revisions(
@@ -349,8 +313,12 @@ fn start_revisions(
 
 /// A row of `events`: sync_guid, time, from_state, to_state, cause, message.
 pub(super) fn event(row: &Row<'_>) -> rusqlite::Result<SessionEvent> {
-    let sync_guid = parsed(0, &row.get::<_, String>(0)?)?;
-    let time = parsed(1, &row.get::<_, String>(1)?)?;
+    event_of(parsed(0, text(row, 0)?)?, row)
+}
+
+/// A row of `events` whose session is known.
+pub(super) fn event_of(sync_guid: SyncGuid, row: &Row<'_>) -> rusqlite::Result<SessionEvent> {
+    let time = parsed(1, text(row, 1)?)?;
     let state = |column, number: i64| {
         let state = usize::try_from(number).ok().and_then(|index| SyncState::ALL.get(index)).copied();
         state.ok_or(rusqlite::Error::IntegralValueOutOfRange(column, number))
@@ -365,11 +333,14 @@ pub(super) fn event(row: &Row<'_>) -> rusqlite::Result<SessionEvent> {
     })
 }
 
+/// A column's text, where it lies.
+pub(super) fn text<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<&'a str> {
+    row.get_ref(column)?.as_str().map_err(|error| unreadable(column, error))
+}
+
 /// A column that holds a record as JSON.
 pub(super) fn from_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
-    let text = row.get_ref(column)?;
-    let text = text.as_str().map_err(|error| unreadable(column, error))?;
-    serde_json::from_str(text).map_err(|error| unreadable(column, error))
+    serde_json::from_str(text(row, column)?).map_err(|error| unreadable(column, error))
 }
 
 /// A column that holds a text of ours.
@@ -380,7 +351,7 @@ where
     text.parse().map_err(|error| unreadable(column, error))
 }
 
-fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+pub(super) fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 

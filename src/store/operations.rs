@@ -16,9 +16,29 @@ pub struct Operations(Arc<Mutex<Records>>);
 
 #[derive(Debug, Default)]
 struct Records {
-    by_id: HashMap<OperationId, watch::Sender<Arc<OperationRecord>>>,
+    by_id: HashMap<OperationId, Slot>,
     /// Those that StartOperation made, by creation time in microseconds.
     by_time: BTreeSet<(i64, OperationId)>,
+}
+
+/// Most operations are over, and nobody watches them: a channel for each would be most of what a history takes.
+#[derive(Debug)]
+enum Slot {
+    Ended(Arc<OperationRecord>),
+    Watched(watch::Sender<Arc<OperationRecord>>),
+}
+
+impl Slot {
+    fn new(record: Arc<OperationRecord>) -> Self {
+        if record.state.is_final() { Self::Ended(record) } else { Self::Watched(watch::Sender::new(record)) }
+    }
+
+    fn record(&self) -> Arc<OperationRecord> {
+        match self {
+            Self::Ended(record) => Arc::clone(record),
+            Self::Watched(sender) => Arc::clone(&sender.borrow()),
+        }
+    }
 }
 
 impl Operations {
@@ -36,23 +56,40 @@ impl Operations {
             records.by_time.insert((record.create_time.as_microsecond(), record.operation_id));
         }
         match records.by_id.get(&record.operation_id) {
-            Some(sender) => {
+            Some(Slot::Watched(sender)) => {
                 sender.send_replace(record);
             }
-            None => {
-                records.by_id.insert(record.operation_id, watch::Sender::new(record));
+            Some(Slot::Ended(_)) | None => {
+                records.by_id.insert(record.operation_id, Slot::new(record));
             }
+        }
+    }
+
+    /// Those who watch it see its last state, and then that their channel is closed.
+    pub(super) fn forget(&self, operation_id: OperationId) {
+        let mut records = self.lock();
+        if let Some(slot) = records.by_id.remove(&operation_id) {
+            records.by_time.remove(&(slot.record().create_time.as_microsecond(), operation_id));
         }
     }
 
     /// The operation, also one that SessionService.BeginSession made.
     pub fn get(&self, operation_id: OperationId) -> Option<Arc<OperationRecord>> {
-        self.lock().by_id.get(&operation_id).map(|sender| Arc::clone(&sender.borrow()))
+        self.lock().by_id.get(&operation_id).map(Slot::record)
     }
 
     /// The operation now, and whenever it changes. Changes that come faster than they are looked at are conflated.
     pub fn watch(&self, operation_id: OperationId) -> Option<watch::Receiver<Arc<OperationRecord>>> {
-        self.lock().by_id.get(&operation_id).map(watch::Sender::subscribe)
+        let mut records = self.lock();
+        let slot = records.by_id.get_mut(&operation_id)?;
+        match slot {
+            Slot::Watched(sender) => Some(sender.subscribe()),
+            Slot::Ended(record) => {
+                let (sender, receiver) = watch::channel(Arc::clone(record));
+                *slot = Slot::Watched(sender);
+                Some(receiver)
+            }
+        }
     }
 
     /// A page of the operations that StartOperation made, newest first.
@@ -65,7 +102,7 @@ impl Operations {
         let records = self.lock();
         let rows = records.by_time.range((Bound::Unbounded, end)).rev().take(page_size + 1);
         let rows = rows.map(|(time, operation_id)| {
-            let record = Arc::clone(&records.by_id[operation_id].borrow());
+            let record = records.by_id[operation_id].record();
             (format!("{time}.{operation_id}"), record)
         });
         Ok(Page::cut(rows.collect(), page_size))

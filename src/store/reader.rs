@@ -76,6 +76,9 @@ pub(super) fn request(connection: &Connection, request_id: &str) -> Result<Optio
     Ok(found.optional()?)
 }
 
+pub(super) const EVENTS: &str = "SELECT sync_guid, time, from_state, to_state, cause, message, revision
+    FROM events WHERE sync_guid = ?1 AND revision > ?2 ORDER BY revision LIMIT ?3";
+
 pub(super) fn events(
     connection: &Connection,
     sync_guid: SyncGuid,
@@ -87,10 +90,7 @@ pub(super) fn events(
         "" => 0,
         token => token.parse().map_err(|_| Error::InvalidPageToken(token.to_owned()))?,
     };
-    let mut statement = connection.prepare_cached(
-        "SELECT sync_guid, time, from_state, to_state, cause, message, revision
-         FROM events WHERE sync_guid = ?1 AND revision > ?2 ORDER BY revision LIMIT ?3",
-    )?;
+    let mut statement = connection.prepare_cached(EVENTS)?;
     let rows = statement.query_map((sync_guid.to_string(), after, limit(page_size)), |row| {
         Ok((row.get::<_, i64>(6)?.to_string(), file::event(row)?))
     })?;
@@ -104,33 +104,55 @@ pub(super) fn sessions(
     token: &str,
 ) -> Result<Page<SessionRecord>, Error> {
     let page_size = page_size(asked);
-    let mut conditions = Vec::new();
-    let mut values: Vec<Value> = Vec::new();
-    if !token.is_empty() {
-        let (time, sync_guid): (i64, SyncGuid) =
-            parse_place(token).ok_or_else(|| Error::InvalidPageToken(token.to_owned()))?;
-        conditions.push("(create_time, sync_guid) < (?, ?)".to_owned());
-        values.extend([time.into(), sync_guid.to_string().into()]);
-    }
-    if let Some(operation_id) = query.operation_id {
-        conditions.push("operation_id = ?".to_owned());
-        values.push(operation_id.to_string().into());
-    }
-    if !query.states.is_empty() {
-        conditions.push(format!("state IN ({})", vec!["?"; query.states.len()].join(", ")));
-        values.extend(query.states.iter().map(|state| Value::from(*state as i64)));
-    }
-    let condition = if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
-    values.push(limit(page_size).into());
-    let mut statement = connection.prepare_cached(&format!(
-        "SELECT create_time, sync_guid, record FROM sessions {condition}
-         ORDER BY create_time DESC, sync_guid DESC LIMIT ?"
-    ))?;
+    let (sql, values) = sessions_query(query, page_size, token)?;
+    let mut statement = connection.prepare_cached(&sql)?;
     let rows = statement.query_map(params_from_iter(values), |row| {
         let place = format!("{}.{}", row.get::<_, i64>(0)?, row.get::<_, String>(1)?);
         Ok((place, file::from_json(row, 2)?))
     })?;
     Ok(Page::cut(rows.collect::<rusqlite::Result<_>>()?, page_size))
+}
+
+/// Each state is a run of its own in an index, in the order of the list; several are merged. An operation has so few sessions
+/// that their states are looked at one by one.
+pub(super) fn sessions_query(
+    query: &SessionQuery,
+    page_size: usize,
+    token: &str,
+) -> Result<(String, Vec<Value>), Error> {
+    let mut conditions = Vec::new();
+    let mut values: Vec<Value> = vec![limit(page_size).into()];
+    if !token.is_empty() {
+        let (time, sync_guid): (i64, SyncGuid) =
+            parse_place(token).ok_or_else(|| Error::InvalidPageToken(token.to_owned()))?;
+        conditions.push("(create_time, sync_guid) < (?2, ?3)".to_owned());
+        values.extend([time.into(), sync_guid.to_string().into()]);
+    }
+    let mut states = query.states.clone();
+    states.sort();
+    states.dedup();
+    let mut runs = vec![String::new()];
+    if let Some(operation_id) = query.operation_id {
+        values.push(operation_id.to_string().into());
+        conditions.push(format!("operation_id = ?{}", values.len()));
+        if !states.is_empty() {
+            let states: Vec<_> = states.iter().map(|state| (*state as i64).to_string()).collect();
+            // The sign keeps the index on states out of it.
+            conditions.push(format!("+state IN ({})", states.join(", ")));
+        }
+    } else if !states.is_empty() {
+        runs = states.iter().map(|state| format!("state = {}", *state as i64)).collect();
+    }
+    let runs: Vec<_> = runs
+        .into_iter()
+        .map(|run| {
+            let conditions: Vec<_> = conditions.iter().cloned().chain([run]).filter(|part| !part.is_empty()).collect();
+            let condition = if conditions.is_empty() { "1".to_owned() } else { conditions.join(" AND ") };
+            format!("SELECT create_time, sync_guid, record FROM sessions WHERE {condition}")
+        })
+        .collect();
+    let sql = format!("{} ORDER BY create_time DESC, sync_guid DESC LIMIT ?1", runs.join(" UNION ALL "));
+    Ok((sql, values))
 }
 
 /// A place in a list by time: microseconds and id.

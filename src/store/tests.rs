@@ -15,6 +15,8 @@ use crate::types::{
     SyncState,
 };
 
+mod history;
+
 /// A session that was just accepted.
 pub(crate) fn session(source: &str, destination: &str) -> SessionRecord {
     let member = |endpoint: &str| Member {
@@ -104,11 +106,19 @@ fn operation() -> OperationRecord {
     }
 }
 
+/// What changed, without what was forgotten.
+fn changes_of(publications: Vec<Publication>) -> impl Iterator<Item = Published> {
+    publications.into_iter().filter_map(|publication| match publication {
+        Publication::Changed(change) => Some(change),
+        Publication::Forgotten { .. } => None,
+    })
+}
+
 /// A store, and what it publishes.
 fn open(dir: &Path) -> (Store, Recovered, mpsc::Receiver<Published>) {
     let (opened, recovered) = Store::open(dir).expect("a store that opens");
     let (sender, published) = mpsc::sync_channel(65_536);
-    let store = opened.start(move |changes| changes.into_iter().for_each(|change| sender.send(change).unwrap_or(())));
+    let store = opened.start(move |changes| changes_of(changes).for_each(|change| sender.send(change).unwrap_or(())));
     (store.expect("a thread"), recovered, published)
 }
 
@@ -243,7 +253,7 @@ async fn commits_that_wait_share_a_transaction_and_keep_their_order() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, _) = Store::open(dir.path()).unwrap();
     let (gate, entered) = mpsc::sync_channel::<Vec<Published>>(0);
-    let store = opened.start(move |changes| gate.send(changes).unwrap_or(())).unwrap();
+    let store = opened.start(move |changes| gate.send(changes_of(changes).collect()).unwrap_or(())).unwrap();
     let records: Vec<_> = (0..40).map(|_| session("http://a", "http://b")).collect();
 
     // Reported before its commit is queued: outdated by it.
@@ -295,7 +305,8 @@ async fn a_full_disk_fails_whole_commits_and_publishes_nothing_of_them() {
     let pages: i64 = opened.file.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
     opened.file.connection.pragma_update(None, "max_page_count", pages + 8).unwrap();
     let (sender, published) = mpsc::sync_channel(65_536);
-    let store = opened.start(move |changes| sender.send(changes).unwrap_or(())).unwrap();
+    let store =
+        opened.start(move |changes| sender.send(changes_of(changes).collect::<Vec<_>>()).unwrap_or(())).unwrap();
 
     let small = session("http://a", "http://b");
     store.commit(vec![accept(&small)]).await.unwrap();
@@ -474,7 +485,10 @@ async fn a_store_of_the_first_schema_is_taken_over() {
     store.commit(vec![accept(&record)]).await.unwrap();
     drop(store);
     let path = dir.path().join(FILE_NAME);
-    let before = "DROP TABLE request_ids; DELETE FROM meta WHERE key = 'secret';
+    let before =
+        "DROP TABLE request_ids; DROP TABLE forgotten; DELETE FROM meta WHERE key IN ('secret', 'forgotten_floor');
+                  DROP INDEX sessions_by_end; DROP INDEX sessions_by_state; DROP INDEX operations_by_end;
+                  ALTER TABLE sessions DROP COLUMN end_time; ALTER TABLE operations DROP COLUMN end_time;
                   UPDATE sessions SET record = json_remove(record, '$.lease_ms'); PRAGMA user_version = 1";
     Connection::open(&path).unwrap().execute_batch(before).unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();

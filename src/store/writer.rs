@@ -4,12 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use rusqlite::{Connection, Transaction, params};
 
 use super::file::{self, OpenFile};
 use super::queue::{Commit, Queue, Work};
-use super::{Error, OperationRecord, Operations, Published, SessionEvent, SessionRecord, Write};
-use crate::types::{SyncGuid, SyncState};
+use super::{
+    Error, OperationRecord, Operations, Publication, Published, SessionEvent, SessionRecord, Write, retention,
+};
+use crate::types::{OperationId, SyncGuid, SyncState};
 
 /// Revisions that are reserved at once: one write of `meta` buys so many.
 pub(super) const REVISION_BLOCK: u64 = 1 << 20;
@@ -27,7 +30,7 @@ pub(super) struct Writer {
     file: OpenFile,
     queue: Arc<Queue>,
     operations: Operations,
-    on_commit: Box<dyn FnMut(Vec<Published>) + Send>,
+    on_commit: Box<dyn FnMut(Vec<Publication>) + Send>,
     /// The last revision given. It only grows, also when the transaction that it was given in fails.
     revision: u64,
     /// No revision above it is published: it is the ceiling that is on disk.
@@ -41,9 +44,10 @@ pub(super) struct Writer {
 
 /// What a transaction will have done when it is committed.
 #[derive(Default)]
-struct Effects {
-    published: Vec<Published>,
+pub(super) struct Effects {
+    pub(super) published: Vec<Publication>,
     operations: Vec<Arc<OperationRecord>>,
+    pub(super) forgotten_operations: Vec<OperationId>,
     flushed: Vec<(SyncGuid, u64)>,
     ceiling: Option<u64>,
 }
@@ -53,7 +57,7 @@ impl Writer {
         file: OpenFile,
         queue: Arc<Queue>,
         operations: Operations,
-        on_commit: Box<dyn FnMut(Vec<Published>) + Send>,
+        on_commit: Box<dyn FnMut(Vec<Publication>) + Send>,
     ) -> Self {
         let (revision, ceiling) = (file.revision, file.ceiling);
         let live = file.live.iter().copied().collect();
@@ -125,7 +129,8 @@ impl Writer {
                 self.unwritten.remove(&sync_guid);
             }
         }
-        for Published { record, .. } in &effects.published {
+        for publication in &effects.published {
+            let Publication::Changed(Published { record, .. }) = publication else { continue };
             self.unwritten.remove(&record.sync_guid);
             if record.state.is_final() {
                 self.live.remove(&record.sync_guid);
@@ -138,6 +143,9 @@ impl Writer {
         }
         for operation in effects.operations {
             self.operations.publish(operation);
+        }
+        for operation_id in effects.forgotten_operations {
+            self.operations.forget(operation_id);
         }
         if !effects.published.is_empty() {
             (self.on_commit)(effects.published);
@@ -160,7 +168,7 @@ impl Writer {
             record.revision = self.revision;
             let record = Arc::new(record);
             self.unwritten.insert(record.sync_guid, Arc::clone(&record));
-            published.push(Published { revision: record.revision, record, event: None });
+            published.push(Published { revision: record.revision, record, event: None }.into());
         }
         if !published.is_empty() {
             self.flush_at.get_or_insert_with(|| Instant::now() + FLUSH_INTERVAL);
@@ -191,23 +199,22 @@ fn apply(
             if let Some(event) = &event {
                 write_event(transaction, *revision, event)?;
             }
-            effects.published.push(Published {
-                revision: *revision,
-                record: Arc::from(record),
-                event: event.map(Arc::new),
-            });
+            let change = Published { revision: *revision, record: Arc::from(record), event: event.map(Arc::new) };
+            effects.published.push(change.into());
         }
         Write::Operation(record) => {
             transaction
                 .prepare_cached(
-                    "INSERT INTO operations (operation_id, state, create_time, record) VALUES (?1, ?2, ?3, ?4)
-                     ON CONFLICT (operation_id) DO UPDATE SET state = ?2, record = ?4",
+                    "INSERT INTO operations (operation_id, state, create_time, record, end_time)
+                     VALUES (?1, ?2, ?3, ?4, ?5)
+                     ON CONFLICT (operation_id) DO UPDATE SET state = ?2, record = ?4, end_time = ?5",
                 )?
                 .execute(params![
                     record.operation_id.to_string(),
                     json(&record.state)?.trim_matches('"'),
                     record.create_time.as_microsecond(),
-                    json(&record)?
+                    json(&record)?,
+                    ended(record.state.is_final(), record.end_time, record.create_time)
                 ])?;
             effects.operations.push(Arc::from(record));
         }
@@ -244,17 +251,31 @@ fn apply(
                 .prepare_cached("DELETE FROM owed_ends WHERE sync_guid = ?1 AND role = ?2")?
                 .execute(params![sync_guid.to_string(), role as i64])?;
         }
+        Write::Forget { time, sync_guids, operation_ids } => {
+            for sync_guid in sync_guids {
+                retention::forget_session(transaction, sync_guid, time, revision, effects)?;
+            }
+            for operation_id in operation_ids {
+                retention::forget_operation(transaction, operation_id, effects)?;
+            }
+            retention::trim(transaction, time)?;
+        }
     }
     Ok(())
+}
+
+/// The column by which what has ended is forgotten, in microseconds since 1970; `None` for what may not be.
+fn ended(is_final: bool, end_time: Option<Timestamp>, create_time: Timestamp) -> Option<i64> {
+    is_final.then(|| end_time.unwrap_or(create_time).as_microsecond())
 }
 
 /// Writes a session's row; its record carries its revision.
 pub(super) fn write_session(connection: &Connection, record: &SessionRecord) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "INSERT INTO sessions (sync_guid, operation_id, state, create_time, revision, record)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-             ON CONFLICT (sync_guid) DO UPDATE SET state = ?3, revision = ?5, record = ?6",
+            "INSERT INTO sessions (sync_guid, operation_id, state, create_time, revision, record, end_time)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             ON CONFLICT (sync_guid) DO UPDATE SET state = ?3, revision = ?5, record = ?6, end_time = ?7",
         )?
         .execute(params![
             record.sync_guid.to_string(),
@@ -262,7 +283,8 @@ pub(super) fn write_session(connection: &Connection, record: &SessionRecord) -> 
             record.state as i64,
             record.create_time.as_microsecond(),
             record.revision.cast_signed(),
-            json(record)?
+            json(record)?,
+            ended(record.state.is_final(), record.end_time, record.create_time)
         ])?;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! One session in the hub: its newest record, and enough of its past to tell what a watcher at any place knows of it.
 
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -21,7 +22,8 @@ const LEFT_OUT_KEPT: usize = 64;
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) record: Arc<SessionRecord>,
-    identity: Identity,
+    /// Made when first asked for: most watchers want no member in particular, and a history is long.
+    identity: OnceCell<Identity>,
     /// Who its members were taken for before they told, and the revision of the change that told. Not known after a restart.
     unidentified: Option<(Identity, u64)>,
     /// Revision of the last change; of the forgetting when it is forgotten.
@@ -42,11 +44,10 @@ enum Past {
 
 impl Session {
     pub(super) fn new(record: Arc<SessionRecord>) -> Self {
-        let identity = Identity::of(&record);
         let last = record.revision;
         Self {
             record,
-            identity,
+            identity: OnceCell::new(),
             unidentified: None,
             last,
             transitions: VecDeque::new(),
@@ -54,6 +55,19 @@ impl Session {
             left_out_earlier: (0, 0),
             forgotten: false,
         }
+    }
+
+    /// A session of which nothing but its forgetting is a place: of its past the number of transitions is known, and the
+    /// revision of the last.
+    pub(super) fn forgotten(record: Arc<SessionRecord>, transitions: u32, last_transition: u64, revision: u64) -> Self {
+        let mut session = Self::new(record);
+        session.left_out_earlier = (transitions, last_transition);
+        session.forget(revision);
+        session
+    }
+
+    fn identity(&self) -> &Identity {
+        self.identity.get_or_init(|| Identity::of(&self.record))
     }
 
     pub(super) fn is_forgotten(&self) -> bool {
@@ -64,7 +78,7 @@ impl Session {
     pub(super) fn update(&mut self, record: Arc<SessionRecord>) {
         let same = |one: &Member, other: &Member| one.replica_id == other.replica_id && one.name == other.name;
         if !same(&record.source, &self.record.source) || !same(&record.destination, &self.record.destination) {
-            let before = std::mem::replace(&mut self.identity, Identity::of(&record));
+            let before = self.identity.take().unwrap_or_else(|| Identity::of(&self.record));
             self.unidentified.get_or_insert((before, record.revision)).1 = record.revision;
         }
         self.last = record.revision;
@@ -104,14 +118,14 @@ impl Session {
 
     /// The viewpoint from which it is wanted now.
     pub(super) fn view(&self, matcher: &Matcher) -> Option<View> {
-        if self.forgotten { None } else { matcher.view(&self.record, &self.identity, self.record.state) }
+        if self.forgotten { None } else { matcher.view(&self.record, || self.identity(), self.record.state) }
     }
 
     /// The viewpoint from which a watcher at `place` holds it, or may hold it where that is not known any more.
     pub(super) fn view_at(&self, matcher: &Matcher, place: u64) -> Option<View> {
-        let identity = match &self.unidentified {
+        let identity = || match &self.unidentified {
             Some((before, told)) if place < *told => before,
-            _ => &self.identity,
+            _ => self.identity(),
         };
         match self.past(place) {
             Past::NotCreated => None,
@@ -162,7 +176,8 @@ impl Session {
         if let Some((_, event)) = self.transitions.iter().rev().find(|(revision, _)| *revision <= place) {
             return Past::In(event.to_state);
         }
-        if self.left_out.back().is_some_and(|newest| place < *newest) {
+        let newest_left_out = self.left_out.back().copied().unwrap_or(self.left_out_earlier.1);
+        if place < newest_left_out {
             return Past::Unknown;
         }
         match self.transitions.front() {

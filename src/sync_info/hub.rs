@@ -6,6 +6,7 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -17,14 +18,14 @@ use super::frame::Frame;
 use super::info::View;
 use super::token::Token;
 use crate::mutant::{self, Mutant};
-use crate::store::{MAX_PAGE_SIZE, Published, RecoveredSession, SessionRecord};
+use crate::store::{
+    FORGOTTEN_KEPT, FORGOTTEN_RETENTION, ForgottenSession, MAX_PAGE_SIZE, Publication, Published, RecoveredSession,
+    SessionRecord,
+};
 use crate::types::SyncGuid;
 
 /// Frames kept for sharing until the next change. One more is made for its watcher alone.
 const SHARED_FRAMES: usize = 256;
-
-/// How long it is known that a session was forgotten.
-const FORGOTTEN_RETENTION: Duration = Duration::from_hours(24);
 
 /// Bounds of the hub's work and memory.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +42,7 @@ pub(super) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { frame_entries: 256, looked_at: 1024, transitions_kept: 32, forgotten_kept: 20_000 }
+        Self { frame_entries: 256, looked_at: 1024, transitions_kept: 32, forgotten_kept: FORGOTTEN_KEPT }
     }
 }
 
@@ -102,42 +103,67 @@ impl Hub {
         limits: Limits,
     ) -> Self {
         let mut state = State::new(limits);
+        let sessions = sessions.into_iter();
+        state.sessions.reserve(sessions.size_hint().0);
+        // Trees are built at once, from what is in order already.
+        let (mut order, mut by_time) = (Vec::new(), Vec::new());
         for RecoveredSession { record, events } in sessions {
             let mut session = Session::new(Arc::clone(&record));
             for (revision, event) in events {
                 session.add_transition(revision, event, limits.transitions_kept);
             }
-            state.order.extend(session.places().map(|place| (place, record.sync_guid)));
-            state.by_time.insert((record.create_time.as_microsecond(), record.sync_guid));
+            order.extend(session.places().map(|place| (place, record.sync_guid)));
+            by_time.push((record.create_time.as_microsecond(), record.sync_guid));
             state.revision = state.revision.max(record.revision);
             state.sessions.insert(record.sync_guid, session);
         }
+        state.order = order.into_iter().collect();
+        state.by_time = by_time.into_iter().collect();
         let latest = watch::Sender::new(state.revision);
         Self { epoch, limits, state: Mutex::new(state), latest }
     }
 
-    /// Makes changes visible, in the order in which the store published them.
-    pub fn publish(&self, changes: Vec<Published>) {
+    /// With the sessions that the store remembers to have forgotten, in the order of their forgetting. `floor` is the
+    /// revision of the newest forgetting that it does not remember: tokens from before it are too old.
+    pub fn with_forgotten(self, floor: u64, sessions: impl IntoIterator<Item = ForgottenSession>) -> Self {
+        let (now, today) = (Instant::now(), Timestamp::now());
         let mut state = self.lock();
-        for change in changes {
-            state.publish(change);
+        state.floor = floor;
+        state.revision = state.revision.max(floor);
+        for session in sessions {
+            // A clock that was set back makes it be known for longer.
+            let age = Duration::try_from(today.duration_since(session.time)).unwrap_or_default();
+            let since = now.checked_sub(age.min(FORGOTTEN_RETENTION)).unwrap_or(now);
+            state.recover_forgotten(session, since);
         }
-        state.expire(Instant::now());
+        state.expire(now);
+        let revision = state.revision;
+        drop(state);
+        self.latest.send_replace(revision);
+        self
+    }
+
+    /// Makes changes visible, in the order in which the store published them.
+    ///
+    /// What was forgotten is `removed` for those who hold it, or come back within [`FORGOTTEN_RETENTION`].
+    pub fn publish(&self, publications: impl IntoIterator<Item: Into<Publication>>) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        for publication in publications {
+            match publication.into() {
+                Publication::Changed(change) => state.publish(change),
+                Publication::Forgotten { sync_guid, revision } => state.forget(sync_guid, revision, now),
+            }
+        }
+        state.expire(now);
         let revision = state.revision;
         drop(state);
         self.latest.send_replace(revision);
     }
 
-    /// Forgets a session: `revision` is that of the forgetting, given by the store. Those who hold the session, or come back
-    /// within 24 hours, are told.
+    /// Forgets a session: `revision` is that of the forgetting, given by the store.
     pub fn forget(&self, sync_guid: SyncGuid, revision: u64) {
-        let now = Instant::now();
-        let mut state = self.lock();
-        state.forget(sync_guid, revision, now);
-        state.expire(now);
-        let revision = state.revision;
-        drop(state);
-        self.latest.send_replace(revision);
+        self.publish([Publication::Forgotten { sync_guid, revision }]);
     }
 
     /// The session's newest record.
@@ -321,6 +347,15 @@ impl State {
         self.forgotten.push_back((now, revision, sync_guid));
         self.revision = self.revision.max(revision);
         self.frames.clear();
+    }
+
+    fn recover_forgotten(&mut self, forgotten: ForgottenSession, since: Instant) {
+        let ForgottenSession { record, transitions, last_transition, revision, .. } = forgotten;
+        let sync_guid = record.sync_guid;
+        self.sessions.insert(sync_guid, Session::forgotten(record, transitions, last_transition, revision));
+        self.order.insert(revision, sync_guid);
+        self.forgotten.push_back((since, revision, sync_guid));
+        self.revision = self.revision.max(revision);
     }
 
     fn expire(&mut self, now: Instant) {

@@ -14,7 +14,7 @@ use super::hub::Limits;
 use super::*;
 use crate::knowledge::ReplicaId;
 use crate::store::tests::{creation, session, transition};
-use crate::store::{Published, RecoveredSession, SessionEvent, SessionRecord};
+use crate::store::{ForgottenSession, Published, RecoveredSession, SessionEvent, SessionRecord};
 use crate::types::{Hresult, InitiationReason, OperationId, SyncGuid, SyncState};
 
 const EPOCH: Uuid = Uuid::from_u128(42);
@@ -32,12 +32,15 @@ struct Store {
     revision: u64,
     sessions: Vec<RecoveredSession>,
     forgotten: Vec<SyncGuid>,
+    /// What it remembers of them, as many as `limits` says, and of the others the last revision.
+    remembered: Vec<ForgottenSession>,
+    floor: u64,
 }
 
 impl Store {
     fn new(limits: Limits) -> Self {
         let hub = Arc::new(Hub::with_limits(EPOCH, [], limits));
-        Self { hub, limits, revision: 0, sessions: Vec::new(), forgotten: Vec::new() }
+        Self { hub, limits, revision: 0, sessions: Vec::new(), forgotten: Vec::new(), remembered: Vec::new(), floor: 0 }
     }
 
     fn create(&mut self, record: SessionRecord) -> usize {
@@ -68,6 +71,17 @@ impl Store {
         let sync_guid = self.sessions[place].record.sync_guid;
         self.hub.forget(sync_guid, self.revision);
         self.forgotten.push(sync_guid);
+        let RecoveredSession { record, events } = &self.sessions[place];
+        self.remembered.push(ForgottenSession {
+            record: Arc::clone(record),
+            transitions: events.len() as u32,
+            last_transition: events.last().map_or(0, |(revision, _)| *revision),
+            revision: self.revision,
+            time: Timestamp::now(),
+        });
+        if self.remembered.len() > self.limits.forgotten_kept {
+            self.floor = self.remembered.remove(0).revision;
+        }
     }
 
     fn is_forgotten(&self, place: usize) -> bool {
@@ -82,7 +96,9 @@ impl Store {
             record.counters = Default::default();
             record.revision = self.revision;
         }
-        self.hub = Arc::new(Hub::with_limits(EPOCH, self.sessions.iter().cloned(), self.limits));
+        let kept = self.sessions.iter().filter(|session| !self.forgotten.contains(&session.record.sync_guid)).cloned();
+        let hub = Hub::with_limits(EPOCH, kept, self.limits);
+        self.hub = Arc::new(hub.with_forgotten(self.floor, self.remembered.iter().cloned()));
     }
 
     fn event_log(&self, sync_guid: SyncGuid) -> Vec<Arc<SessionEvent>> {
@@ -198,7 +214,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         12 => (any::<Index>(), state).prop_map(|(place, state)| Step::Enter(place, state)),
         8 => any::<Index>().prop_map(Step::Progress),
         2 => any::<Index>().prop_map(Step::Identify),
-        1 => any::<Index>().prop_map(Step::Forget),
+        2 => any::<Index>().prop_map(Step::Forget),
         1 => Just(Step::Restart),
         8 => (any::<Index>(), 1..4usize).prop_map(|(client, count)| Step::Take(client, count)),
         3 => any::<Index>().prop_map(Step::Resume),
@@ -277,12 +293,10 @@ async fn run(steps: Vec<Step>, filters: Vec<Filter>) {
                     store.forget(place);
                 }
             }
-            // What was forgotten before a restart is not this test's.
-            Step::Restart if store.forgotten.is_empty() => {
+            Step::Restart => {
                 store.restart();
                 clients.iter_mut().for_each(|client| client.resume(&store.hub));
             }
-            Step::Restart => {}
             Step::Take(index, count) => {
                 let client = index.get_mut(&mut clients);
                 for _ in 0..count {
@@ -502,6 +516,53 @@ async fn what_is_forgotten_is_removed_with_the_reason() {
     let only = Filter { sync_guids: vec![store.sessions[0].record.sync_guid], ..Filter::default() };
     let mut cursor = store.hub.watch(&only, "", NEVER);
     assert!(matches!(cursor.next().await.event, WatchEvent::Changes(frame) if frame.entries.len() == 1));
+}
+
+/// After a restart its past is gone: a watcher that may hold it is told, and how many transitions it missed.
+#[tokio::test(start_paused = true)]
+async fn what_was_forgotten_before_a_restart_is_still_removed() {
+    let mut store = store_of(2);
+    let filter = Filter { states: vec![SyncState::Connecting, SyncState::Initialized], ..Filter::default() };
+    let mut client = Client::new(&store.hub, filter, "");
+    while client.take().await {}
+    let sync_guid = store.sessions[0].record.sync_guid;
+    assert!(client.held.contains_key(&sync_guid));
+    store.enter(0, SyncState::Interrupted);
+    store.forget(0);
+    let forgotten_at = store.revision;
+    store.restart();
+    assert_eq!(store.hub.get(sync_guid), None);
+    assert_eq!(store.hub.lock().revision(), store.revision.max(forgotten_at));
+
+    client.resume(&store.hub);
+    let WatchEvent::Changes(frame) = client.cursor.next().await.event else { panic!("changes") };
+    let entry = frame.entries.iter().find(|entry| matches!(entry.change, Change::Removed { .. })).expect("a removal");
+    let Change::Removed { sync_guid: removed, reason, .. } = entry.change else { unreachable!() };
+    assert_eq!((removed, reason), (sync_guid, RemovedReason::Forgotten));
+    assert_eq!((entry.transitions.len(), entry.transitions_left_out), (0, 2));
+    // Who begins now is told nothing of it.
+    let mut cursor = store.hub.watch(&Filter::default(), "", NEVER);
+    assert!(matches!(cursor.next().await.event, WatchEvent::Changes(frame) if frame.entries.len() == 1));
+}
+
+/// Tokens from before the floor are too old, those from after it are not.
+#[tokio::test(start_paused = true)]
+async fn tokens_from_before_what_is_remembered_are_too_old_after_a_restart() {
+    let mut store = Store::new(SMALL);
+    for _ in 0..4 {
+        let place = store.create(session("http://a", "http://b"));
+        store.enter(place, SyncState::Interrupted);
+    }
+    let mut tokens = Vec::new();
+    for place in 0..4 {
+        tokens.push(store.hub.list(&Filter::default(), 10, "").unwrap().resume_token);
+        store.forget(place);
+    }
+    store.restart();
+    let old = Some(ResetReason::TokenTooOld);
+    for (token, reset) in tokens.iter().zip([old, old, None, None]) {
+        assert_eq!(reset_of(&store.hub, token).await, reset);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -244,7 +244,7 @@ impl World {
                         self.fail(Check::Pairing, message);
                     }
                 }
-                Write::Owe(_) | Write::Notice { .. } | Write::Operation(_) | Write::Request(_) => {}
+                Write::Owe(_) | Write::Notice { .. } | Write::Operation(_) | Write::Request(_) | Write::Forget { .. } => {}
             }
         }
         self.database.commit(writes)

@@ -70,7 +70,7 @@ impl Bench {
         let destination = serve_scripted(destination, stop.clone());
         let data = tempfile::tempdir().expect("a directory");
         let store = Coordinator::open(data.path()).expect("opens");
-        let options = Options { timing, advertise: None, resume_operations: true };
+        let options = Options { timing, ..Options::default() };
         let dial = Providers::new(DialOptions::default()).into_dial();
         let coordinator = Coordinator::start(store, options, dial).await.expect("starts");
         Self { coordinator, source, destination, stop, _data: data }

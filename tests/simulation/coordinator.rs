@@ -244,7 +244,11 @@ impl World {
                         self.fail(Check::Pairing, message);
                     }
                 }
-                Write::Owe(_) | Write::Notice { .. } | Write::Operation(_) | Write::Request(_) | Write::Forget { .. } => {}
+                Write::Owe(_)
+                | Write::Notice { .. }
+                | Write::Operation(_)
+                | Write::Request(_)
+                | Write::Forget { .. } => {}
             }
         }
         self.database.commit(writes)

@@ -28,7 +28,7 @@ const OPERATIONS_GRACE: Duration = Duration::from_secs(1);
 const FORGET_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Sessions that are forgotten in one transaction: bounds what a commit waits for behind it.
-const FORGET_BITE: usize = 256;
+const FORGET_BITE: usize = 64;
 
 /// What a coordinator needs to know.
 #[derive(Clone, Debug, Default)]

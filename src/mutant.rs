@@ -1,6 +1,6 @@
 //! Deliberate faults, to prove that `tests/simulation` would see them (`docs/simulation.md`).
 //!
-//! Without the cargo feature `mutants`, which no release has, [`is`] is the constant `false` and every fault is compiled away.
+//! Without the cargo feature `mutants`, which no release has, `is` is the constant `false` and every fault is compiled away.
 
 macro_rules! mutants {
     ($($(#[$doc:meta])* $name:ident,)*) => {

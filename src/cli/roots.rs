@@ -94,6 +94,27 @@ pub(super) fn check_apart(a: &Root, b: &Root) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Refuses a state directory inside a root: each sync would find its own state changed.
+pub(super) fn check_outside(data_dir: &Path, root: &Root) -> Result<(), Failure> {
+    if !root.exists {
+        return Ok(());
+    }
+    let root_identity = identity(&root.path)?;
+    let absolute = std::path::absolute(data_dir).map_err(|error| unusable(data_dir, &error))?;
+    let inside = absolute
+        .ancestors()
+        .filter(|path| path.exists())
+        .any(|path| identity(path).is_ok_and(|it| it == root_identity));
+    if !inside {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "state would be kept in {}, which is inside {} and would be synced with it; name another place with --data-dir",
+        data_dir.display(),
+        root.path.display()
+    )))
+}
+
 fn is_within(inner: &Root, outer: &Root) -> Result<bool, Failure> {
     let outer = identity(&outer.path)?;
     for ancestor in inner.path.ancestors().skip(1) {

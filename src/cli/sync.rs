@@ -89,7 +89,13 @@ impl SyncArgs {
             }
             _ => {}
         }
-        Ok(SyncPlan { ends: [a, b], data_dir: roots::data_dir(self.data_dir.clone())? })
+        let data_dir = roots::data_dir(self.data_dir.clone())?;
+        for end in [&a, &b] {
+            if let SyncEnd::Directory(root) = end {
+                roots::check_outside(&data_dir, root)?;
+            }
+        }
+        Ok(SyncPlan { ends: [a, b], data_dir })
     }
 
     fn request(&self, endpoints: &[Endpoint; 2]) -> pb::StartOperationRequest {

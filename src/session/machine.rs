@@ -15,242 +15,32 @@
 //! ‡ An EndSession is owed from the moment that BeginSession may go out: the row is committed in `Recording`, before
 //! `Beginning`. ‡ The outcome and both notices are committed in `Concluding`, before EndSession goes out.
 
-use std::time::{Duration, Instant};
-
-use jiff::Timestamp;
+use std::time::Instant;
 
 use super::blame::Failure;
 use super::edge::is_edge;
 use super::timing::Timing;
-use crate::knowledge::{ChangeBatch, IdParameters, ReplicaId};
+use crate::knowledge::{IdParameters, ReplicaId};
 use crate::mutant::{self, Mutant};
-use crate::provider::{
-    CallError, ChangeBatchRequest, ProgressReport, ProviderFault, ProviderInfo, ProviderLimits, RefusalCode, Renewal,
-    SyncBatchParameters,
-};
-use crate::referee::{BatchReport, Referee};
-use crate::store::{EndNotice, OwedEnd, SessionEvent, SessionRecord};
+use crate::provider::{CallError, ProgressReport, ProviderInfo, ProviderLimits};
+use crate::referee::Referee;
+use crate::store::{OwedEnd, SessionEvent, SessionRecord};
 use crate::types::{Hresult, ProviderRole, SessionKind, SyncState};
 
+mod change_loop;
 mod end;
+mod event;
 mod external;
+mod link;
 #[cfg(test)]
 mod tests;
 
+use change_loop::{BatchInHand, Rate};
 use end::Ends;
-
-/// Items up to this size may carry their data inline in a batch.
-const MAX_INLINE_BYTES: u64 = 64 * 1024;
+pub use event::{Answer, Commit, Effect, Event, Now, RelayError, Relayed, Ticks, Timer};
 
 /// Commits of the final state that may fail before the session ends without it; the next start then ends it.
 const MAX_FINAL_ATTEMPTS: u32 = 10;
-
-/// Bytes of a batch between providers that set no lower limit. Behind a wire the message is the limit; in one process only
-/// memory is, and what a batch costs beside its bytes (the commits and syncs of its sections) is paid less often.
-const MAX_BATCH_BYTES: u64 = 16 * 1024 * 1024;
-
-/// The time, on both clocks.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    /// Monotonic: spans are measured on it.
-    pub instant: Instant,
-    /// Civil: what people read.
-    pub wall: Timestamp,
-}
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// The session's task runs. First.
-    Started,
-    /// Both replicas are free and now held for this session.
-    Admitted,
-    /// Not yet: why, UPPER_SNAKE.
-    Waiting(String),
-    /// What was asked to be committed is durable.
-    Committed(Commit),
-    /// What was asked to be committed is not durable: why, one line.
-    NotCommitted(Commit, String),
-    /// The coordinator itself failed, in a way that should not be: one line.
-    CoordinatorFailed(String),
-    /// A provider answered, or did not.
-    Answered {
-        /// Who.
-        role: ProviderRole,
-        /// When the call was sent.
-        sent: Instant,
-        /// Which call, and what came of it.
-        answer: Answer,
-    },
-    /// ProcessChangeBatch is over, and the referee is back.
-    Processed {
-        /// It went along with the batch.
-        referee: Box<Referee>,
-        /// What came of it.
-        result: Result<BatchReport, RelayError>,
-    },
-    /// Item data flows: totals of the batch in hand.
-    Relayed(Relayed),
-    /// A timer that was asked for.
-    Timer(Timer),
-    /// Someone asked for the session to end.
-    Cancel {
-        /// UPPER_SNAKE: CANCELED, SHUTDOWN, …
-        cause: String,
-        /// One line for people.
-        reason: String,
-    },
-    /// SetProviderWithError.
-    Fault {
-        /// Who said it.
-        by: ProviderRole,
-        /// What was said.
-        fault: ProviderFault,
-    },
-    /// OnProgress: totals since the start of the session.
-    Progress(ProgressReport),
-    /// RenewSession by the caller of an external session.
-    CallerRenewed,
-    /// EndSession by the caller of an external session.
-    CallerEnded {
-        /// It knows that the replicas are in sync.
-        in_sync: bool,
-    },
-}
-
-/// Answers of unary calls.
-#[derive(Debug)]
-pub enum Answer {
-    /// GetIdParameters.
-    Identified(Result<ProviderInfo, CallError>),
-    /// BeginSession.
-    Begun(Result<(), CallError>),
-    /// RenewSession.
-    Renewed(Result<Renewal, CallError>),
-    /// GetSyncBatchParameters.
-    Parameters(Result<SyncBatchParameters, CallError>),
-    /// GetChangeBatch.
-    Batch(Result<ChangeBatch, CallError>),
-    /// EndSession.
-    Ended(Result<(), CallError>),
-}
-
-/// What must be durable before the session goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Commit {
-    /// "Begin sent, EndSession owed", for both.
-    Begin,
-    /// The outcome and the notices of the EndSessions that are owed.
-    Outcome,
-    /// The final state.
-    Final,
-}
-
-/// Timers. Setting one again replaces it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Timer {
-    /// RenewSession is due.
-    Renew,
-    /// Try to reach a provider again.
-    Reconnect(ProviderRole),
-    /// A cancelled call has had its grace.
-    CancelGrace,
-    /// EndSession has had its grace.
-    EndGrace,
-    /// Send EndSession once more.
-    RetryEnd(ProviderRole),
-    /// The caller of an external session has been silent for its lease.
-    CallerLease,
-    /// Commit the final state once more.
-    RetryFinal,
-}
-
-/// What to do.
-#[derive(Debug)]
-pub enum Effect {
-    /// Call GetIdParameters.
-    Identify(ProviderRole),
-    /// Ask for both replicas at once; answered by `Admitted`, perhaps after `Waiting`.
-    Admit,
-    /// Call BeginSession.
-    Begin(ProviderRole),
-    /// Call RenewSession.
-    Renew {
-        /// At whom.
-        role: ProviderRole,
-        /// With the cancel flag.
-        canceled: bool,
-    },
-    /// Call GetSyncBatchParameters at the destination.
-    GetParameters,
-    /// Call GetChangeBatch at the source.
-    GetBatch(ChangeBatchRequest),
-    /// Call ProcessChangeBatch at the destination and relay what it loads.
-    Process {
-        /// The batch.
-        batch: ChangeBatch,
-        /// Judges the frames; comes back with `Processed`.
-        referee: Box<Referee>,
-    },
-    /// Send the cancel message on the stream of ProcessChangeBatch.
-    CancelWork,
-    /// Cut every call under way but EndSession.
-    AbortWork,
-    /// Call EndSession.
-    End(ProviderRole, EndNotice),
-    /// An EndSession that was not answered in time is the outbox's from here on.
-    HandOver {
-        /// Whose.
-        role: ProviderRole,
-        /// Nothing that renews the lease has gone out since.
-        since: Instant,
-    },
-    /// An EndSession is owed no longer.
-    Settle(ProviderRole),
-    /// Make the record, its new events and the rows that go with it durable; answered by `Committed`.
-    Commit(Commit, Vec<OwedEnd>),
-    /// Make the record visible, with its new events; durable with the next commit.
-    Publish,
-    /// Set a timer.
-    SetTimer(Timer, Duration),
-    /// The session is over; nothing follows.
-    Finish,
-}
-
-/// Totals of the batch that is being processed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Relayed {
-    /// Bytes of item data delivered, inline included.
-    pub bytes: u64,
-    /// Changes reported applied.
-    pub applied: u64,
-    /// Changes that have an outcome.
-    pub outcomes: u64,
-    /// Conflicts reported.
-    pub conflicts: u64,
-    /// Deletions reported.
-    pub tombstones: u64,
-}
-
-/// Why a batch was not processed to its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RelayError {
-    /// A rule was broken.
-    Breach(crate::referee::Breach),
-    /// A call broke.
-    Call {
-        /// At whom.
-        role: ProviderRole,
-        /// Which.
-        call: &'static str,
-        /// How.
-        error: CallError,
-    },
-    /// The destination ended the batch with a fault.
-    Fault(ProviderFault),
-    /// Cut by `AbortWork`.
-    Aborted,
-}
 
 /// Where the session is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,15 +59,6 @@ enum Step {
     Ending,
     Finishing,
     Done,
-}
-
-/// What a session has left behind when it is over, for its operation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ticks {
-    /// The source's own tick in its last made-with knowledge.
-    pub source: u64,
-    /// The destination's own tick in its last knowledge.
-    pub destination: u64,
 }
 
 /// A session. See the module's text.
@@ -302,21 +83,6 @@ pub struct Machine {
     losses: u32,
     events: Vec<SessionEvent>,
     rate: Rate,
-}
-
-/// What the counters must be added to, and what the batch in hand will bring.
-#[derive(Clone, Copy, Debug, Default)]
-struct BatchInHand {
-    base: crate::store::Counters,
-    changes: u64,
-    remaining: u64,
-    is_last: bool,
-}
-
-/// Bytes over the last few seconds.
-#[derive(Clone, Copy, Debug, Default)]
-struct Rate {
-    since: Option<(Instant, u64)>,
 }
 
 impl Machine {
@@ -631,285 +397,6 @@ impl Machine {
         }
     }
 
-    fn ask(&mut self, effects: &mut Vec<Effect>) {
-        self.step = Step::Asking;
-        self.record.phase = "BATCH".to_owned();
-        effects.push(Effect::GetParameters);
-    }
-
-    fn parameters(&mut self, result: Result<SyncBatchParameters, CallError>, now: Now, effects: &mut Vec<Effect>) {
-        let parameters = match result {
-            Ok(parameters) => parameters,
-            Err(error) => {
-                return self.call_failed(ProviderRole::Destination, "GetSyncBatchParameters", error, now, effects);
-            }
-        };
-        if self.referee.is_none() {
-            let [Some(source), Some(destination)] = &self.infos else { return };
-            self.referee = Some(Box::new(Referee::new(
-                source.id_parameters,
-                source.replica_id.clone(),
-                destination.replica_id.clone(),
-                self.record.full_enumeration_action,
-            )));
-        }
-        let Some(referee) = self.referee.as_mut() else { return };
-        if let Err(breach) = referee.parameters(&parameters.knowledge) {
-            return self.conclude(Failure::breach(breach), now, effects);
-        }
-        if self.failure.is_some() {
-            return self.stop(now, effects);
-        }
-        let limits = self.infos.iter().flatten().map(|info| info.limits);
-        let smallest = |own: u64, of: fn(crate::provider::ProviderLimits) -> u64| {
-            limits.clone().map(of).filter(|limit| *limit > 0).fold(own, u64::min)
-        };
-        let request = ChangeBatchRequest {
-            requested_batch_size: smallest(u64::from(parameters.requested_batch_size.max(1)), |limits| {
-                limits.max_changes.into()
-            }) as u32,
-            max_bytes: smallest(MAX_BATCH_BYTES, |limits| limits.max_bytes),
-            destination_knowledge: referee.asked_knowledge(),
-            max_inline_bytes: smallest(MAX_INLINE_BYTES, |limits| limits.max_inline_bytes),
-        };
-        self.step = Step::Enumerating;
-        effects.push(Effect::GetBatch(request));
-    }
-
-    fn enumerated(&mut self, result: Result<ChangeBatch, CallError>, now: Now, effects: &mut Vec<Effect>) {
-        let batch = match result {
-            Ok(batch) => batch,
-            Err(error) => return self.call_failed(ProviderRole::Source, "GetChangeBatch", error, now, effects),
-        };
-        let Some(mut referee) = self.referee.take() else { return };
-        match referee.batch(&batch) {
-            Ok(verdict) if verdict.out_of_date => {
-                self.referee = Some(referee);
-                let failure = Failure::mismatch(
-                    "OUT_OF_DATE",
-                    Hresult::SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED,
-                    "the destination is out of date: the source has cleaned up deletions that it never saw; \
-                     the session was aborted, as full_enumeration_action says",
-                );
-                return self.conclude(failure, now, effects);
-            }
-            Ok(verdict) if verdict.ask_destination_again => {
-                self.referee = Some(referee);
-                return self.ask(effects);
-            }
-            Ok(_) => {}
-            Err(breach) => {
-                self.referee = Some(referee);
-                return self.conclude(Failure::breach(breach), now, effects);
-            }
-        }
-        if self.failure.is_some() {
-            self.referee = Some(referee);
-            return self.stop(now, effects);
-        }
-        let changes = batch.changes().count() as u64;
-        self.batch = BatchInHand {
-            base: self.record.counters,
-            changes,
-            remaining: batch.remaining_updates.unwrap_or(0).into(),
-            is_last: batch.is_last_batch,
-        };
-        self.record.counters.updates_not_transferred = changes + self.batch.remaining;
-        self.record.counters.updates_to_be_transferred = changes + self.batch.remaining + self.left_out;
-        self.record.phase = "APPLYING".to_owned();
-        self.step = Step::Processing;
-        effects.push(Effect::Publish);
-        effects.push(Effect::Process { batch, referee });
-    }
-
-    fn relayed(&mut self, relayed: Relayed, now: Now, effects: &mut Vec<Effect>) {
-        if self.step != Step::Processing {
-            return;
-        }
-        self.lost_since = None;
-        self.losses = 0;
-        self.count(relayed, now);
-        effects.push(Effect::Publish);
-    }
-
-    fn count(&mut self, relayed: Relayed, now: Now) {
-        let base = self.batch.base;
-        let counters = &mut self.record.counters;
-        counters.bytes_transferred = base.bytes_transferred + relayed.bytes;
-        counters.updates_transferred = base.updates_transferred + relayed.applied;
-        counters.conflicts_generated = base.conflicts_generated + relayed.conflicts;
-        counters.tombstones_generated = base.tombstones_generated + relayed.tombstones;
-        counters.updates_not_transferred = (self.batch.changes + self.batch.remaining).saturating_sub(relayed.outcomes);
-        counters.updates_to_be_transferred =
-            (self.batch.changes + self.batch.remaining + self.left_out).saturating_sub(relayed.applied);
-        let left = counters.updates_not_transferred;
-        let done = counters.updates_transferred;
-        self.measure(now);
-        self.record.estimated_seconds_left = self.seconds_left(done, left, now);
-    }
-
-    /// Brings the rate up to date with the bytes that are counted.
-    fn measure(&mut self, now: Now) {
-        let bytes = self.record.counters.bytes_transferred;
-        match self.rate.since {
-            Some((since, from)) => {
-                let span = now.instant.duration_since(since);
-                if span >= Duration::from_secs(1) {
-                    let seconds = span.as_secs_f64();
-                    self.record.bytes_per_second = (bytes.saturating_sub(from) as f64 / seconds) as u64;
-                    self.rate.since = Some((now.instant, bytes));
-                }
-            }
-            None => self.rate.since = Some((now.instant, bytes)),
-        }
-    }
-
-    /// Seconds that what is left would take at the pace so far; `None` before there is a pace.
-    fn seconds_left(&self, done: u64, left: u64, now: Now) -> Option<u64> {
-        let running = now.wall.duration_since(self.record.create_time).as_secs_f64();
-        (done > 0 && running > 1.0).then(|| (running * left as f64 / done as f64) as u64)
-    }
-
-    fn processed(&mut self, result: Result<BatchReport, RelayError>, now: Now, effects: &mut Vec<Effect>) {
-        if self.step != Step::Processing {
-            return;
-        }
-        let report = match result {
-            Ok(report) => report,
-            Err(RelayError::Breach(breach)) => return self.conclude(Failure::breach(breach), now, effects),
-            Err(RelayError::Call { role, call, error }) => return self.call_failed(role, call, error, now, effects),
-            Err(RelayError::Fault(_)) if self.is_interrupted() => return self.stop(now, effects),
-            Err(RelayError::Fault(fault)) => {
-                let failure = Failure::said(ProviderRole::Destination, &fault);
-                return self.conclude(failure, now, effects);
-            }
-            Err(RelayError::Aborted) => return self.stop(now, effects),
-        };
-        self.lost_since = None;
-        self.losses = 0;
-        self.left_out += report.failed + report.deferred + report.not_reached;
-        self.count(
-            Relayed {
-                bytes: report.bytes,
-                applied: report.applied,
-                outcomes: self.batch.changes,
-                conflicts: report.conflicts,
-                tombstones: report.tombstones,
-            },
-            now,
-        );
-        self.record.counters.updates_to_be_transferred = self.batch.remaining + self.left_out;
-        if self.failure.is_some() {
-            return self.stop(now, effects);
-        }
-        if self.batch.is_last {
-            return self.conclude_well(now, effects);
-        }
-        self.ask(effects);
-        effects.push(Effect::Publish);
-    }
-
-    /// Someone asked for the session to end, and what runs has not come back yet.
-    fn is_interrupted(&self) -> bool {
-        self.failure.as_ref().is_some_and(|failure| failure.state == SyncState::Interrupted)
-    }
-
-    /// A call of the change loop broke. A lost connection is tested by RenewSession; anything else ends the session.
-    fn call_failed(&mut self, role: ProviderRole, call: &str, error: CallError, now: Now, effects: &mut Vec<Effect>) {
-        if let Some(pending) = &self.failure {
-            // Evidence goes before what one provider says of the other; a cancel stays one.
-            let came_back = matches!(&error, CallError::Refused(refusal) if refusal.code == RefusalCode::Cancelled);
-            if pending.is_accusation() && !came_back {
-                return self.conclude(Failure::call(role, call, &error), now, effects);
-            }
-            return self.stop(now, effects);
-        }
-        match error {
-            CallError::Unreachable(_) | CallError::ConnectionLost(_) => {
-                // One span for all losses until something gets through: a link that only carries renewals is a broken one.
-                let since = *self.lost_since.get_or_insert(now.instant);
-                if now.instant.duration_since(since) >= self.timing.connect_patience {
-                    return self.conclude(Failure::call(role, call, &error), now, effects);
-                }
-                self.losses += 1;
-                self.record.phase = "RECONNECTING".to_owned();
-                self.enter(SyncState::Connecting, "CONNECTION_LOST", &format!("{role} in {call}: {error}"), now);
-                self.step = Step::Reconnecting { role, since, attempt: self.losses };
-                effects.push(Effect::Publish);
-                effects.push(Effect::AbortWork);
-                // A renewal that was under way was cut with the rest, and so was its timer.
-                self.renewing = [false; 2];
-                effects.push(Effect::SetTimer(Timer::Renew, self.timing.lease / 3));
-                let pause = self.timing.connect_pause_before(self.losses);
-                effects.push(Effect::SetTimer(Timer::Reconnect(role), pause));
-            }
-            error => self.conclude(Failure::call(role, call, &error), now, effects),
-        }
-    }
-
-    fn renewed(&mut self, role: ProviderRole, result: Result<Renewal, CallError>, now: Now, effects: &mut Vec<Effect>) {
-        self.renewing[role as usize] = false;
-        if self.is_concluded() {
-            return;
-        }
-        match (result, self.step) {
-            (Ok(renewal), step) => {
-                if let Some(fault) = renewal.provider_with_error {
-                    self.fault(role, &fault, now, effects);
-                    if self.is_concluded() {
-                        return;
-                    }
-                }
-                if let Some(report) = renewal.progress {
-                    self.progress(report, now, effects);
-                }
-                if matches!(step, Step::Reconnecting { role: lost, .. } if lost == role) {
-                    self.enter(SyncState::InProgress, "RECONNECTED", "", now);
-                    if mutant::is(Mutant::BeginTwice) {
-                        effects.push(Effect::Begin(role));
-                    }
-                    if self.failure.is_some() {
-                        return self.stop(now, effects);
-                    }
-                    self.go_on(effects);
-                }
-            }
-            // A provider that was told of a cancel and has left by itself.
-            (Err(CallError::Refused(_)), _) if self.is_interrupted() => self.stop(now, effects),
-            (Err(CallError::Refused(refusal)), _) => {
-                let unknown = refusal.hresult == Hresult::SYNC_E_INVALID_OPERATION;
-                let said = refusal.message.clone();
-                let mut failure = Failure::call(role, "RenewSession", &CallError::Refused(refusal));
-                if unknown {
-                    failure.message = format!("{role} does not know the session any more; it has restarted ({said})");
-                    failure.cause = "PROVIDER_RESTARTED".to_owned();
-                }
-                self.conclude(failure, now, effects);
-            }
-            (Err(error), Step::Reconnecting { role: lost, since, attempt }) if lost == role => {
-                if now.instant.duration_since(since) >= self.timing.connect_patience {
-                    return self.conclude(Failure::call(role, "RenewSession", &error), now, effects);
-                }
-                self.step = Step::Reconnecting { role, since, attempt: attempt + 1 };
-                effects.push(Effect::SetTimer(Timer::Reconnect(role), self.timing.connect_pause_before(attempt + 1)));
-            }
-            (Err(error @ (CallError::Unreachable(_) | CallError::ConnectionLost(_))), Step::External) => {
-                if self.failure.is_some() {
-                    return;
-                }
-                self.external_link_lost(role, &error, now, effects);
-            }
-            // The next call tells; until then only the lease counts.
-            (Err(error), _) => {
-                let lapsed =
-                    self.heard[role as usize].is_some_and(|at| now.instant.duration_since(at) >= self.timing.lapse());
-                if lapsed {
-                    self.conclude(Failure::call(role, "RenewSession", &error), now, effects);
-                }
-            }
-        }
-    }
-
     fn timer(&mut self, timer: Timer, now: Now, effects: &mut Vec<Effect>) {
         match timer {
             Timer::Renew => {
@@ -944,51 +431,6 @@ impl Machine {
         }
     }
 
-    fn renew(&mut self, role: ProviderRole, effects: &mut Vec<Effect>) {
-        if self.record.is_dialled(role) && !std::mem::replace(&mut self.renewing[role as usize], true) {
-            effects.push(Effect::Renew { role, canceled: self.is_canceled() });
-        }
-    }
-
-    /// Begins to stop: providers are told, and what runs has `cancel_grace` to come back (R10: nothing is rolled back).
-    fn cancel(&mut self, failure: Failure, now: Now, effects: &mut Vec<Effect>) {
-        if self.is_concluded() || self.failure.is_some() {
-            return;
-        }
-        match self.step {
-            Step::Asking | Step::Enumerating | Step::Processing => {
-                self.failure = Some(failure);
-                self.record.phase = "CANCELING".to_owned();
-                effects.push(Effect::Publish);
-                effects.push(Effect::CancelWork);
-                for role in ProviderRole::BOTH {
-                    effects.push(Effect::Renew { role, canceled: true });
-                    self.renewing[role as usize] = true;
-                }
-                effects.push(Effect::SetTimer(Timer::CancelGrace, self.timing.cancel_grace));
-            }
-            // A coordinator that stops cannot wait for others; and a provider that is at fault has stopped.
-            Step::External if failure.cause == "CANCELED" => self.cancel_external(failure, effects),
-            _ => self.conclude(failure, now, effects),
-        }
-    }
-
-    /// A provider's word. Against itself it counts at once; against the other it waits for the call that is under way.
-    fn fault(&mut self, by: ProviderRole, fault: &ProviderFault, now: Now, effects: &mut Vec<Effect>) {
-        if self.is_concluded() {
-            return;
-        }
-        let failure = Failure::said(by, fault);
-        if self.is_interrupted() {
-            // Asked to stop, it says that it did.
-            self.stop(now, effects);
-        } else if fault.caller_at_fault {
-            self.conclude(failure, now, effects);
-        } else if self.failure.is_none() {
-            self.cancel(failure, now, effects);
-        }
-    }
-
     fn progress(&mut self, report: ProgressReport, now: Now, effects: &mut Vec<Effect>) {
         if self.record.kind == SessionKind::External {
             return self.report(report, now, effects);
@@ -1000,18 +442,6 @@ impl Machine {
         {
             self.record.counters.updates_to_be_transferred = needed;
             effects.push(Effect::Publish);
-        }
-    }
-
-    /// What was running has stopped, or has had its grace: the failure that waited for it is the outcome.
-    fn stop(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        if self.is_concluded() {
-            return;
-        }
-        if let Some(failure) = self.failure.take() {
-            self.conclude(failure, now, effects);
-        } else if self.step == Step::Processing {
-            self.conclude(Failure::coordinator("the relay of a batch was cut"), now, effects);
         }
     }
 

@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::knowledge::{ChangeGroup, ClockVector, GroupKind, IdFormat, ItemId, Knowledge, ReplicaId};
-use crate::provider::{ProgressTotals, ProviderLimits, Refusal, RefusalCode};
+use crate::knowledge::{ChangeBatch, ChangeGroup, ClockVector, GroupKind, IdFormat, ItemId, Knowledge, ReplicaId};
+use crate::provider::{
+    ChangeBatchRequest, ProgressTotals, ProviderFault, ProviderLimits, Refusal, RefusalCode, Renewal,
+    SyncBatchParameters,
+};
 use crate::store::{Counters, Member};
 use crate::types::{
     ConflictResolutionPolicy, Endpoint, FullEnumerationAction, InitiationReason, OperationId, SessionKind, SyncGuid,
@@ -204,7 +209,9 @@ impl World {
                 self.timers.insert((at, slot), timer);
             }
             Effect::AbortWork => {
-                self.pending.retain(|effect| matches!(effect, Effect::End(..) | Effect::Commit(..)));
+                // A call that had come back already cannot be cut: its answer comes late.
+                let late = |effect: &Effect| matches!(effect, Effect::Begin(_) | Effect::Renew { .. });
+                self.pending.retain(|effect| matches!(effect, Effect::End(..) | Effect::Commit(..)) || late(effect));
                 self.timers.retain(|_, timer| matches!(timer, Timer::EndGrace | Timer::RetryEnd(_)));
             }
             Effect::Finish => {

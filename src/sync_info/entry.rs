@@ -57,11 +57,15 @@ impl Session {
         }
     }
 
-    /// A session of which nothing but its forgetting is a place: of its past the number of transitions is known, and the
-    /// revision of the last.
+    /// A session that was forgotten by a former process: of its past the number of transitions is known, and the revision of
+    /// the last. That one stays a place: a watcher that passes it may hold the session by an earlier state, and must be told
+    /// before it comes to where that state can no longer be doubted.
     pub(super) fn forgotten(record: Arc<SessionRecord>, transitions: u32, last_transition: u64, revision: u64) -> Self {
         let mut session = Self::new(record);
-        session.left_out_earlier = (transitions, last_transition);
+        if transitions > 0 {
+            session.left_out.push_back(last_transition);
+            session.left_out_earlier = (transitions - 1, last_transition);
+        }
         session.forget(revision);
         session
     }

@@ -352,8 +352,9 @@ impl State {
     fn recover_forgotten(&mut self, forgotten: ForgottenSession, since: Instant) {
         let ForgottenSession { record, transitions, last_transition, revision, .. } = forgotten;
         let sync_guid = record.sync_guid;
-        self.sessions.insert(sync_guid, Session::forgotten(record, transitions, last_transition, revision));
-        self.order.insert(revision, sync_guid);
+        let session = Session::forgotten(record, transitions, last_transition, revision);
+        self.order.extend(session.places().map(|place| (place, sync_guid)));
+        self.sessions.insert(sync_guid, session);
         self.forgotten.push_back((since, revision, sync_guid));
         self.revision = self.revision.max(revision);
     }

@@ -202,4 +202,15 @@ mod tests {
         let beside = Root::existing_or_new(&dir.path().join("ab")).unwrap();
         check_apart(&outer, &beside).unwrap();
     }
+
+    #[test]
+    fn state_is_not_kept_in_what_is_synced() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let root = Root::existing(&root).unwrap();
+        refused(check_outside(&root.path().join("not/there/yet"), &root), "--data-dir");
+        refused(check_outside(root.path(), &root), "--data-dir");
+        check_outside(&directory.path().join("beside"), &root).unwrap();
+    }
 }

@@ -12,6 +12,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use crate::shutdown;
 use crate::telemetry::{LogFormat, LogOptions};
 
+mod check;
 mod client;
 mod endpoint;
 mod exit;
@@ -161,7 +162,11 @@ fn usage_line(report: &str) -> String {
 impl Cli {
     /// What to log: processes that stay tell of state changes unless told otherwise, commands that answer do not.
     pub fn log_options(&self) -> LogOptions {
-        let stays = matches!(self.command, Command::Serve(_) | Command::Provider(_));
+        let stays = match &self.command {
+            Command::Serve(_) => true,
+            Command::Provider(args) => args.stays(),
+            _ => false,
+        };
         LogOptions { verbosity: self.globals.verbose.saturating_add(u8::from(stays)), format: self.globals.log_format }
     }
 }
@@ -188,7 +193,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     match cli.command {
         Command::Sync(args) => sync::run(args, output, stop).await,
         Command::Serve(args) => serve::run(args, stop).await,
-        Command::Provider(args) => provider::run(args, stop).await,
+        Command::Provider(args) => provider::run(args, output, stop).await,
         Command::Session(args) => session::run(args, &server, output, stop).await,
         Command::Operation(args) => operation::run(args, &server, output, stop).await,
         Command::Watch(args) => watch::run(args, &server, output, stop).await,

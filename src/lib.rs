@@ -47,6 +47,7 @@
 //! A provider author in Rust implements [`provider::sdk::ItemStore`]; in any other language, the services in
 //! `proto/synclave/v1`.
 
+pub mod check;
 pub mod cli;
 pub mod command;
 pub mod coordinator;

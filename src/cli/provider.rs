@@ -7,12 +7,13 @@ use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
+use super::output::Output;
 use super::roots::Root;
 use super::serve::{cannot_listen, check_reach};
-use super::{output, replica};
+use super::{check, output, replica};
 use crate::server;
 
-/// Run a provider
+/// Run a provider, or check one
 ///
 /// A provider speaks for one replica. The one that is built in speaks for a directory; others are written against
 /// proto/synclave/v1/knowledge_sync_provider_service.proto, in any language.
@@ -25,6 +26,7 @@ pub(super) struct ProviderArgs {
 #[derive(Debug, Subcommand)]
 enum ProviderCommand {
     File(FileArgs),
+    Check(check::CheckArgs),
 }
 
 /// Offer a directory
@@ -80,8 +82,21 @@ pub(super) fn member_name(root: &Root) -> String {
     root.path().file_name().unwrap_or(root.path().as_os_str()).to_string_lossy().into_owned()
 }
 
-pub(super) async fn run(args: ProviderArgs, stop: CancellationToken) -> Result<Exit, Failure> {
-    let ProviderCommand::File(args) = args.command;
+impl ProviderArgs {
+    /// Whether it is a process that stays, and not a command that answers.
+    pub(super) fn stays(&self) -> bool {
+        !matches!(self.command, ProviderCommand::Check(_))
+    }
+}
+
+pub(super) async fn run(args: ProviderArgs, output: Output, stop: CancellationToken) -> Result<Exit, Failure> {
+    match args.command {
+        ProviderCommand::File(args) => run_file(args, stop).await,
+        ProviderCommand::Check(args) => check::run(args, output, stop).await,
+    }
+}
+
+async fn run_file(args: FileArgs, stop: CancellationToken) -> Result<Exit, Failure> {
     let plan = args.plan()?;
     let listener =
         tokio::net::TcpListener::bind(plan.listen).await.map_err(|error| cannot_listen(plan.listen, &error))?;

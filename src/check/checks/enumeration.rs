@@ -236,5 +236,10 @@ pub(super) async fn many_items(bench: &Bench) -> Held {
         })?;
         bench.book.held(Rule::Inline);
     }
-    Ok(())
+    // So many items would slow down every session that is still to come.
+    let deletion = |change: &Change| {
+        let change = &change.change;
+        bench.deletion(&change.item_id, &change.creation_version, &partner.next())
+    };
+    bench.bring_plain(&changes.iter().map(deletion).collect::<Vec<_>>()).await.map(drop)
 }

@@ -140,10 +140,9 @@ impl Table {
             KeyForm::Array => {
                 let form = || wrong(&format!("a JSON array of {} values", self.key.len()));
                 let values: Vec<serde_json::Value> = serde_json::from_str(text).map_err(|_| form())?;
-                if values.len() != self.key.len() || serde_json::Value::from(values.clone()).to_string() != text {
-                    return Err(form());
-                }
-                values.iter().map(row::from_json).collect()
+                let key = values.iter().map(row::from_json).collect::<Result<Vec<_>, _>>()?;
+                let is_canonical = serde_json::Value::from(values).to_string().as_str() == text;
+                if is_canonical && key.len() == self.key.len() { Ok(key) } else { Err(form()) }
             }
         }
     }
@@ -158,10 +157,9 @@ impl KeyForm {
     /// By the affinity that SQLite derives from a column's declared type.
     fn of(declared: &str) -> Self {
         let declared = declared.to_ascii_uppercase();
-        let has = |part: &&str| declared.contains(*part);
         if declared.contains("INT") {
             Self::Integer
-        } else if ["CHAR", "CLOB", "TEXT"].iter().any(|part| has(part)) {
+        } else if ["CHAR", "CLOB", "TEXT"].iter().any(|part| declared.contains(part)) {
             Self::Text
         } else {
             Self::Array

@@ -154,7 +154,7 @@ fn what_was_put_is_not_a_change_of_a_user() {
         state: state(r#"{"age":36,"note":"n"}"#),
         fingerprint: fingerprint.clone(),
     };
-    assert_eq!(fixture.open("people").detect(&book).unwrap().observations, [expected.clone()]);
+    assert_eq!(fixture.open("people").detect(&book).unwrap().observations, std::slice::from_ref(&expected));
     assert_eq!(store.detect(&book).unwrap().observations, [expected]);
     book.0.insert("ada".into(), KnownItem { state: state(r#"{"age":36,"note":"n"}"#), fingerprint, deleted: false });
     assert!(store.detect(&book).unwrap().observations.is_empty());

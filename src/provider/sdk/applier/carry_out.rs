@@ -220,11 +220,9 @@ pub fn outcome(change: &ItemChange, verdict: Verdict) -> ChangeOutcome {
         Verdict::Planned { conflict } => (OutcomeKind::Applied, conflict, None),
     };
     ChangeOutcome {
-        item_id: change.item_id.clone(),
-        kind,
-        failed_change_unit_ids: Vec::new(),
         conflict,
         tombstone: change.flags.is_deleted(),
         error,
+        ..ChangeOutcome::of(change.item_id.clone(), kind)
     }
 }

@@ -315,7 +315,7 @@ type Planned = (Option<Row>, Row, Step);
 
 fn row_of(state: ItemState, creation: Version, version: Version) -> Row {
     let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: false };
-    Row { item, lingering: false, creation, version }
+    Row { item, lingering: false, creation, version, units: None }
 }
 
 /// The source's state is written, with as little as it takes.
@@ -347,7 +347,7 @@ fn delete(change: &ItemChange, before: Option<Row>, version: Version) -> Planned
         Some(row) => {
             let step = if row.item.deleted { Step::None } else { Step::Delete };
             let item = KnownItem { deleted: true, ..row.item.clone() };
-            let after = Row { item, version, ..row.clone() };
+            let after = Row { item, version, units: None, ..row.clone() };
             (Some(row), after, step)
         }
         None => {

@@ -118,7 +118,7 @@ impl Ticks {
 
 /// The place for a conflict's loser.
 enum CopyName {
-    Free(ItemId, Option<Row>),
+    Free(ItemId, Box<Option<Row>>),
     /// A name that it could have holds the same content already.
     Kept,
     /// The store cannot keep both, or has no name left.
@@ -257,6 +257,7 @@ impl Ground<'_> {
                     let version = ticks.version(NewVersion::Local);
                     let after = row_of(loser, version.clone(), version);
                     let step = Step::Put(content);
+                    let before = *before;
                     actions.insert(name, Action { index, before, after, step, comes_first: true, keeps_loser: true });
                 }
             }
@@ -300,7 +301,7 @@ impl Ground<'_> {
             match (self.rows)(&name)? {
                 Some(row) if row.is_there() && row.item.state.same_content(loser) => return Ok(CopyName::Kept),
                 Some(row) if row.is_there() && !mutant::is(Mutant::CopyOverOther) => {}
-                row => return Ok(CopyName::Free(name, row)),
+                row => return Ok(CopyName::Free(name, Box::new(row))),
             }
         }
         Ok(CopyName::None)

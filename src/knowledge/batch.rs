@@ -135,6 +135,8 @@ pub struct ChangeUnitChange {
     pub change_unit_id: ChangeUnitId,
     /// Its version.
     pub version: Version,
+    /// When a user last changed it, where known; else the item's time counts.
+    pub modification_time: Option<jiff::Timestamp>,
 }
 
 /// What is said of an item's data before its content.

@@ -83,6 +83,7 @@ fn encode_change(change: &ItemChange, keys: &ReplicaKeys) -> pb::ItemChange {
     let unit = |unit: &ChangeUnitChange| pb::ChangeUnitChange {
         change_unit_id: Bytes::copy_from_slice(unit.change_unit_id.as_bytes()),
         version: Some(version(&unit.version)),
+        modification_time: unit.modification_time.map(time::encode_timestamp),
     };
     pb::ItemChange {
         item_id: encode_item_id(&change.item_id),
@@ -220,11 +221,13 @@ fn change(
         version => keys.version(version, version_at, violations).map(Some),
     };
     let decode_unit = |(index, unit): (usize, pb::ChangeUnitChange)| {
-        let pb::ChangeUnitChange { change_unit_id: id, version } = unit;
+        let pb::ChangeUnitChange { change_unit_id: id, version, modification_time } = unit;
         let unit_at = units_at.index(index);
         let change_unit_id = change_unit_id(&id, schema, unit_at.field("change_unit_id"), violations);
         let version = keys.version(version, unit_at.field("version"), violations)?;
-        Some(ChangeUnitChange { change_unit_id, version })
+        let modification_time =
+            modification_time.and_then(|value| time::timestamp(value, unit_at.field("modification_time"), violations));
+        Some(ChangeUnitChange { change_unit_id, version, modification_time })
     };
     let units: Vec<Option<ChangeUnitChange>> = change_units.into_iter().enumerate().map(decode_unit).collect();
     let winner_item_id = winner_item_id.map(|id| self::item_id(&id, schema, at.field("winner_item_id"), violations));

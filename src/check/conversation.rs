@@ -23,7 +23,7 @@ use crate::provider::{
     CHUNK_BYTES, DataPart, Load, MAX_OUTSTANDING_LOADS, ProcessInput, ProcessOutput, ProcessResult, ProcessStart,
     RefusalCode,
 };
-use crate::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction, Hresult};
+use crate::types::{ConflictResolutionPolicy as Policy, Hresult};
 
 const RPC: &str = "ProcessChangeBatch";
 
@@ -97,14 +97,14 @@ fn offered<T>(policy: Policy, result: Result<T, Fault>) -> Held<Result<T, Fault>
 
 /// The usual start.
 pub(super) fn start(policy: Policy) -> ProcessStart {
-    ProcessStart { conflict_resolution_policy: policy, full_enumeration_action: FullEnumerationAction::Abort }
+    ProcessStart::new(policy)
 }
 
 impl Session<'_> {
     /// The frames of start and batch.
-    pub(super) fn head(&self, start: ProcessStart, batch: pb::ChangeBatch) -> [pb::ProcessChangeBatchRequest; 2] {
+    pub(super) fn head(&self, start: &ProcessStart, batch: pb::ChangeBatch) -> [pb::ProcessChangeBatchRequest; 2] {
         use pb::process_change_batch_request::Frame;
-        let start = Frame::Start(exchange::encode_process_start(self.key, start));
+        let start = Frame::Start(exchange::encode_process_start(self.key, start.clone()));
         [start, Frame::Batch(batch)].map(|frame| pb::ProcessChangeBatchRequest { frame: Some(frame) })
     }
 
@@ -130,7 +130,7 @@ impl Session<'_> {
     pub(super) async fn process(&self, rule: Rule, start: ProcessStart, batch: ChangeBatch) -> Held<Conversation<'_>> {
         let (encoded, keys) = batch_codec::encode_batch(&batch, None, None).map_err(|_| Stop::Blocked)?;
         let (sender, receiver) = mpsc::unbounded_channel();
-        for frame in self.head(start, encoded) {
+        for frame in self.head(&start, encoded) {
             self.bench.wire.transcript().sent(RPC, &frame);
             drop(sender.send(frame));
         }

@@ -100,6 +100,7 @@ impl<'b> Session<'b> {
             // What the kit deletes is its own; on a replica with few other items that may be most of them.
             allow_mass_delete: true,
             operation_age: None,
+            partner: None,
         })
     }
 

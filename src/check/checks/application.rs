@@ -292,7 +292,7 @@ pub(super) async fn out_of_date(bench: &Bench) -> Held {
     let forgetful =
         ChangeBatch { forgotten_knowledge: made_with.clone().into(), ..batch(&known, made_with, UNORDERED, &changes) };
     let (encoded, _) = batch_codec::encode_batch(&forgetful, None, None).map_err(|_| Stop::Blocked)?;
-    let result = session.try_process(session.head(start(Policy::SourceProviderWins), encoded)).await;
+    let result = session.try_process(session.head(&start(Policy::SourceProviderWins), encoded)).await;
     let refusal = bench.refused(rule, "ProcessChangeBatch of an out-of-date destination, with ABORT", result)?;
     let named = [Hresult::SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED, Hresult::E_ABORT].contains(&refusal.hresult);
     bench.require(rule, named, || {

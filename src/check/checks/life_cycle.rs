@@ -50,7 +50,7 @@ pub(super) async fn outside_of_a_session(bench: &Bench) -> Held {
     let session = Session::new(bench, ProviderRole::Destination, LONG_LEASE);
     let rule = Rule::OnlyInSession;
     bench.illegal(rule, "GetSyncBatchParameters", session.try_parameters().await)?;
-    let head = session.head(start(Policy::SourceProviderWins), empty_batch(bench)?);
+    let head = session.head(&start(Policy::SourceProviderWins), empty_batch(bench)?);
     bench.illegal(rule, "ProcessChangeBatch", session.try_process(head).await)?;
     let session = Session::new(bench, ProviderRole::Source, LONG_LEASE);
     let request = session.batch_request(&nothing, Ask::default())?;
@@ -121,7 +121,7 @@ pub(super) async fn one_direction(bench: &Bench) -> Held {
     let rule = Rule::OneDirection;
     let session = bench.begin(ProviderRole::Source).await?;
     bench.illegal(rule, "GetSyncBatchParameters in a session as source", session.try_parameters().await)?;
-    let head = session.head(start(Policy::SourceProviderWins), empty_batch(bench)?);
+    let head = session.head(&start(Policy::SourceProviderWins), empty_batch(bench)?);
     bench.illegal(rule, "ProcessChangeBatch in a session as source", session.try_process(head).await)?;
     session.end().await?;
     let session = bench.begin(ProviderRole::Destination).await?;

@@ -205,7 +205,8 @@ const SPOILT: &[(&str, Spoil)] = &[
         let change = first(batch);
         change.flags = 1;
         let version = change.change_version.take();
-        change.change_units = vec![pb::ChangeUnitChange { change_unit_id: Bytes::from_static(b"a"), version }];
+        change.change_units =
+            vec![pb::ChangeUnitChange { change_unit_id: Bytes::from_static(b"a"), version, ..Default::default() }];
     }),
 ];
 
@@ -221,12 +222,12 @@ pub(super) async fn batches(bench: &Bench) -> Held {
     let (whole, _) = batch_codec::encode_batch(&whole, None, None).map_err(|_| Stop::Blocked)?;
     let begin = start(Policy::SourceProviderWins);
 
-    let [head, body] = session.head(begin, whole.clone());
+    let [head, body] = session.head(&begin, whole.clone());
     bench.malformed(rpc, "a batch where start is to be", session.try_process([body, head.clone()]).await)?;
     bench.malformed(rpc, "start twice", session.try_process([head.clone(), head.clone()]).await)?;
     for policy in [None, Some(3)] {
         use pb::process_change_batch_request::Frame;
-        let [mut head, body] = session.head(begin, whole.clone());
+        let [mut head, body] = session.head(&begin, whole.clone());
         if let Some(Frame::Start(start)) = &mut head.frame {
             start.conflict_resolution_policy = policy;
         }
@@ -239,11 +240,11 @@ pub(super) async fn batches(bench: &Bench) -> Held {
     for (what, spoil) in SPOILT {
         let mut spoilt = whole.clone();
         spoil(&mut spoilt);
-        bench.malformed(rpc, what, session.try_process(session.head(begin, spoilt)).await)?;
+        bench.malformed(rpc, what, session.try_process(session.head(&begin, spoilt)).await)?;
     }
     let mut flagged = whole.clone();
     first(&mut flagged).flags = 0x80;
-    let result = session.try_process(session.head(begin, flagged)).await;
+    let result = session.try_process(session.head(&begin, flagged)).await;
     let refusal = bench.refused(Rule::ChangeFlags, "ProcessChangeBatch with flag 0x80", result)?;
     let named = refusal.code == RefusalCode::InvalidArgument && refusal.hresult == Hresult::E_INVALIDARG;
     bench.require(Rule::ChangeFlags, named, || {

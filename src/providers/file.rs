@@ -11,7 +11,6 @@
 
 mod attributes;
 mod change;
-mod conflict_copy;
 mod content;
 mod facts;
 mod fingerprint;
@@ -36,6 +35,7 @@ use rustix::io::Errno;
 use crate::knowledge::{Digest, ItemDataHeader, ItemId};
 use crate::provider::sdk::{
     Applied, Detection, ItemError, ItemState, ItemStore, Known, KnownItem, Replaces, Staged, Staging, StoreError,
+    conflict_copy_id,
 };
 use attributes::{Attributes, agrees};
 use facts::{Facts, Kind};
@@ -237,7 +237,7 @@ impl ItemStore for FileStore {
     fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
         // A directory has no content that could be lost: its children are items of their own.
         let kind = Attributes::of_state(loser).ok()?.kind;
-        if kind == Kind::Directory { None } else { conflict_copy::conflict_copy_id(id, loser, attempt) }
+        if kind == Kind::Directory { None } else { conflict_copy_id(id, loser, attempt) }
     }
 
     fn containers(&self, id: &ItemId) -> Vec<ItemId> {

@@ -13,7 +13,7 @@ use rustix::fd::AsFd;
 use rustix::fs::{OFlags, RawDir};
 use rustix::io::Errno;
 
-use super::attributes::item_state;
+use super::attributes::{is_made_of, item_state};
 use super::content::{self, Reader};
 use super::facts::{Facts, Kind, Time};
 use super::fingerprint::{Origin, Stamp};
@@ -62,10 +62,17 @@ pub(super) fn detect(tree: &Tree, known: &dyn Known) -> Result<Detection, StoreE
     let missing = missing.filter(|item| found.shows_missing(item.id.as_bytes()) && is_gone(tree, item.id.as_bytes()));
     let missing: Vec<_> = missing.map(|item| Observation::Missing { id: item.id.clone() }).collect();
     let mut observations = found.present;
+    for observation in &mut observations {
+        let Observation::Present { id, state, .. } = observation else { continue };
+        let recorded = known.get(id).filter(|item| !item.deleted).map(|item| item.state);
+        if let Some(same) = known.intended(id).into_iter().chain(recorded).find(|other| is_made_of(state, other)) {
+            *state = same;
+        }
+    }
     observations.extend(missing);
     observations.sort_unstable_by(|a, b| observed_id(a).cmp(observed_id(b)));
     found.skipped.sort_unstable_by(|a, b| a.display_name.cmp(&b.display_name));
-    Ok(Detection { observations, skipped: found.skipped })
+    Ok(Detection { observations, skipped: found.skipped, anchor: None })
 }
 
 fn observed_id(observation: &Observation) -> &ItemId {

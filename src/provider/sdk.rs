@@ -257,6 +257,7 @@ impl Provider for ReplicaProvider {
                 max_inline_bytes: options.max_inline_bytes,
             },
             capabilities: Vec::new(),
+            incarnation_id: String::new(),
         })
     }
 

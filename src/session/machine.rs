@@ -479,6 +479,7 @@ fn not_dialled(record: &SessionRecord, role: ProviderRole) -> Option<ProviderInf
         member_name: member.name.clone(),
         limits: ProviderLimits::default(),
         capabilities: Vec::new(),
+        incarnation_id: String::new(),
     })
 }
 

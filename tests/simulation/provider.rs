@@ -183,6 +183,7 @@ impl Provider {
             member_name: name(self.index).to_string(),
             limits: ProviderLimits { max_source_sessions: self.max_source_sessions, ..ProviderLimits::default() },
             capabilities: Vec::new(),
+            incarnation_id: String::new(),
         }
     }
 }

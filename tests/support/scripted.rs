@@ -391,6 +391,7 @@ impl Provider for Scripted {
             member_name: format!("scripted {}", self.replica.as_bytes()[0]),
             limits: ProviderLimits::default(),
             capabilities: Vec::new(),
+            incarnation_id: String::new(),
         })
     }
 

@@ -229,3 +229,63 @@ pub fn data_part(response: pb::LoadChangeDataResponse, violations: &mut Violatio
         Part::RecoverableError(error) => DataPart::Failed(recoverable_error(error)),
     })
 }
+
+/// The frames of the two conversations are the same but for their names: full enumeration is converted at the very edge.
+mod full_enumeration {
+    use crate::pb::process_change_batch_request::Frame as Request;
+    use crate::pb::process_change_batch_response::Frame as Response;
+    use crate::pb::process_full_enumeration_change_batch_request::Frame as FullRequest;
+    use crate::pb::process_full_enumeration_change_batch_response::Frame as FullResponse;
+    use crate::pb::{
+        ProcessChangeBatchRequest, ProcessChangeBatchResponse, ProcessFullEnumerationChangeBatchRequest,
+        ProcessFullEnumerationChangeBatchResponse,
+    };
+
+    impl From<ProcessChangeBatchRequest> for ProcessFullEnumerationChangeBatchRequest {
+        fn from(request: ProcessChangeBatchRequest) -> Self {
+            let frame = request.frame.map(|frame| match frame {
+                Request::Start(start) => FullRequest::Start(start),
+                Request::Batch(batch) => FullRequest::Batch(batch),
+                Request::Data(data) => FullRequest::Data(data),
+                Request::Cancel(cancel) => FullRequest::Cancel(cancel),
+            });
+            Self { frame }
+        }
+    }
+
+    impl From<ProcessFullEnumerationChangeBatchRequest> for ProcessChangeBatchRequest {
+        fn from(request: ProcessFullEnumerationChangeBatchRequest) -> Self {
+            let frame = request.frame.map(|frame| match frame {
+                FullRequest::Start(start) => Request::Start(start),
+                FullRequest::Batch(batch) => Request::Batch(batch),
+                FullRequest::Data(data) => Request::Data(data),
+                FullRequest::Cancel(cancel) => Request::Cancel(cancel),
+            });
+            Self { frame }
+        }
+    }
+
+    impl From<ProcessChangeBatchResponse> for ProcessFullEnumerationChangeBatchResponse {
+        fn from(response: ProcessChangeBatchResponse) -> Self {
+            let frame = response.frame.map(|frame| match frame {
+                Response::Load(load) => FullResponse::Load(load),
+                Response::Outcome(outcome) => FullResponse::Outcome(outcome),
+                Response::Progress(progress) => FullResponse::Progress(progress),
+                Response::Result(result) => FullResponse::Result(result),
+            });
+            Self { frame }
+        }
+    }
+
+    impl From<ProcessFullEnumerationChangeBatchResponse> for ProcessChangeBatchResponse {
+        fn from(response: ProcessFullEnumerationChangeBatchResponse) -> Self {
+            let frame = response.frame.map(|frame| match frame {
+                FullResponse::Load(load) => Response::Load(load),
+                FullResponse::Outcome(outcome) => Response::Outcome(outcome),
+                FullResponse::Progress(progress) => Response::Progress(progress),
+                FullResponse::Result(result) => Response::Result(result),
+            });
+            Self { frame }
+        }
+    }
+}

@@ -89,6 +89,7 @@ fn info(role: ProviderRole) -> ProviderInfo {
         member_name: role.to_string(),
         limits: ProviderLimits::default(),
         capabilities: Vec::new(),
+        incarnation_id: String::new(),
     }
 }
 

@@ -97,7 +97,7 @@ pub(super) fn key() -> SessionKey {
 
 pub(super) fn begin(role: ProviderRole, key: SessionKey, allow_mass_delete: bool) -> BeginSession {
     let session = SessionRef { key, token: "secret".to_owned(), lease: LEASE, coordinator_address: None };
-    BeginSession { role, session, allow_mass_delete, operation_age: None }
+    BeginSession { role, session, allow_mass_delete, operation_age: None, partner: None }
 }
 
 pub(super) fn end(key: SessionKey) -> EndSession {

@@ -1,6 +1,7 @@
 //! A simple store in memory, over real gRPC, that does on demand what stores do wrong.
 
 #![allow(dead_code, unreachable_pub, missing_docs)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

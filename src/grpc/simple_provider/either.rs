@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Calls, Members, lock};
 use crate::grpc::address::AddressError;
 use crate::grpc::provider::{DialOptions, DialOut};
-use crate::knowledge::ChangeBatch;
+use crate::knowledge::{ChangeBatch, ItemId};
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, Load, ProcessInputs, ProcessOutputs,
     ProcessStart, Provider, ProviderInfo, Renewal, SessionKey, SyncBatchParameters,
@@ -90,6 +90,15 @@ impl Provider for Either {
         self.provider().await?.get_change_batch(key, request).await
     }
 
+    async fn get_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        request: ChangeBatchRequest,
+        lower_bound: ItemId,
+    ) -> Result<ChangeBatch, CallError> {
+        self.provider().await?.get_full_enumeration_change_batch(key, request, lower_bound).await
+    }
+
     async fn process_change_batch(
         &self,
         key: SessionKey,
@@ -98,6 +107,16 @@ impl Provider for Either {
         inputs: ProcessInputs,
     ) -> Result<ProcessOutputs, CallError> {
         self.provider().await?.process_change_batch(key, start, batch, inputs).await
+    }
+
+    async fn process_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        start: ProcessStart,
+        batch: ChangeBatch,
+        inputs: ProcessInputs,
+    ) -> Result<ProcessOutputs, CallError> {
+        self.provider().await?.process_full_enumeration_change_batch(key, start, batch, inputs).await
     }
 
     async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError> {

@@ -331,13 +331,16 @@ fn mount_of(path: &Path) -> Result<(u32, u32, u64), StoreError> {
         .map_err(|error| io_error("look at", path, error))
 }
 
-/// The host's name stands in for a machine id where there is none, as in many containers.
 fn identity(tree: &Tree) -> String {
-    let machine = ["/etc/machine-id", "/var/lib/dbus/machine-id"]
+    format!("{}:{:x}:{}", machine(), tree.device(), tree.inode())
+}
+
+/// What tells this machine from others. The host's name stands in for a machine id where there is none, as in many containers.
+pub(super) fn machine() -> String {
+    ["/etc/machine-id", "/var/lib/dbus/machine-id"]
         .iter()
         .filter_map(|path| std::fs::read_to_string(path).ok())
         .map(|id| id.trim().to_owned())
         .find(|id| !id.is_empty())
-        .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
-    format!("{machine}:{:x}:{}", tree.device(), tree.inode())
+        .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
 }

@@ -43,4 +43,5 @@ check() {
 check simple 'simple provider in Python' "$python" examples/python/simple_provider.py
 check simple 'simple provider in TypeScript' node examples/node/dist/simple_provider.js
 check simple 'simple provider in Go' examples/go/simpleprovider
+check full 'provider in Python' "$python" examples/python/json_provider.py
 exit "$failed"

@@ -2,17 +2,19 @@
 
 Usage: check_example.py PATH-OF-SYNCLAVE simple|full NAME COMMAND... The command is run with a path and, after it, an address to
 listen on; the first line that it prints is its address. `simple`: the path is a JSON file of names and texts. `full`: it is a
-directory of JSON files. Prints one line a check and 'N passed, N failed'.
+directory of JSON files {"text": …}. Prints one line a check and 'N passed, N failed'.
 """
 import json
+import os
 import pathlib
 import queue
 import subprocess
 import sys
 import tempfile
 import threading
+import urllib.parse
 
-DEADLINE = 60  # seconds for each thing that is waited for
+DEADLINE = 120  # seconds for each thing that is waited for
 
 results = []
 
@@ -26,7 +28,9 @@ class Process:
     """A process that prints its address first. What it prints after that is read and dropped."""
 
     def __init__(self, *command):
-        self.process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True)
+        environment = {"RUST_LOG": "warn", **os.environ}
+        command = [str(word) for word in command]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         first = queue.Queue()
         threading.Thread(target=lambda: [first.put(line) for line in self.process.stdout], daemon=True).start()
         try:
@@ -51,11 +55,13 @@ class Store:
     def items(self):
         if self.kind == "simple":
             return json.loads(self.path.read_text()) if self.path.exists() else {}
-        return files(self.path)
+        return {urllib.parse.unquote(path.stem): json.loads(path.read_text())["text"]
+                for path in self.path.glob("*.json") if not path.name.startswith(".")}
 
     def set(self, name, text):
         if self.kind == "full":
-            return (self.path / name).write_text(text) if text is not None else (self.path / name).unlink()
+            path = self.path / f"{urllib.parse.quote(name)}.json"
+            return path.write_text(json.dumps({"text": text})) if text is not None else path.unlink()
         items = {**self.items(), name: text}
         self.path.write_text(json.dumps({name: text for name, text in items.items() if text is not None}))
 

@@ -74,7 +74,7 @@ const MUTANTS: &[(M, Rule)] = &[
     (M::WorksAfterCancel, Rule::WorkAfterCancel),
     (M::ForgetsWhatACancelLeft, Rule::NoRollBack),
     (M::HangsOnOddSizes, Rule::Answers),
-    (M::RefusesSmallBatches, Rule::SizeIsAWish),
+    (M::RefusesLargeWishes, Rule::SizeIsAWish),
     (M::CallsEveryBatchTheLast, Rule::LastBatch),
     (M::CallsNoBatchTheLast, Rule::LastBatch),
     (M::LosesAnItem, Rule::Complete),
@@ -145,7 +145,6 @@ async fn every_mutant_is_blamed_for_its_own_rule() {
             let _permit = room.acquire_owned().await.expect("never closed");
             let (honest, _directory) = store::provider(sdk::Options::default());
             let report = checked(Arc::new(Mutated::new(*mutant, honest)), Duration::from_secs(8)).await;
-            eprintln!("{mutant:?} {}", report.summary());
             let blamed: BTreeSet<Rule> = report.failures().map(|(rule, _)| rule).collect();
             (blamed != BTreeSet::from([*rule]))
                 .then(|| format!("{mutant:?} is to be blamed for {rule}:\n{}", report.to_text()))

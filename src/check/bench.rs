@@ -163,10 +163,6 @@ impl Bench {
         Ok(self.info()?.replica_id.clone())
     }
 
-    pub(super) fn offers(&self, capability: &str) -> Held<bool> {
-        Ok(self.info()?.capabilities.iter().any(|word| word == capability))
-    }
-
     pub(super) fn nothing_known(&self) -> Held<Knowledge> {
         Ok(Knowledge::new(self.schema()?.item_id))
     }

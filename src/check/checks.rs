@@ -96,7 +96,6 @@ checks! {
     malformed::knowledge [Malformed];
     malformed::batches [Malformed, ChangeFlags, Alive];
     optional::full_enumeration [FullEnumeration];
-    optional::change_units [ChangeUnits, UnitCreation];
     life_cycle::identity [Instance];
 }
 

@@ -27,6 +27,10 @@ use crate::types::{ConflictResolutionPolicy as Policy, Hresult};
 
 const RPC: &str = "ProcessChangeBatch";
 
+/// Frames that may wait for the provider to read them: more than any check sends, so that the kit, which reads and writes in
+/// one task, never waits for a provider that waits for it. A frame beyond it is lost, and the application does not end.
+const FRAMES: usize = 2_048;
+
 /// How a load is answered.
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
@@ -63,7 +67,7 @@ pub(super) struct Conversation<'s> {
     policy: Policy,
     frames: Frames<pb::ProcessChangeBatchResponse>,
     /// Kept to the end: half-closing would abort.
-    sender: mpsc::UnboundedSender<pb::ProcessChangeBatchRequest>,
+    sender: mpsc::Sender<pb::ProcessChangeBatchRequest>,
     keys: ReplicaKeys,
     batch: ChangeBatch,
     listed: HashMap<ItemId, ItemChange>,
@@ -113,11 +117,11 @@ impl Session<'_> {
         &self,
         frames: impl IntoIterator<Item = pb::ProcessChangeBatchRequest>,
     ) -> Result<Option<pb::ProcessChangeBatchResponse>, Fault> {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (sender, receiver) = mpsc::channel(FRAMES);
         for frame in frames {
             self.bench.wire.transcript().sent(RPC, &frame);
             // The receiver is in hand.
-            drop(sender.send(frame));
+            drop(sender.try_send(frame));
         }
         let wire = &self.bench.wire;
         let mut stream = wire.process_change_batch(receiver).await?;
@@ -129,10 +133,10 @@ impl Session<'_> {
     /// Begins to apply a batch; a refusal breaks `rule`.
     pub(super) async fn process(&self, rule: Rule, start: ProcessStart, batch: ChangeBatch) -> Held<Conversation<'_>> {
         let (encoded, keys) = batch_codec::encode_batch(&batch, None, None).map_err(|_| Stop::Blocked)?;
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (sender, receiver) = mpsc::channel(FRAMES);
         for frame in self.head(&start, encoded) {
             self.bench.wire.transcript().sent(RPC, &frame);
-            drop(sender.send(frame));
+            drop(sender.try_send(frame));
         }
         let policy = start.conflict_resolution_policy;
         let frames = self.bench.wire.process_change_batch(receiver).await;
@@ -186,7 +190,7 @@ impl Conversation<'_> {
         let frame = exchange::encode_process_input(input);
         self.bench.wire.transcript().sent(RPC, &frame);
         // A provider that is gone says so in what comes next.
-        drop(self.sender.send(frame));
+        drop(self.sender.try_send(frame));
     }
 
     /// Sends cancel.

@@ -188,7 +188,7 @@ mod tests {
             verdicts: vec![
                 (Rule::Schema, Verdict::Pass),
                 (Rule::Complete, Verdict::Fail(failure)),
-                (Rule::ChangeUnits, Verdict::NotOffered("no CHANGE_UNITS".to_owned())),
+                (Rule::FullEnumeration, Verdict::NotOffered("no FULL_ENUMERATION".to_owned())),
                 (Rule::LastBatch, Verdict::NotReached),
             ],
             took: Duration::from_millis(1_500),
@@ -210,7 +210,7 @@ mod tests {
         let json = report().to_json();
         assert_eq!(json["passed"], false);
         assert_eq!(json["rules"][1]["verdict"], "FAIL");
-        assert_eq!(json["rules"][2]["message"], "no CHANGE_UNITS");
+        assert_eq!(json["rules"][2]["message"], "no FULL_ENUMERATION");
     }
 
     #[test]

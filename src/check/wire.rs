@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use prost::{Message, Name};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status, Streaming};
 
@@ -160,14 +160,14 @@ impl Wire {
         outcome.inspect_err(|fault| self.transcript.note(format!("<- {rpc} {}", fault.words())))
     }
 
-    /// Begins ProcessChangeBatch. The sender takes any number of frames; dropping it half-closes the stream.
+    /// Begins ProcessChangeBatch. Dropping the sender half-closes the stream.
     pub(super) async fn process_change_batch(
         &self,
-        frames: mpsc::UnboundedReceiver<pb::ProcessChangeBatchRequest>,
+        frames: mpsc::Receiver<pb::ProcessChangeBatchRequest>,
     ) -> Result<Frames<pb::ProcessChangeBatchResponse>, Fault> {
         let rpc = "ProcessChangeBatch";
         let mut client = self.client.clone();
-        let call = async move { client.process_change_batch(UnboundedReceiverStream::new(frames)).await };
+        let call = async move { client.process_change_batch(ReceiverStream::new(frames)).await };
         Ok(Frames { rpc, stream: self.bounded(rpc, call).await?.into_inner() })
     }
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeOutcome, ClockVector, Digest, GroupKind, IdFormat, IdParameters, ItemData,
-    ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Version,
+    ChangeBatch, ChangeFlags, ChangeOutcome, ClockVector, Digest, IdFormat, IdParameters, ItemData, ItemDataHeader,
+    ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Version,
 };
+use synclave::provider::sdk::ReplicaProvider;
 use synclave::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, Load, ProcessInput, ProcessInputs,
     ProcessOutput, ProcessOutputs, ProcessStart, Provider, ProviderInfo, Refusal, Renewal, SessionKey,
@@ -44,7 +45,7 @@ pub enum Mutant {
     WorksAfterCancel,
     ForgetsWhatACancelLeft,
     HangsOnOddSizes,
-    RefusesSmallBatches,
+    RefusesLargeWishes,
     CallsEveryBatchTheLast,
     CallsNoBatchTheLast,
     LosesAnItem,
@@ -110,6 +111,7 @@ struct Memory {
     /// Items that a batch ever created, updated or deleted here, with their newest version.
     seen: HashMap<ItemId, Version>,
     deleted: HashSet<ItemId>,
+    tombstones: HashSet<Version>,
     first_creation: HashMap<ItemId, Version>,
     /// What shows instead of an item's version.
     shown: HashMap<ItemId, Version>,
@@ -123,15 +125,10 @@ struct Memory {
 #[derive(Debug)]
 pub struct Mutated {
     mutant: Mutant,
-    inner: Arc<dyn_provider::Honest>,
+    inner: Arc<ReplicaProvider>,
     replica: ReplicaId,
     memory: Arc<Mutex<Memory>>,
     odd: AtomicBool,
-}
-
-/// The wrapped provider, by its concrete type: it has to be Debug.
-pub mod dyn_provider {
-    pub use synclave::provider::sdk::ReplicaProvider as Honest;
 }
 
 fn lock(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
@@ -146,13 +143,18 @@ fn stranger(tick: u64) -> Version {
     Version::new(ReplicaId::from(vec![7; 16]), tick)
 }
 
+/// Of the same replica, and later.
+fn is_later(version: &Version, than: &Version) -> bool {
+    version.replica == than.replica && version.tick > than.tick
+}
+
 fn knows(format: IdFormat, item: &ItemId, version: &Version) -> Knowledge {
     let vector = ClockVector::from_iter([(version.replica.clone(), version.tick)]);
     Knowledge::from_items(format, [(item.clone(), Arc::new(vector))])
 }
 
 impl Mutated {
-    pub fn new(mutant: Mutant, inner: Arc<dyn_provider::Honest>) -> Self {
+    pub fn new(mutant: Mutant, inner: Arc<ReplicaProvider>) -> Self {
         let replica = inner.replica_id();
         Self { mutant, inner, replica, memory: Arc::default(), odd: AtomicBool::new(false) }
     }
@@ -270,15 +272,17 @@ impl Mutated {
                 if self.mutant == M::RevivesDeletedItems
                     && memory.deleted.contains(&change.item_id)
                     && !change.flags.is_deleted()
-                    && memory.seen.get(&change.item_id).is_some_and(|seen| seen.tick > version.tick)
+                    && memory.seen.get(&change.item_id).is_some_and(|seen| is_later(seen, &version))
                 {
                     memory.revived.insert(change.item_id.clone());
                 }
-                let known = memory.seen.get(&change.item_id).is_some_and(|seen| *seen >= version);
+                let known =
+                    memory.seen.get(&change.item_id).is_some_and(|seen| is_later(seen, &version) || *seen == version);
                 if !known {
                     memory.seen.insert(change.item_id.clone(), version);
                 }
                 if change.flags.is_deleted() {
+                    memory.tombstones.extend(change.change_version.clone());
                     memory.deleted.insert(change.item_id.clone());
                 }
                 memory.first_creation.entry(change.item_id.clone()).or_insert(change.creation_version.clone());
@@ -290,6 +294,7 @@ impl Mutated {
 /// The frames between the kit and the honest provider, both ways.
 struct Tap {
     mutant: Mutant,
+    policy: Policy,
     replica: ReplicaId,
     memory: Arc<Mutex<Memory>>,
     known: Knowledge,
@@ -446,13 +451,16 @@ impl Tap {
         }
         let mut memory = lock(&self.memory);
         if outcome.kind == OutcomeKind::Applied {
-            memory.applied.insert(item.clone());
+            let again = !memory.applied.insert(item.clone());
             let change = change.as_ref().expect("the honest provider names items of the batch");
             let same = change.content_digest.is_some() && memory.digests.get(&item) == change.content_digest.as_ref();
-            let both = outcome.tombstone && memory.deleted.contains(&item) && !memory.digests.contains_key(&item);
+            let both =
+                again && outcome.tombstone && memory.deleted.contains(&item) && !memory.digests.contains_key(&item);
             let version = change.change_version.clone().expect("no units here");
             match self.mutant {
-                M::KeepsTheWinnersVersion if outcome.conflict => drop(memory.shown.insert(item.clone(), version)),
+                M::KeepsTheWinnersVersion if outcome.conflict && self.policy == Policy::SourceProviderWins => {
+                    drop(memory.shown.insert(item.clone(), version))
+                }
                 M::DecidesWhereNothingIs if same => {
                     let own = Version::new(self.replica.clone(), 1);
                     memory.shown.insert(item.clone(), own);
@@ -591,6 +599,9 @@ impl Provider for Mutated {
             M::IgnoresLeases => Duration::from_secs(3_600),
             _ => lease,
         };
+        if canceled {
+            self.memory().canceled.insert(guid);
+        }
         self.inner.renew_session(key, lease, canceled && self.mutant != M::IgnoresCancelInRenewal).await
     }
 
@@ -604,7 +615,7 @@ impl Provider for Mutated {
         let canceled = memory.canceled.contains(&key.sync_guid);
         match (result, self.mutant) {
             (Err(_), M::AnswersOutsideOfSessions) if !known && !memory.ended.contains(&key.sync_guid) => Ok(empty),
-            (Err(_), M::AnswersAsTheOtherRole) if live => Ok(empty),
+            (Err(error), M::AnswersAsTheOtherRole) if live && error.to_string().contains("is not the") => Ok(empty),
             (Err(_), M::WorksAfterCancel) if live && canceled => Ok(empty),
             (Ok(mut parameters), M::ForgetsWhatACancelLeft) if !memory.left_by_cancel.is_empty() => {
                 parameters.knowledge.exclude_items(&memory.left_by_cancel);
@@ -623,7 +634,7 @@ impl Provider for Mutated {
         let asked = request.destination_knowledge.clone();
         match self.mutant {
             M::HangsOnOddSizes if request.requested_batch_size == 3 => std::future::pending().await,
-            M::RefusesSmallBatches if request.requested_batch_size == 1 => return illegal(),
+            M::RefusesLargeWishes if request.requested_batch_size == 1_000_000 => return illegal(),
             M::IgnoresMaxBytes => request.max_bytes = 0,
             M::IgnoresMaxInline => request.max_inline_bytes = 64 * 1024,
             M::SendsEverything => request.destination_knowledge = Knowledge::new(asked.item_format()),
@@ -643,6 +654,7 @@ impl Provider for Mutated {
     ) -> Result<ProcessOutputs, CallError> {
         let key = self.key(key);
         let original = batch.clone();
+        let policy = start.conflict_resolution_policy;
         self.spoil_application(&mut start, &mut batch);
         let known = self.inner.get_sync_batch_parameters(key).await?.knowledge;
         let (to_honest, from_kit) = mpsc::channel(1_000);
@@ -650,6 +662,7 @@ impl Provider for Mutated {
         let (to_kit, outputs) = mpsc::channel(1_000);
         let tap = Tap {
             mutant: self.mutant,
+            policy,
             replica: self.replica.clone(),
             memory: self.memory.clone(),
             known,
@@ -677,23 +690,24 @@ impl Provider for Mutated {
         let item = load.item_id.clone();
         let (deleted, newest, revived) = {
             let memory = self.memory();
-            let deleted = memory.deleted.contains(&item);
+            let deleted = memory.tombstones.contains(&load.version);
             (deleted, memory.seen.get(&item).cloned(), memory.revived.contains(&item))
         };
-        let offset = load.offset;
         match self.mutant {
             M::IgnoresOffsets => load.offset = 0,
-            M::GivesAnyVersion => load.version = newest.clone().unwrap_or(load.version),
+            M::GivesAnyVersion => {
+                load.version = newest.filter(|newest| is_later(newest, &load.version)).unwrap_or(load.version);
+            }
             _ => {}
         }
-        if (self.mutant == M::GivesDataOfTombstones && deleted && Some(&load.version) == newest.as_ref()) || revived {
+        if (self.mutant == M::GivesDataOfTombstones && deleted) || revived {
             return Ok(data_of(b"old"));
         }
         if matches!(self.mutant, M::KeepsTheWinnersVersion | M::DecidesWhereNothingIs)
             && self.memory().shown.contains_key(&item)
         {
             // The honest provider knows the item by its true version.
-            load.version = self.true_version(&item).await.unwrap_or(load.version);
+            load.version = self.true_version(key, &item).await.unwrap_or(load.version);
         }
         let own = load.version.replica == self.replica;
         let mut parts = self.inner.load_change_data(self.key(key), load).await?;
@@ -705,17 +719,20 @@ impl Provider for Mutated {
         }
         let (sender, receiver) = mpsc::channel(8);
         tokio::spawn(async move {
-            let _ = offset;
+            let mut changes = mutant == M::ChangesContent;
             while let Some(part) = parts.recv().await {
+                if let Ok(DataPart::Header(header)) = &part {
+                    changes &= header.content_size < 1024 * 1024;
+                }
                 let part = part.map(|part| match part {
                     DataPart::End { content_digest } if mutant == M::GivesWrongDigests => {
                         DataPart::End { content_digest: Digest(content_digest.0.map(|byte| !byte)) }
                     }
-                    DataPart::Header(header) if mutant == M::ChangesContent => {
+                    DataPart::Header(header) if changes => {
                         DataPart::Header(ItemDataHeader { content_size: 5, content_digest: None, ..header })
                     }
-                    DataPart::Chunk(_) if mutant == M::ChangesContent => DataPart::Chunk(Bytes::from_static(b"other")),
-                    DataPart::End { .. } if mutant == M::ChangesContent => {
+                    DataPart::Chunk(_) if changes => DataPart::Chunk(Bytes::from_static(b"other")),
+                    DataPart::End { .. } if changes => {
                         DataPart::End { content_digest: Digest(Sha256::digest(b"other").into()) }
                     }
                     part => part,
@@ -747,7 +764,7 @@ impl Provider for Mutated {
                     drop(self.inner.end_session(EndSession { key, ..request.clone() }).await);
                 }
             }
-            M::EndsWhileWorking if working => return Ok(()),
+            M::EndsWhileWorking if working && !self.memory().canceled.contains(&guid) => return Ok(()),
             _ => {}
         }
         let result = self.inner.end_session(request).await;
@@ -762,9 +779,7 @@ impl Provider for Mutated {
 }
 
 impl Mutated {
-    async fn true_version(&self, item: &ItemId) -> Option<Version> {
-        let guid = self.memory().live.iter().next().copied()?;
-        let key = SessionKey { sync_guid: guid, epoch: 1 };
+    async fn true_version(&self, key: SessionKey, item: &ItemId) -> Option<Version> {
         let request = ChangeBatchRequest {
             requested_batch_size: 100_000,
             max_bytes: 0,
@@ -790,6 +805,3 @@ fn data_of(content: &'static [u8]) -> DataParts {
     }
     receiver
 }
-
-/// So that the kinds of group need not be named elsewhere.
-pub const _GROUPS: fn(&GroupKind) -> bool = |kind| matches!(kind, GroupKind::Ordered { .. });

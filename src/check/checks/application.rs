@@ -156,8 +156,9 @@ pub(super) async fn interrupted_enumeration(bench: &Bench) -> Held {
         "less is known in a session than the result of the session before said".to_owned()
     })?;
     let rest = ordered(Some(&format.after(item_b).ok_or(Stop::Blocked)?), None);
-    let applied =
-        session.apply(Policy::None, &known, batch(&known, made_with.clone(), rest, &[c.clone()]), &changes).await?;
+    let applied = session
+        .apply(Policy::None, &known, batch(&known, made_with.clone(), rest, std::slice::from_ref(c)), &changes)
+        .await?;
     bench.all_applied(&applied, &changes[2..])?;
     bench.require(Rule::Interrupted, applied.knowledge.contains(&made_with), || {
         "after the last ordered batch not all that the source knows is known".to_owned()

@@ -17,6 +17,7 @@ pub(super) async fn loads(bench: &Bench) -> Held {
     let partner = bench.partner(0)?;
     let old = bench.create_one(&partner, "the first version").await?;
     let new = bench.update(&old, &partner, "the second version, of more bytes").await?;
+    bench.look_at(&new.item).await?;
     let gone = bench.create_one(&partner, "soon gone").await?;
     let deletion = bench.delete(&gone, &partner).await?;
     let mut known = bench.knowledge().await?;

@@ -63,9 +63,22 @@ pub(super) async fn completeness(bench: &Bench) -> Held {
     })
 }
 
+/// All of them are sent to a destination that knows everything else. Where not even that holds, it is not the fault of what a
+/// check is about.
+async fn all_sent(bench: &Bench, items: &[Written]) -> Held {
+    let mut known = bench.knowledge().await?;
+    known.exclude_items(ids(items));
+    let sent = listed(bench, &known, Ask::default()).await?;
+    let missing = items.iter().find(|item| !sent.contains(&item.item));
+    bench.require(Rule::Complete, missing.is_none(), || {
+        format!("item {:?} was not sent to a destination that lacks it", missing.map(|item| &item.item))
+    })
+}
+
 /// The same changes whatever size is wished for.
 pub(super) async fn batch_sizes(bench: &Bench) -> Held {
     let items = some_items(bench, 4).await?;
+    all_sent(bench, &items).await?;
     let mut known = bench.knowledge().await?;
     known.exclude_items(ids(&items));
     let wanted: BTreeSet<ItemId> = items.iter().map(|item| item.item.clone()).collect();
@@ -81,6 +94,7 @@ pub(super) async fn batch_sizes(bench: &Bench) -> Held {
 /// Knowledge with exceptions and ranges.
 pub(super) async fn partial_knowledge(bench: &Bench) -> Held {
     let items = some_items(bench, 5).await?;
+    all_sent(bench, &items).await?;
     let [a, b, c, d, e] = &items[..] else { return Err(Stop::Blocked) };
     let newer = bench.update(c, &*bench.partner(0)?, "newer").await?;
     let known = bench.knowledge().await?;
@@ -156,6 +170,7 @@ fn spread_out(knowledge: &pb::Knowledge, stranger: Bytes, bounds: &[Bytes]) -> p
 /// The same knowledge in other words.
 pub(super) async fn representations(bench: &Bench) -> Held {
     let items = some_items(bench, 3).await?;
+    all_sent(bench, &items).await?;
     let mut known = bench.knowledge().await?;
     known.exclude_item(&items[1].item);
     let plain = encoded(&known)?;

@@ -77,11 +77,3 @@ pub(super) async fn full_enumeration(bench: &Bench) -> Held {
     }
     Ok(())
 }
-
-/// Change units, where they are offered.
-pub(super) async fn change_units(bench: &Bench) -> Held {
-    if !bench.offers("CHANGE_UNITS")? {
-        return Err(Stop::NotOffered("the provider does not name CHANGE_UNITS".to_owned()));
-    }
-    Ok(())
-}

@@ -138,14 +138,11 @@ pub(super) async fn no_roll_back(bench: &Bench) -> Held {
     let (mut conversation, ..) = hanging(&session).await?;
     conversation.cancel();
     let mut reported = Vec::new();
-    loop {
-        match conversation.try_next(bench.wire.patience()).await {
-            Ok(said) => match said? {
-                Some(Said::Outcome(outcome)) if outcome.kind == OutcomeKind::Applied => reported.push(outcome.item_id),
-                Some(Said::Load(_) | Said::Outcome(_) | Said::Progress) => {}
-                Some(Said::Result(_)) | None => break,
-            },
-            Err(_) => break,
+    while let Ok(said) = conversation.try_next(bench.wire.patience()).await {
+        match said? {
+            Some(Said::Outcome(outcome)) if outcome.kind == OutcomeKind::Applied => reported.push(outcome.item_id),
+            Some(Said::Load(_) | Said::Outcome(_) | Said::Progress) => {}
+            Some(Said::Result(_)) | None => break,
         }
     }
     drop(conversation);
@@ -157,6 +154,7 @@ pub(super) async fn no_roll_back(bench: &Bench) -> Held {
     })?;
     let seen = bench.look_with(&known, &reported.iter().collect::<Vec<_>>()).await?;
     for item in &reported {
+        bench.sent(Rule::Complete, seen.clone(), item)?;
         bench.require(Rule::NoRollBack, seen.get(item).is_some_and(|seen| !seen.is_deleted()), || {
             format!("item {item} was reported applied before a cancel, and is not there after it")
         })?;

@@ -42,6 +42,7 @@ mod report;
 mod session;
 #[cfg(test)]
 mod tests;
+mod units;
 
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
@@ -49,17 +50,20 @@ pub use item_store::{
 };
 pub use metadata::MetadataError;
 pub use report::{ConflictCopy, Report};
+pub use units::{MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES};
 
 /// The decisions of detection and application, apart from threads, files and the wire: the provider runs them over SQLite,
 /// `tests/simulation` over replicas in memory.
 pub mod decision {
-    pub use super::applier::carry_out::{change_item, conclusion, intents, order, outcome};
+    pub use super::applier::carry_out::{change_item, conclusion, intents, leave_out, order, outcome};
     pub use super::applier::fetch::Obtained;
     pub use super::applier::learned;
+    pub use super::applier::merge::{Course, Fetched, UnitCourse, course, wanted};
     pub use super::applier::plan::{Action, Ground, Plan, Step, Verdict};
     pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
     pub use super::detection::{Book, fold};
     pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};
+    pub use super::units::{Object, missing};
 }
 
 use metadata::Metadata;

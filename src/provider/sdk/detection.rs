@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use super::metadata::{Commit, Intent, Row, Snapshot};
 use super::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Observation, Shared, lock,
-    metadata_failed, store_failed,
+    metadata_failed, store_failed, units,
 };
-use crate::knowledge::{ClockVector, Digest, ItemId, Knowledge, ReplicaId, Version};
+use crate::knowledge::{ClockVector, Digest, ItemId, Knowledge, ReplicaId, Selection, Version};
 use crate::mutant::{self, Mutant};
 use crate::provider::{Refusal, RefusalCode};
 use crate::types::Hresult;
@@ -167,6 +167,8 @@ struct Fold<'a> {
     tick: u64,
     rows: BTreeMap<ItemId, Row>,
     learned: BTreeMap<ItemId, Arc<ClockVector>>,
+    /// What of `learned` is not.
+    left_out: Selection,
     dropped: Vec<ItemId>,
     seen: HashSet<ItemId>,
     /// Live items gained or lost.
@@ -184,6 +186,7 @@ impl<'a> Fold<'a> {
             tick: book.tick,
             rows: BTreeMap::new(),
             learned: BTreeMap::new(),
+            left_out: Selection::default(),
             dropped: Vec::new(),
             seen: HashSet::new(),
             alive: 0,
@@ -225,6 +228,11 @@ impl<'a> Fold<'a> {
                 // Only the evidence is new. A lingering tombstone is looked at later.
                 self.set(id, Row { item: KnownItem { deleted: row.item.deleted, ..item }, ..row.clone() });
             }
+            _ if self.store.has_change_units()
+                || before.is_some_and(|row| !row.item.deleted && row.units.is_some()) =>
+            {
+                self.divided(id, item, before);
+            }
             Some(row) if !row.item.deleted => {
                 let version = self.next_version();
                 let creation = row.creation.clone();
@@ -235,6 +243,38 @@ impl<'a> Fold<'a> {
                 self.set(id, Row { item, lingering: false, creation: version.clone(), version, units: None });
             }
         }
+    }
+
+    /// An item that is new or changed and has, had, or is to have change units.
+    fn divided(&mut self, id: ItemId, item: KnownItem, before: Option<&Row>) {
+        // What cannot be read now stays as recorded; the next look sees it again.
+        let Ok(object) = units::read(self.store, &id, &item) else { return };
+        let time = item.state.modification_time;
+        let next = Version::new(self.replica.clone(), self.tick + 1);
+        let before = before.filter(|row| !row.item.deleted);
+        let row = match (before, object) {
+            (Some(row), Some(object)) => {
+                match row.units.as_ref().map(|units| (units, object.edited(units, &next, time))) {
+                    Some((units, Some(edited))) if edited == *units => {
+                        // Only the layout is new, or what does not belong to its units.
+                        return self.set(id, Row { item, ..row.clone() });
+                    }
+                    Some((_, Some(edited))) => Row { item, lingering: false, units: Some(edited), ..row.clone() },
+                    Some((_, None)) => self.whole(item, Some(row), next),
+                    // It becomes an item with units: another one.
+                    None => Row { units: Some(object.at(&next, time)), ..self.whole(item, None, next) },
+                }
+            }
+            (None, Some(object)) => Row { units: Some(object.at(&next, time)), ..self.whole(item, None, next) },
+            (before, None) => self.whole(item, before, next),
+        };
+        self.tick += 1;
+        self.set(id, row);
+    }
+
+    fn whole(&self, item: KnownItem, before: Option<&Row>, version: Version) -> Row {
+        let creation = before.map_or(&version, |row| &row.creation).clone();
+        Row { item, lingering: false, creation, version, units: None }
     }
 
     /// Whether what is in the store is what the intent was about to make of it; if so, its fingerprint. A change of properties
@@ -267,6 +307,7 @@ impl<'a> Fold<'a> {
 
     fn adopt(&mut self, id: ItemId, intent: Intent, fingerprint: Fingerprint) {
         self.learned.insert(id.clone(), Arc::new(intent.learned));
+        intent.left_out.into_iter().for_each(|unit| self.left_out.add_change_unit(id.clone(), unit));
         let mut row = intent.row;
         row.item.fingerprint = fingerprint;
         self.set(id, row);
@@ -342,7 +383,11 @@ impl<'a> Fold<'a> {
         let mut knowledge = if self.learned.is_empty() {
             (*self.knowledge).clone()
         } else {
-            self.knowledge.union(&Knowledge::from_items(self.knowledge.item_format(), self.learned))
+            let mut learned = Knowledge::from_items(self.knowledge.item_format(), self.learned);
+            if !self.left_out.is_empty() {
+                learned.exclude(&self.left_out);
+            }
+            self.knowledge.union(&learned)
         };
         if self.tick > 0 {
             knowledge.set_local_tick(&self.replica, self.tick);

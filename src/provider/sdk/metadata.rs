@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
-use crate::knowledge::{Digest, IdParameters, ItemId, Knowledge, ReplicaId, Version};
+use crate::knowledge::{ChangeUnitId, Digest, IdParameters, ItemId, Knowledge, ReplicaId, Version};
 use crate::provider::sdk::{Fingerprint, ItemState, KnownItem};
 
 mod codec;
@@ -367,11 +367,49 @@ impl Metadata {
                     content_gone: deleted && !held.exists([row.get_ref(6)?.as_blob()?])?,
                     creation: self.version(row.get(4)?, row.get(5)?)?,
                     deleted,
+                    units: Vec::new(),
                 });
             }
         }
+        self.uncontained_units(known, &mut candidates)?;
         candidates.sort_unstable_by(|a, b| a.item_id.cmp(&b.item_id));
         Ok(candidates)
+    }
+
+    /// Adds the items of which `known` lacks only units that changed on their own.
+    fn uncontained_units(&self, known: &Knowledge, candidates: &mut Vec<Candidate>) -> rusqlite::Result<()> {
+        let mut newer = self.connection.prepare_cached(
+            "SELECT item_id, change_unit_id, version_tick FROM unit_versions \
+             WHERE version_replica = ?1 AND version_tick > ?2",
+        )?;
+        let mut missing: HashMap<ItemId, Vec<(ChangeUnitId, Version)>> = HashMap::new();
+        for (key, replica) in &self.replica_of_key {
+            let mut rows = newer.query(params![key, known.min_tick(replica) as i64])?;
+            while let Some(row) = rows.next()? {
+                let id = ItemId::from(row.get_ref(0)?.as_blob()?);
+                let unit = ChangeUnitId::from(row.get_ref(1)?.as_blob()?);
+                let version = Version::new(replica.clone(), row.get::<_, i64>(2)? as u64);
+                if !known.contains_change_unit(&id, &unit, &version) {
+                    missing.entry(id).or_default().push((unit, version));
+                }
+            }
+        }
+        for candidate in candidates.iter_mut() {
+            candidate.units = missing.remove(&candidate.item_id).unwrap_or_default();
+        }
+        for (item_id, units) in missing {
+            let Some(row) = self.row(&item_id)? else { continue };
+            candidates.push(Candidate {
+                item_id,
+                version: row.version,
+                size: row.item.state.size,
+                content_gone: false,
+                creation: row.creation,
+                deleted: false,
+                units,
+            });
+        }
+        Ok(())
     }
 
     /// Carries a commit out, whole or not at all.

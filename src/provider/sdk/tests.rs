@@ -7,3 +7,4 @@ mod harness;
 mod life_cycle;
 mod memory;
 mod safety;
+mod units;

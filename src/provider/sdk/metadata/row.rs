@@ -82,6 +82,17 @@ pub(in crate::provider::sdk) struct Candidate {
     pub(in crate::provider::sdk) content_gone: bool,
     pub(in crate::provider::sdk) creation: Version,
     pub(in crate::provider::sdk) deleted: bool,
+    /// Of a live item, the units that changed on their own and are lacking.
+    pub(in crate::provider::sdk) units: Vec<(ChangeUnitId, Version)>,
+}
+
+impl Candidate {
+    /// True when a destination with `known` lacks the item or a unit of it.
+    pub(in crate::provider::sdk) fn is_missing(&self, known: &Knowledge) -> bool {
+        let id = &self.item_id;
+        !known.contains_change(id, &self.version)
+            || self.units.iter().any(|(unit, version)| !known.contains_change_unit(id, unit, version))
+    }
 }
 
 /// Every row at one moment, in ascending order of the id.

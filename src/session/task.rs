@@ -461,6 +461,8 @@ impl SessionTask {
             start: ProcessStart {
                 conflict_resolution_policy: record.conflict_resolution_policy,
                 full_enumeration_action: record.full_enumeration_action,
+                collision_conflict_resolution_policy: record.collision_conflict_resolution_policy,
+                resolutions: Vec::new(),
             },
             timing: self.parts.timing,
             cancel: self.cancel_work.clone(),

@@ -240,11 +240,10 @@ pub fn outcome(change: &ItemChange, verdict: Verdict) -> ChangeOutcome {
         }
     };
     ChangeOutcome {
-        item_id: change.item_id.clone(),
-        kind,
         failed_change_unit_ids,
         conflict,
         tombstone: change.flags.is_deleted(),
         error,
+        ..ChangeOutcome::of(change.item_id.clone(), kind)
     }
 }

@@ -902,10 +902,10 @@ impl World {
         let changes: Vec<ItemChange> = apply.changes().to_vec();
         for (change, verdict) in changes.iter().zip(&verdicts) {
             leave_out(change, verdict, &mut apply.left_out);
-            if matches!(verdict, Verdict::Failed(_) | Verdict::Deferred) {
-                if let Some(version) = &change.change_version {
-                    self.ghost.failing.entry(guid).or_default().insert((change.item_id.clone(), version.clone()));
-                }
+            if let Some(version) = &change.change_version
+                && matches!(verdict, Verdict::Failed(_) | Verdict::Deferred)
+            {
+                self.ghost.failing.entry(guid).or_default().insert((change.item_id.clone(), version.clone()));
             }
             let loser_lost = matches!(verdict, Verdict::Planned { conflict: true })
                 && apply.start.conflict_resolution_policy == Policy::KeepBoth

@@ -54,14 +54,6 @@ mutants! {
     HubForgetsProgress,
     /// A session that fails before it was admitted goes straight to its final state.
     SkipConnecting,
-    /// When one change unit of an item was edited, all of them get a new version.
-    OneVersionForAllUnits,
-    /// A conflict on one change unit is taken for one on all units that came.
-    ConflictOnWholeItem,
-    /// The change units that came are written as the whole item.
-    PartialLoadOverwrites,
-    /// A change unit in conflict is left out, and with it the whole item is not learned.
-    LeaveOutWholeItem,
 }
 
 #[cfg(feature = "mutants")]

@@ -7,6 +7,7 @@
 //! - `detection`: local changes become versions when a session begins (R14);
 //! - `enumeration`, `loading`: the source's side, what a destination lacks and the data of one item;
 //! - `applier`: the destination's side;
+//! - `units`: items whose members are versioned each on their own;
 //! - `metadata`: the book that all of them keep.
 //!
 //! All of the store's methods and all of SQLite run on blocking threads. One lock guards the metadata, held for a statement or

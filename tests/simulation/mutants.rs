@@ -52,9 +52,5 @@ pub(crate) fn seen_by(mutant: synclave::mutant::Mutant) -> Check {
         Mutant::CourseStopsEarly => Check::InSync,
         Mutant::HubForgetsProgress => Check::Watcher,
         Mutant::SkipConnecting => Check::Edge,
-        Mutant::OneVersionForAllUnits => Check::PhantomEdit,
-        Mutant::ConflictOnWholeItem => Check::PhantomEdit,
-        Mutant::PartialLoadOverwrites => Check::LostEdit,
-        Mutant::LeaveOutWholeItem => Check::FalseBlame,
     }
 }

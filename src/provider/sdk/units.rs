@@ -18,7 +18,6 @@ use sha2::{Digest as _, Sha256};
 use super::metadata::{Row, Unit, Units};
 use super::{ItemError, ItemStore, KnownItem};
 use crate::knowledge::{ChangeUnitId, Digest, IdParameters, ItemChange, ItemId, Knowledge, Version};
-use crate::mutant::{self, Mutant};
 
 /// Change units of one item, those included that were taken out. An item with more is changed as a whole.
 pub const MAX_CHANGE_UNITS: usize = 4_096;
@@ -105,7 +104,7 @@ impl Object {
         let change = |digest| Unit { digest, version: version.clone(), modification_time: time };
         for (id, unit) in &mut units {
             let digest = self.0.get(id).map(|value| digest_of(value));
-            if unit.digest != digest || mutant::is(Mutant::OneVersionForAllUnits) {
+            if unit.digest != digest {
                 *unit = change(digest);
             }
         }

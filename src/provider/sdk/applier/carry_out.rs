@@ -9,7 +9,6 @@ use super::{Applier, Section};
 use crate::knowledge::{
     ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Selection,
 };
-use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::{Commit, Intent, Row};
 use crate::provider::sdk::{
@@ -140,7 +139,6 @@ pub fn leave_out(change: &ItemChange, verdict: &Verdict, left_out: &mut Selectio
     let id = &change.item_id;
     match verdict {
         Verdict::Failed(_) | Verdict::Deferred => left_out.add_item(id.clone()),
-        Verdict::Partly { .. } if mutant::is(Mutant::LeaveOutWholeItem) => left_out.add_item(id.clone()),
         // R21
         Verdict::Partly { left_out: units } => {
             units.iter().for_each(|unit| left_out.add_change_unit(id.clone(), unit.clone()));

@@ -92,11 +92,7 @@ pub fn course(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, row
         let decision = decide_unit(id, &unit, made_with, known, version);
         UnitCourse { unit, gone, decision }
     });
-    let mut courses: Vec<UnitCourse> = courses.collect();
-    if mutant::is(Mutant::ConflictOnWholeItem) && courses.iter().any(|unit| unit.decision == UnitDecision::Conflict) {
-        courses.iter_mut().for_each(|unit| unit.decision = UnitDecision::Conflict);
-    }
-    Course::Units(courses)
+    Course::Units(courses.collect())
 }
 
 /// The units whose values the source must give.
@@ -233,7 +229,7 @@ impl Ground<'_> {
                     losers.time = losers.time.max(time);
                     losers
                 });
-            let mut object = if mutant::is(Mutant::PartialLoadOverwrites) { Object::default() } else { local.clone() };
+            let mut object = local.clone();
             values.iter().for_each(|(unit, value)| object.set(unit.clone(), value.clone()));
             if !losers.values.is_empty() && !mutant::is(Mutant::NoLoserCopy) {
                 let mut copy = object.clone();
@@ -249,7 +245,7 @@ impl Ground<'_> {
                     }
                 }
             }
-            merged = (object != local || mutant::is(Mutant::PartialLoadOverwrites)).then_some(object);
+            merged = (object != local).then_some(object);
         }
         let step_and_state = self.written(id, &row, merged, &after);
         let (step, state) = match step_and_state {

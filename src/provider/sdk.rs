@@ -34,6 +34,7 @@ use crate::provider::{
 use crate::types::{Hresult, ProviderRole};
 
 mod applier;
+mod conflict_copy;
 mod detection;
 mod enumeration;
 mod item_store;
@@ -45,6 +46,7 @@ mod session;
 mod tests;
 mod units;
 
+pub use conflict_copy::conflict_copy_id;
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
     Staged, Staging, StoreError,
@@ -62,7 +64,7 @@ pub mod decision {
     pub use super::applier::merge::{Course, Fetched, UnitCourse, course, wanted};
     pub use super::applier::plan::{Action, Ground, Plan, Step, Verdict};
     pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
-    pub use super::detection::{Book, fold};
+    pub use super::detection::{Book, Folded, fold};
     pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};
     pub use super::units::{Object, missing};
 }

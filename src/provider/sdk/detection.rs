@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::metadata::{Commit, Intent, Row, Snapshot};
 use super::{
-    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Observation, Shared, lock,
+    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Shared, lock,
     metadata_failed, store_failed, units,
 };
 use crate::knowledge::{ClockVector, Digest, ItemId, Knowledge, ReplicaId, Selection, Version};
@@ -56,17 +56,18 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
     let _gate = lock(&shared.gate);
     shared.look_again();
     let began = Instant::now();
-    let (snapshot, intents) = {
+    let (snapshot, intents, anchor) = {
         let metadata = shared.metadata();
-        (metadata.snapshot().map_err(metadata_failed)?, metadata.intents().map_err(metadata_failed)?)
+        let intents: BTreeMap<_, _> = metadata.intents().map_err(metadata_failed)?.into_iter().collect();
+        (metadata.snapshot().map_err(metadata_failed)?, intents, metadata.anchor().map_err(metadata_failed)?)
     };
     // The metadata is not locked while the store is searched, which may take minutes; the gate keeps its rows as they are.
-    let detection = shared.store.detect(&snapshot).map_err(store_failed)?;
+    let recorded = Recorded { snapshot: &snapshot, intents: &intents, anchor: anchor.as_deref() };
+    let detection = shared.store.detect(&recorded).map_err(store_failed)?;
     for skipped in &detection.skipped {
         tracing::debug!(item = %skipped.display_name, reason = %skipped.reason, "not carried");
     }
     lock(&shared.report).skipped(&detection.skipped);
-    let intents: BTreeMap<_, _> = intents.into_iter().collect();
     let alive = snapshot.iter().filter(|(_, row)| !row.item.deleted).count() as u64;
     if !allow_mass_delete {
         let missing = |observation: &&Observation| matches!(observation, Observation::Missing { .. });
@@ -97,12 +98,42 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
         tick: metadata.tick(),
         snapshot: &snapshot,
     };
-    let (commit, gained) = fold(&*shared.store, book, intents, detection.observations);
+    let tick = book.tick;
+    let Folded { commit, gained, unread } = fold(&*shared.store, book, intents, detection.observations);
+    // What could not be read is looked for again.
+    let moved = detection.anchor.filter(|new| !unread && anchor.as_ref() != Some(new));
+    let commit = commit.or_else(|| moved.is_some().then(|| Commit { tick, ..Commit::default() }));
     if let Some(commit) = commit {
+        let commit = Commit { anchor: moved, ..commit };
         metadata.commit(commit).map_err(metadata_failed)?;
     }
     *lock(&shared.looked) = Some(began);
     Ok(alive.saturating_add_signed(gained))
+}
+
+/// The metadata, as the store's search sees it.
+struct Recorded<'a> {
+    snapshot: &'a Snapshot,
+    intents: &'a BTreeMap<ItemId, Intent>,
+    anchor: Option<&'a [u8]>,
+}
+
+impl Known for Recorded<'_> {
+    fn get(&self, id: &ItemId) -> Option<KnownItem> {
+        self.snapshot.get(id)
+    }
+
+    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &KnownItem)) {
+        self.snapshot.for_each_alive(visit);
+    }
+
+    fn intended(&self, id: &ItemId) -> Option<ItemState> {
+        self.intents.get(id).map(|intent| &intent.row.item).filter(|item| !item.deleted).map(|item| item.state.clone())
+    }
+
+    fn anchor(&self) -> Option<&[u8]> {
+        self.anchor
+    }
 }
 
 /// What the metadata says before a detection.
@@ -118,21 +149,31 @@ pub struct Book<'a> {
     pub snapshot: &'a Snapshot,
 }
 
-/// Folds what was observed into one transaction, `None` when there is nothing to commit, and tells how many live items were
-/// gained or lost by it. Completes in `store` what a crash left half-done.
+/// What was observed, folded.
+#[derive(Debug)]
+pub struct Folded {
+    /// The transaction; `None` when there is nothing to commit.
+    pub commit: Option<Commit>,
+    /// Live items gained or lost by it.
+    pub gained: i64,
+    /// An item with change units could not be read: it stays as it was recorded, and has to be looked for again.
+    pub unread: bool,
+}
+
+/// Folds what was observed into one transaction. Completes in `store` what a crash left half-done.
 pub fn fold(
     store: &dyn ItemStore,
     book: Book<'_>,
     intents: BTreeMap<ItemId, Intent>,
     observations: Vec<Observation>,
-) -> (Option<Commit>, i64) {
+) -> Folded {
     let intents = if mutant::is(Mutant::IgnoreIntents) { BTreeMap::new() } else { intents };
     let mut fold = Fold::new(store, book, intents);
     fold.observations(observations);
     fold.unobserved_intents();
     fold.lingering();
-    let gained = fold.alive;
-    (fold.commit(), gained)
+    let (gained, unread) = (fold.alive, fold.unread);
+    Folded { commit: fold.commit(), gained, unread }
 }
 
 /// Live items that are gone, without those whose content appears under a new name: a rename deletes nothing.
@@ -173,6 +214,8 @@ struct Fold<'a> {
     seen: HashSet<ItemId>,
     /// Live items gained or lost.
     alive: i64,
+    /// Something could not be read.
+    unread: bool,
 }
 
 impl<'a> Fold<'a> {
@@ -190,6 +233,7 @@ impl<'a> Fold<'a> {
             dropped: Vec::new(),
             seen: HashSet::new(),
             alive: 0,
+            unread: false,
         }
     }
 
@@ -247,8 +291,10 @@ impl<'a> Fold<'a> {
 
     /// An item that is new or changed and has, had, or is to have change units.
     fn divided(&mut self, id: ItemId, item: KnownItem, before: Option<&Row>) {
-        // What cannot be read now stays as recorded; the next look sees it again.
-        let Ok(object) = units::read(self.store, &id, &item) else { return };
+        let Ok(object) = units::read(self.store, &id, &item) else {
+            self.unread = true;
+            return;
+        };
         let time = item.state.modification_time;
         let next = Version::new(self.replica.clone(), self.tick + 1);
         let before = before.filter(|row| !row.item.deleted);

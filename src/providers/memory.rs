@@ -10,7 +10,7 @@
 //! use std::sync::Arc;
 //!
 //! use serde_json::json;
-//! use synclave::grpc::provider::{DialOptions, DialOut, ProviderServer};
+//! use synclave::grpc::provider::{DialOptions, DialOut};
 //! use synclave::provider::Provider;
 //! use synclave::provider::sdk::{Options, ReplicaProvider};
 //! use synclave::providers::memory::MemoryStore;

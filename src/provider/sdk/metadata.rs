@@ -350,7 +350,7 @@ impl Metadata {
     /// lowest tick that `known` has of their replica, so that a destination which lacks little costs little.
     pub(super) fn uncontained(&self, known: &Knowledge) -> rusqlite::Result<Vec<Candidate>> {
         let mut newer = self.connection.prepare_cached(
-            "SELECT item_id, version_tick, size, deleted, creation_replica, creation_tick, digest \
+            "SELECT item_id, version_tick, size, deleted, creation_replica, creation_tick, digest, units IS NOT NULL \
              FROM items WHERE version_replica = ?1 AND version_tick > ?2",
         )?;
         let mut held =
@@ -372,11 +372,13 @@ impl Metadata {
                     content_gone: deleted && !held.exists([row.get_ref(6)?.as_blob()?])?,
                     creation: self.version(row.get(4)?, row.get(5)?)?,
                     deleted,
+                    divided: row.get(7)?,
                     units: Vec::new(),
                 });
             }
         }
         self.uncontained_units(known, &mut candidates)?;
+        candidates.retain(|candidate| !candidate.divided || candidate.is_missing(known));
         candidates.sort_unstable_by(|a, b| a.item_id.cmp(&b.item_id));
         Ok(candidates)
     }
@@ -399,8 +401,14 @@ impl Metadata {
                 }
             }
         }
-        for candidate in candidates.iter_mut() {
-            candidate.units = missing.remove(&candidate.item_id).unwrap_or_default();
+        for candidate in candidates.iter_mut().filter(|candidate| candidate.divided) {
+            missing.remove(&candidate.item_id);
+            let units = self.row(&candidate.item_id)?.and_then(|row| row.units).unwrap_or_default();
+            let units = units.into_iter().map(|(unit, at)| (unit, at.version));
+            let lacks = |(unit, version): &(ChangeUnitId, Version)| {
+                !known.contains_change_unit(&candidate.item_id, unit, version)
+            };
+            candidate.units = units.filter(lacks).collect();
         }
         for (item_id, units) in missing {
             let Some(row) = self.row(&item_id)? else { continue };
@@ -411,6 +419,7 @@ impl Metadata {
                 content_gone: false,
                 creation: row.creation,
                 deleted: false,
+                divided: true,
                 units,
             });
         }

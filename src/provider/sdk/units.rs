@@ -178,7 +178,8 @@ pub(super) fn read(store: &dyn ItemStore, id: &ItemId, known: &KnownItem) -> Res
 }
 
 /// The units of a row that a destination with `known` lacks. All of them where it does not know the base: then it can tell
-/// which of its own are gone.
+/// which of its own are gone. What columns of single units leave out of the base is their own matter: a source that has left the
+/// same out could not teach it.
 pub fn missing(id: &ItemId, row: &Row, known: &Knowledge) -> Vec<ChangeUnitId> {
     let units = || row.units.iter().flatten();
     if known.vector_for_item(id).contains(&row.version) {

@@ -75,6 +75,7 @@ pub fn course(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, row
         return Course::Whole;
     }
     let listed: BTreeSet<&ChangeUnitId> = change.change_units.iter().map(|unit| &unit.change_unit_id).collect();
+    // Where the base is not known the source lists all units: what it does not list it does not have.
     let gone = here.keys().filter(|unit| anew && !listed.contains(unit)).map(|unit| {
         let unit = ChangeUnitChange {
             change_unit_id: unit.clone(),

@@ -178,6 +178,7 @@ async fn batches(
             }
         }
         report.batches += 1;
+        assert!(report.batches < 1_000, "no end of batches: {sent:?}, {:?}", report.outcomes.last());
         if is_last_batch {
             return Ok(report);
         }

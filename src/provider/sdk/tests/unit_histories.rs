@@ -9,7 +9,7 @@ use super::harness::{PLAN, Plan, Replica, settle, sync};
 use crate::types::ConflictResolutionPolicy as Policy;
 
 /// Histories of a plain `cargo test`; `SYNCLAVE_UNIT_HISTORIES` says another number.
-const HISTORIES: u64 = 3;
+const HISTORIES: u64 = 2;
 
 struct Random(u64);
 

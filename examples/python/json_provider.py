@@ -17,11 +17,13 @@ from json_store import Changed, Store, digest
 from knowledge import Knowledge
 from sessions import CODES, Refused, Sessions, invalid
 from settle import copy_name, settle
-from synclave.v1 import change_batch_pb2 as data, enums_pb2 as enums, knowledge_pb2, knowledge_sync_provider_service_pb2 as pb
+from synclave.v1 import change_batch_pb2 as data, enums_pb2 as enums, knowledge_pb2
+from synclave.v1 import knowledge_sync_provider_service_pb2 as pb
 from synclave.v1.knowledge_sync_provider_service_pb2_grpc import (
     KnowledgeSyncProviderServiceServicer, add_KnowledgeSyncProviderServiceServicer_to_server)
 
-CHUNK, SLACK = 256 * 1024, 64 * 1024  # bytes of content in a message; bytes that a batch leaves for what is not a change
+CHUNK = 256 * 1024  # bytes of content in one message; a message takes 4 MiB
+SLACK = 64 * 1024  # bytes of a message that a batch leaves free
 SOURCE, DESTINATION = enums.SYNC_PROVIDER_ROLE_SOURCE, enums.SYNC_PROVIDER_ROLE_DESTINATION
 
 
@@ -64,6 +66,15 @@ def required(message, *fields):
             raise ValueError(f"{message.DESCRIPTOR.name}.{field}: is missing")
 
 
+def not_as_announced():
+    return ItemError("SYNC_E_DATA_MODIFIED_CONCURRENTLY", "the content that came is not what was announced")
+
+
+def out_of_order():
+    return Refused(grpc.StatusCode.INVALID_ARGUMENT, "SYNC_E_NOT_EXPECTED_CHANGE",
+                   "data came out of order, or is longer than announced")
+
+
 def version_of(version, replicas):
     if version.replica_key >= len(replicas) or not 0 < version.tick_count < 1 << 63:
         raise ValueError("a version is not of the batch's replica_ids, or has no tick")
@@ -79,9 +90,10 @@ class Provider(KnowledgeSyncProviderServiceServicer):
         pair = knowledge_pb2.IdParameterPair
         schema = knowledge_pb2.IdParameters(replica_id=pair(id_size=16), item_id=pair(is_variable=True, id_size=4096),
                                             change_unit_id=pair(is_variable=True, id_size=255))
-        return pb.GetIdParametersResponse(id_parameters=schema, replica_id=self.store.replica, instance_id=self.instance,
-                                          member_name=self.store.directory.name, incarnation_id=self.store.meta["incarnation"],
-                                          limits=pb.ProviderLimits(max_source_sessions=1))
+        return pb.GetIdParametersResponse(
+            id_parameters=schema, replica_id=self.store.replica, instance_id=self.instance,
+            member_name=self.store.directory.name, incarnation_id=self.store.meta["incarnation"],
+            limits=pb.ProviderLimits(max_source_sessions=1))
 
     @answering
     def BeginSession(self, request, context):
@@ -122,7 +134,7 @@ class Provider(KnowledgeSyncProviderServiceServicer):
 
     @answering
     def GetChangeBatch(self, request, context):
-        """One ordered group from the beginning on: what the destination has, or has been skipped, it does not know to lack."""
+        """One ordered group from the beginning on. What was skipped in the session counts as known."""
         required(request, "destination_knowledge")
         with self.sessions.enter(request, SOURCE) as session, self.store.lock:
             known, store = Knowledge.from_wire(request.destination_knowledge, "destination_knowledge"), self.store
@@ -212,7 +224,8 @@ class Application:
     """One batch, applied change by change: each is durable, and known, before it is reported."""
 
     def __init__(self, provider, session, start, batch, requests):
-        self.store, self.session, self.batch, self.policy = provider.store, session, batch, start.conflict_resolution_policy
+        self.store, self.session, self.batch = provider.store, session, batch
+        self.policy = start.conflict_resolution_policy
         required(start, "conflict_resolution_policy", "full_enumeration_action")
         required(batch, "prerequisite_knowledge")
         for group in batch.groups:
@@ -225,7 +238,8 @@ class Application:
             raise ValueError("batch.replica_ids: must have 16 bytes")
         self.known, self.loads, self.inputs = self.store.knowledge, 0, queue.SimpleQueue()
         self.prerequisite = Knowledge.from_wire(batch.prerequisite_knowledge, "prerequisite_knowledge")
-        self.made_with = [Knowledge.from_wire(group.made_with_knowledge, "made_with_knowledge") for group in batch.groups]
+        self.made_with = [Knowledge.from_wire(group.made_with_knowledge, "made_with_knowledge")
+                          for group in batch.groups]
         for change in (change for group in batch.groups for change in group.changes):
             if not 0 < len(change.item_id) <= 4096 or change.flags & ~7:
                 raise ValueError("changes: an item_id does not fit the schema, or flags are unknown")
@@ -262,8 +276,8 @@ class Application:
                     yield from self.apply(group, made_with, change, left_out, outcome)
                 except (ItemError, Changed, OSError) as error:
                     if not isinstance(error, ItemError):
-                        error = ItemError("SYNC_E_DATA_MODIFIED_CONCURRENTLY" if isinstance(error, Changed) else "E_FAIL",
-                                          str(error) or "it has changed while it was being synced")
+                        reason = "SYNC_E_DATA_MODIFIED_CONCURRENTLY" if isinstance(error, Changed) else "E_FAIL"
+                        error = ItemError(reason, str(error) or "it has changed while it was being synced")
                     outcome.outcome = enums.CHANGE_OUTCOME_KIND_RECOVERABLE_ERROR
                     outcome.recoverable_error.CopyFrom(error.to_wire(change.item_id))
                     failed += 1
@@ -281,7 +295,7 @@ class Application:
         yield response
 
     def learned(self, group, made_with, left_out, last=None):
-        """What the group teaches: all of it, or as far as `last`; never what was left out, nor what rests on what is missing."""
+        """What the group teaches, as a whole or as far as `last`, without what was left out or rests on what is missing."""
         if group.WhichOneof("kind") == "ordered":
             upper = group.ordered.upper_bound if group.ordered.HasField("upper_bound") else None
             learned = made_with.within(group.ordered.lower_bound, upper if last is None else last)
@@ -297,9 +311,10 @@ class Application:
         item, replicas, store = change.item_id, self.batch.replica_ids, self.store
         if change.change_units:
             raise ItemError("SYNC_E_ITEM_HAS_CHANGE_UNITS", "items with change units are not offered")
-        theirs = {"version": version_of(change.change_version, replicas), "deleted": bool(change.flags & 1), "file": None,
-                  "creation": version_of(change.creation_version, replicas), "properties": {}, "digest": digest(b""), "size": 0,
-                  "modified": change.modification_time.ToNanoseconds() if change.HasField("modification_time") else None}
+        modified = change.modification_time.ToNanoseconds() if change.HasField("modification_time") else None
+        theirs = {"version": version_of(change.change_version, replicas), "modified": modified, "file": None,
+                  "creation": version_of(change.creation_version, replicas), "deleted": bool(change.flags & 1),
+                  "properties": {}, "digest": digest(b""), "size": 0}
         version = (bytes.fromhex(theirs["version"][0]), theirs["version"][1])
         if not made_with.has(item, version):
             raise ItemError("SYNC_E_CHANGE_NOT_IN_KNOWLEDGE", "its version is not in the source's knowledge")
@@ -310,12 +325,15 @@ class Application:
             raise ItemError("SYNC_E_CHANGE_NEEDS_KNOWLEDGE", "an earlier change of it was left out")
         content = b""
         if not theirs["deleted"]:
-            header, content = (change.inline_data.header, change.inline_data.content) if change.HasField("inline_data") \
-                else (yield from self.load(change))
+            if change.HasField("inline_data"):
+                header, content = change.inline_data.header, change.inline_data.content
+            else:
+                header, content = yield from self.load(change)
             theirs |= {"properties": dict(header.properties), "digest": digest(content), "size": len(content)}
-            announced = {change.content_digest or None, header.content_digest or None} - {None, bytes.fromhex(theirs["digest"])}
-            if announced or header.content_size != len(content) or change.data_size not in (len(content), 0):
-                raise ItemError("SYNC_E_DATA_MODIFIED_CONCURRENTLY", "the content that came is not what was announced")
+            announced = {change.content_digest, header.content_digest}
+            sizes = {header.content_size} | ({change.data_size} if change.HasField("data_size") else set())
+            if announced - {b"", bytes.fromhex(theirs["digest"])} or sizes != {len(content)}:
+                raise not_as_announced()
         with store.lock:
             row = store.row(item)
             winner, version, conflict = settle(change, theirs, made_with, self.known, row, self.policy)
@@ -361,7 +379,8 @@ class Application:
 
     def describe(self, item, row, wire):
         wire.item_id, wire.deleted = item, row["deleted"]
-        wire.change_version.replica_id, wire.change_version.tick_count = bytes.fromhex(row["version"][0]), row["version"][1]
+        wire.change_version.replica_id = bytes.fromhex(row["version"][0])
+        wire.change_version.tick_count = row["version"][1]
         if not row["deleted"]:
             wire.data_size, wire.content_digest = row["size"], bytes.fromhex(row["digest"])
 
@@ -375,16 +394,16 @@ class Application:
             part = yield from self.receive()
             kind = part.WhichOneof("part")
             if part.load_id != self.loads or (kind == "header") != (header is None) and kind != "recoverable_error":
-                raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "SYNC_E_NOT_EXPECTED_CHANGE", "data came out of order")
+                raise out_of_order()
             if kind == "header":
                 header = part.header
             elif kind == "chunk":
                 content += part.chunk
                 if len(content) > header.content_size:
-                    raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "SYNC_E_NOT_EXPECTED_CHANGE", "data longer than announced")
+                    raise out_of_order()
             elif kind == "end":
                 if hashlib.sha256(content).digest() != part.end.content_digest:
-                    raise ItemError("SYNC_E_DATA_MODIFIED_CONCURRENTLY", "the content that came is not what was announced")
+                    raise not_as_announced()
                 return header, bytes(content)
             else:
                 raise ItemError("E_FAIL", part.recoverable_error.error_description or "the source cannot give it now")

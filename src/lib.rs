@@ -45,6 +45,8 @@
 //! | where a request that comes again is recognised | `operation/requests.rs`, `operation/registry.rs` |
 //! | where a conflict is settled | `provider/sdk/` |
 //! | what a provider is held to by the kit | `check/rule.rs` |
+//! | what change units are, and where they are merged | `provider/sdk/units.rs`, `provider/sdk/applier/merge.rs` |
+//! | what a store looks like at its smallest | `providers/memory.rs`, `examples/memory_provider.rs` |
 //!
 //! A provider author in Rust implements [`provider::sdk::ItemStore`]; in any other language, the services in
 //! `proto/synclave/v1`.

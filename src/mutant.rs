@@ -54,6 +54,8 @@ mutants! {
     HubForgetsProgress,
     /// A session that fails before it was admitted goes straight to its final state.
     SkipConnecting,
+    /// A decision about a conflict is carried out though a version has moved on.
+    StaleDecision,
 }
 
 #[cfg(feature = "mutants")]

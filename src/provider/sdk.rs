@@ -54,9 +54,10 @@ pub use report::{ConflictCopy, Report};
 /// `tests/simulation` over replicas in memory.
 pub mod decision {
     pub use super::applier::carry_out::{change_item, conclusion, intents, order, outcome};
+    pub use super::applier::decisions::Decisions;
     pub use super::applier::fetch::Obtained;
     pub use super::applier::learned;
-    pub use super::applier::plan::{Action, Ground, Plan, Step, Verdict};
+    pub use super::applier::plan::{Action, Deferral, Ground, Plan, Step, Verdict};
     pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
     pub use super::detection::{Book, fold};
     pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};

@@ -11,8 +11,8 @@ use synclave::knowledge::{
     ItemId, Knowledge, RecoverableError,
 };
 use synclave::provider::sdk::decision::{
-    Action, Commit, Ground, Incoming, Obtained, Settlement, Step, Verdict, Winner, change_item, conclusion, intents,
-    learned, order, outcome, settle,
+    Action, Commit, Decisions, Ground, Incoming, Obtained, Settlement, Step, Verdict, Winner, change_item, conclusion,
+    intents, learned, order, outcome, settle,
 };
 use synclave::provider::sdk::{ItemError, ItemStore};
 use synclave::provider::{
@@ -88,6 +88,7 @@ struct Apply {
     coordinator: u64,
     stream: u64,
     start: ProcessStart,
+    decisions: Decisions,
     batch: Box<ChangeBatch>,
     known: Knowledge,
     has_prerequisite: bool,
@@ -572,10 +573,12 @@ impl World {
             self.ticks_are_known(to, knowledge);
         }
         let known = (*self.providers[to].replica.knowledge).clone();
+        let decisions = Decisions::new(start.resolutions.clone());
         let apply = Apply {
             coordinator,
             stream,
             start,
+            decisions,
             has_prerequisite: known.contains(&batch.prerequisite_knowledge),
             known,
             batch,
@@ -758,6 +761,7 @@ impl World {
             made_with: &apply.group().made_with_knowledge,
             known: &apply.known,
             policy: apply.start.conflict_resolution_policy,
+            decisions: &apply.decisions,
         };
         let plan = match ground.plan(obtained, replica.id.clone(), replica.tick) {
             Ok(plan) => plan,
@@ -901,7 +905,7 @@ impl World {
         let mut learned = section_learned(apply);
         let changes: Vec<ItemChange> = apply.changes().to_vec();
         for (change, verdict) in changes.iter().zip(&verdicts) {
-            if matches!(verdict, Verdict::Failed(_) | Verdict::Deferred) {
+            if matches!(verdict, Verdict::Failed(_) | Verdict::Deferred(_)) {
                 apply.left_out.insert(change.item_id.clone());
                 if let Some(version) = &change.change_version {
                     self.ghost.failing.entry(guid).or_default().insert((change.item_id.clone(), version.clone()));
@@ -982,7 +986,8 @@ fn need(replica: &Replica, apply: &Apply, change: &ItemChange, incoming: &Incomi
         });
     }
     let knowledge = (&*apply.group().made_with_knowledge, &apply.known);
-    let policy = apply.start.conflict_resolution_policy;
+    let here = replica.rows.get(id).map(|row| &row.version);
+    let policy = apply.decisions.policy(id, None, version, here, apply.start.conflict_resolution_policy);
     match settle(change, version, knowledge, replica.rows.get(id), incoming, policy) {
         Settlement::NeedsHeader | Settlement::NeedsContent => Ok(true),
         Settlement::Failed(error) => Err(error),

@@ -31,10 +31,12 @@ use crate::provider::{
 use crate::types::{FullEnumerationAction, Hresult};
 
 pub(super) mod carry_out;
+pub(super) mod decisions;
 pub(super) mod fetch;
 pub(super) mod plan;
 pub(super) mod settle;
 
+use decisions::Decisions;
 use fetch::Wire;
 
 /// Changes that are applied together at most.
@@ -124,6 +126,7 @@ struct Applier<'a> {
     shared: &'a Shared,
     session: &'a Session,
     start: ProcessStart,
+    decisions: Decisions,
     batch: &'a ChangeBatch,
     wire: Wire,
     progress: &'a Progress,
@@ -147,7 +150,7 @@ impl<'a> Applier<'a> {
     fn new(
         shared: &'a Shared,
         session: &'a Session,
-        start: ProcessStart,
+        mut start: ProcessStart,
         batch: &'a ChangeBatch,
         wire: Wire,
         progress: &'a Progress,
@@ -169,7 +172,20 @@ impl<'a> Applier<'a> {
             return Err(out_of_date(start.full_enumeration_action).into());
         }
         let has_prerequisite = known.contains(&batch.prerequisite_knowledge);
-        Ok(Self { shared, session, start, batch, wire, progress, known, has_prerequisite, applied: 0, failed: 0 })
+        let decisions = Decisions::new(std::mem::take(&mut start.resolutions));
+        Ok(Self {
+            shared,
+            session,
+            start,
+            decisions,
+            batch,
+            wire,
+            progress,
+            known,
+            has_prerequisite,
+            applied: 0,
+            failed: 0,
+        })
     }
 
     fn run(mut self) -> Result<ProcessResult, CallError> {

@@ -38,7 +38,7 @@ impl Applier<'_> {
         }
 
         for (change, verdict) in section.changes.iter().zip(&verdicts) {
-            if matches!(verdict, Verdict::Failed(_) | Verdict::Deferred) {
+            if matches!(verdict, Verdict::Failed(_) | Verdict::Deferred(_)) {
                 left_out.insert(change.item_id.clone());
             }
         }
@@ -213,16 +213,19 @@ pub fn conclusion(
 
 /// What the coordinator is told of a change.
 pub fn outcome(change: &ItemChange, verdict: Verdict) -> ChangeOutcome {
-    let (kind, conflict, error) = match verdict {
-        Verdict::Obsolete => (OutcomeKind::Obsolete, false, None),
-        Verdict::Deferred => (OutcomeKind::Deferred, true, None),
-        Verdict::Failed(error) => (OutcomeKind::RecoverableError, false, Some(error)),
-        Verdict::Planned { conflict } => (OutcomeKind::Applied, conflict, None),
-    };
-    ChangeOutcome {
-        conflict,
+    let of = |kind| ChangeOutcome {
         tombstone: change.flags.is_deleted(),
-        error,
         ..ChangeOutcome::of(change.item_id.clone(), kind)
+    };
+    match verdict {
+        Verdict::Obsolete => of(OutcomeKind::Obsolete),
+        Verdict::Deferred(deferral) => ChangeOutcome {
+            conflict: true,
+            destination: deferral.destination.map(Box::new),
+            constraint: deferral.constraint,
+            ..of(OutcomeKind::Deferred)
+        },
+        Verdict::Failed(error) => ChangeOutcome { error: Some(error), ..of(OutcomeKind::RecoverableError) },
+        Verdict::Planned { conflict } => ChangeOutcome { conflict, ..of(OutcomeKind::Applied) },
     }
 }

@@ -241,7 +241,9 @@ impl Applier<'_> {
         let metadata = self.shared.metadata();
         let row = metadata.row(&change.item_id).map_err(|error| Need::Call(metadata_failed(error).into()))?;
         let knowledge = (&*section.group.made_with_knowledge, &*self.known);
+        let here = row.as_ref().map(|row| &row.version);
         let policy = self.start.conflict_resolution_policy;
+        let policy = self.decisions.policy(&change.item_id, None, version, here, policy);
         let winner = match settle(change, version, knowledge, row.as_ref(), incoming, policy) {
             Settlement::NeedsHeader => return Ok(Some(Want::Properties { kind: kind_of_row(row.as_ref()) })),
             Settlement::NeedsContent => return Ok(Some(Want::Content)),

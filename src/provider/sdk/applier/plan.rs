@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use super::decisions::Decisions;
 use super::fetch::Obtained;
 use super::settle::{NewVersion, Settlement, Winner, kind_of, settle};
 use super::{Applier, Section};
-use crate::knowledge::{Digest, ItemChange, ItemDataHeader, ItemId, Knowledge, RecoverableError, ReplicaId, Version};
+use crate::knowledge::{
+    ConflictingChange, ConstraintConflict, Digest, ItemChange, ItemDataHeader, ItemId, Knowledge, RecoverableError,
+    ReplicaId, Version,
+};
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::Row;
@@ -52,7 +56,7 @@ pub enum Verdict {
     /// It is known already.
     Obsolete,
     /// A conflict that waits for a decision.
-    Deferred,
+    Deferred(Box<Deferral>),
     /// It cannot be applied now.
     Failed(RecoverableError),
     /// An action is planned.
@@ -60,6 +64,37 @@ pub enum Verdict {
         /// It settles a conflict.
         conflict: bool,
     },
+}
+
+/// A conflict that is deferred, as far as the destination knows it.
+#[derive(Clone, Debug)]
+pub struct Deferral {
+    /// What the destination has; of a constraint conflict, the item in the way, where it has a row.
+    pub destination: Option<ConflictingChange>,
+    /// Why the item cannot be saved, for a constraint conflict.
+    pub constraint: Option<ConstraintConflict>,
+}
+
+impl Deferral {
+    /// Of a concurrency conflict with what is here.
+    pub fn concurrency(id: &ItemId, row: Option<&Row>) -> Box<Self> {
+        Box::new(Self { destination: row.map(|row| conflicting(id, row)), constraint: None })
+    }
+}
+
+/// A row, as one side of a conflict.
+pub fn conflicting(id: &ItemId, row: &Row) -> ConflictingChange {
+    let state = &row.item.state;
+    let there = !row.item.deleted;
+    ConflictingChange {
+        item_id: id.clone(),
+        change_version: Some(row.version.clone()),
+        change_units: Vec::new(),
+        deleted: row.item.deleted,
+        data_size: there.then_some(state.size),
+        content_digest: there.then_some(state.digest),
+        modification_time: state.modification_time.filter(|_| there),
+    }
 }
 
 /// A section, decided.
@@ -87,6 +122,8 @@ pub struct Ground<'a> {
     pub known: &'a Knowledge,
     /// How conflicts are settled.
     pub policy: ConflictResolutionPolicy,
+    /// And those that people have decided about.
+    pub decisions: &'a Decisions,
 }
 
 impl std::fmt::Debug for Ground<'_> {
@@ -138,6 +175,7 @@ impl Applier<'_> {
             made_with: &section.group.made_with_knowledge,
             known: &self.known,
             policy: self.start.conflict_resolution_policy,
+            decisions: &self.decisions,
         };
         ground.plan(obtained, replica, tick)
     }
@@ -220,10 +258,12 @@ impl Ground<'_> {
             None => (self.rows)(id)?,
         };
         let knowledge = (self.made_with, self.known);
+        let here = row.as_ref().map(|row| &row.version);
+        let policy = self.decisions.policy(id, None, change_version, here, self.policy);
         let (winner, version, conflict) =
-            match settle(change, change_version, knowledge, row.as_ref(), &obtained.incoming, self.policy) {
+            match settle(change, change_version, knowledge, row.as_ref(), &obtained.incoming, policy) {
                 Settlement::Obsolete => return Ok(Verdict::Obsolete),
-                Settlement::Deferred => return Ok(Verdict::Deferred),
+                Settlement::Deferred => return Ok(Verdict::Deferred(Deferral::concurrency(id, row.as_ref()))),
                 Settlement::Failed(error) => return Ok(Verdict::Failed(error)),
                 // The row is another one than when it was decided what to ask for.
                 Settlement::NeedsHeader | Settlement::NeedsContent => {
@@ -243,7 +283,7 @@ impl Ground<'_> {
                 },
             };
             match self.copy_name(id, &loser, actions)? {
-                CopyName::None => return Ok(Verdict::Deferred),
+                CopyName::None => return Ok(Verdict::Deferred(Deferral::concurrency(id, row.as_ref()))),
                 CopyName::Kept => {}
                 CopyName::Free(name, before) => {
                     let content = match (source_wins, &row) {

@@ -13,7 +13,9 @@ use crate::shutdown;
 use crate::telemetry::{LogFormat, LogOptions};
 
 mod client;
+mod conflict;
 mod endpoint;
+mod errors;
 mod exit;
 mod follow;
 mod health;
@@ -109,6 +111,8 @@ enum Command {
     Provider(provider::ProviderArgs),
     Session(session::SessionArgs),
     Operation(operation::OperationArgs),
+    Conflict(conflict::ConflictArgs),
+    Errors(errors::ErrorsArgs),
     Watch(watch::WatchArgs),
     Health(health::HealthArgs),
 }
@@ -191,6 +195,8 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Provider(args) => provider::run(args, stop).await,
         Command::Session(args) => session::run(args, &server, output, stop).await,
         Command::Operation(args) => operation::run(args, &server, output, stop).await,
+        Command::Conflict(args) => conflict::run(args, &server, output, stop).await,
+        Command::Errors(args) => errors::run(args, &server, output, stop).await,
         Command::Watch(args) => watch::run(args, &server, output, stop).await,
         Command::Health(args) => health::run(args, &server, output, stop).await,
     }

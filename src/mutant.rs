@@ -56,6 +56,8 @@ mutants! {
     SkipConnecting,
     /// A decision about a conflict is carried out though a version has moved on.
     StaleDecision,
+    /// What is set aside is taken for known.
+    LearnSetAside,
 }
 
 #[cfg(feature = "mutants")]

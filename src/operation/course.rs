@@ -34,6 +34,8 @@ pub struct Ended {
     pub worth_retrying: bool,
     /// It was cancelled by a person.
     pub canceled: bool,
+    /// Items failed and are not set aside: when the first of them is due again.
+    pub items_due: Option<Duration>,
 }
 
 /// What to do next.
@@ -65,6 +67,7 @@ struct Newest {
     in_sync: bool,
     source_tick: u64,
     fruitless: bool,
+    items_due: Option<Duration>,
 }
 
 impl Course {
@@ -119,12 +122,19 @@ impl Course {
             in_sync: ended.state == SyncState::InSync,
             source_tick: ended.ticks.source,
             fruitless: ended.updates_transferred == 0,
+            items_due: ended.items_due,
         });
         let Some(next) = self.first_unsatisfied_after(flow) else {
             return Next::End(OperationState::InSync);
         };
-        if self.sessions >= self.max_sessions || self.is_stuck() {
+        if self.sessions >= self.max_sessions {
             return Next::End(OperationState::Ended);
+        }
+        if self.is_stuck() {
+            // What failed is tried again, later and later, until it passes or is set aside.
+            let due = |flow: &Flow| self.newest[*flow as usize].and_then(|newest| newest.items_due);
+            let first = self.flows.iter().filter_map(|flow| Some((due(flow)?, *flow))).min_by_key(|(due, _)| *due);
+            return first.map_or(Next::End(OperationState::Ended), |(due, flow)| Next::Retry(flow, due));
         }
         Next::Begin(next)
     }
@@ -181,6 +191,7 @@ mod tests {
             updates_transferred,
             worth_retrying: true,
             canceled: false,
+            items_due: None,
         }
     }
 
@@ -206,6 +217,18 @@ mod tests {
         let mut course = Course::new(SyncDirection::Upload, 5, 8);
         assert_eq!(course.after(Flow::Upload, ended(SyncState::Completed, 9, 0, 5)), Next::Begin(Flow::Upload));
         assert_eq!(course.after(Flow::Upload, ended(SyncState::Completed, 9, 0, 0)), Next::End(OperationState::Ended));
+    }
+
+    #[test]
+    fn items_that_fail_are_tried_again_when_they_are_due_and_not_once_they_are_set_aside() {
+        let mut course = Course::new(SyncDirection::UploadAndDownload, 5, 8);
+        let due = Duration::from_secs(2);
+        let fails = Ended { items_due: Some(due), ..ended(SyncState::Completed, 9, 0, 0) };
+        assert_eq!(course.after(Flow::Upload, fails), Next::Begin(Flow::Download));
+        assert_eq!(course.after(Flow::Download, ended(SyncState::InSync, 0, 9, 0)), Next::Retry(Flow::Upload, due));
+        assert_eq!(course.attempt(), 0, "it is no failure of a session");
+        let aside = ended(SyncState::Completed, 9, 0, 0);
+        assert_eq!(course.after(Flow::Upload, aside), Next::End(OperationState::Ended));
     }
 
     #[test]

@@ -11,12 +11,14 @@ use super::course::{Course, Ended, Flow, Next};
 use crate::session::registry::Error;
 use crate::session::task::Finished;
 use crate::session::{NewSession, SessionHandle, Sessions};
-use crate::store::{LastError, OperationRecord, OperationState, Store, Write};
-use crate::types::{Hresult, InitiationReason, ProviderWithError, SessionKind, SyncGuid, SyncState};
+use crate::store::{LastError, Left, OperationRecord, OperationState, Store, Write};
+use crate::types::{Hresult, InitiationReason, ProviderRole, ProviderWithError, SessionKind, SyncGuid, SyncState};
 
 pub(super) struct OperationTask {
     pub record: OperationRecord,
     pub course: Course,
+    /// What the newest session of each direction has left.
+    pub left: [Left; 2],
     /// A session that was accepted with the operation.
     pub first: Option<SessionHandle>,
     pub store: Arc<Store>,
@@ -84,6 +86,7 @@ impl OperationTask {
                     updates_transferred: 0,
                     worth_retrying: matches!(failure, Error::Store(_)),
                     canceled: false,
+                    items_due: None,
                 });
             }
         };
@@ -98,7 +101,16 @@ impl OperationTask {
         if finished.cause == "SHUTDOWN" {
             return None;
         }
-        Some(self.take_in(&finished))
+        let left = self.left(&finished).await;
+        self.left[flow as usize] = left;
+        let both = self.left.iter();
+        self.record.conflicts_deferred =
+            left.concurrency_conflicts + both.clone().map(|left| left.constraint_conflicts).sum::<u64>();
+        self.record.items_failed = both.clone().map(|left| left.failed).sum();
+        self.record.items_set_aside = both.map(|left| left.set_aside).sum();
+        let due = left.next_attempt_time.map(|due| Timestamp::now().duration_until(due));
+        let items_due = due.map(|due| due.try_into().unwrap_or_default());
+        Some(Ended { items_due, ..self.take_in(&finished) })
     }
 
     /// Begins a session; the operation that names it is stored in the same transaction.
@@ -131,6 +143,16 @@ impl OperationTask {
         begun
     }
 
+    /// What the session has left on its way.
+    async fn left(&self, finished: &Finished) -> Left {
+        let replica = |role| finished.record.member(role).replica_id.clone();
+        let [Some(source), Some(destination)] = ProviderRole::BOTH.map(replica) else { return Left::default() };
+        self.store.left(source, destination).await.unwrap_or_else(|failure| {
+            warn!(%failure, "what a session left out is not known");
+            Left::default()
+        })
+    }
+
     fn take_in(&mut self, finished: &Arc<Finished>) -> Ended {
         let record = &finished.record;
         if matches!(record.state, SyncState::InError | SyncState::Interrupted) {
@@ -146,6 +168,7 @@ impl OperationTask {
             updates_transferred: record.counters.updates_transferred,
             worth_retrying: finished.worth_retrying,
             canceled: record.state == SyncState::Interrupted && finished.cause == "CANCELED",
+            items_due: None,
         }
     }
 

@@ -15,22 +15,24 @@
 //! ‡ An EndSession is owed from the moment that BeginSession may go out: the row is committed in `Recording`, before
 //! `Beginning`. ‡ The outcome and both notices are committed in `Concluding`, before EndSession goes out.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use super::blame::Failure;
 use super::edge::is_edge;
 use super::timing::Timing;
-use crate::knowledge::{IdParameters, ReplicaId};
+use crate::knowledge::{IdParameters, ItemId, ReplicaId};
 use crate::mutant::{self, Mutant};
 use crate::provider::{CallError, ProgressReport, ProviderInfo, ProviderLimits};
 use crate::referee::Referee;
-use crate::store::{OwedEnd, SessionEvent, SessionRecord};
+use crate::store::{OwedEnd, SessionEvent, SessionRecord, Standing};
 use crate::types::{Hresult, ProviderRole, SessionKind, SyncState};
 
 mod change_loop;
 mod end;
 mod event;
 mod external;
+mod left_out;
 mod link;
 #[cfg(test)]
 mod tests;
@@ -74,6 +76,10 @@ pub struct Machine {
     heard: [Option<Instant>; 2],
     batch: BatchInHand,
     left_out: u64,
+    /// What stands between the replicas.
+    standing: Standing,
+    /// Items that are set aside, and were not sent in a later version.
+    set_aside: HashSet<ItemId>,
     ended_by_caller: bool,
     failure: Option<Failure>,
     concluded: Option<Instant>,
@@ -99,6 +105,8 @@ impl Machine {
             heard: [None; 2],
             batch: BatchInHand::default(),
             left_out: 0,
+            standing: Standing::default(),
+            set_aside: HashSet::new(),
             ended_by_caller: false,
             failure: None,
             concluded: None,
@@ -170,7 +178,10 @@ impl Machine {
                     effects.push(Effect::Publish);
                 }
             }
-            Event::Admitted => self.admitted(now, &mut effects),
+            Event::Admitted(standing) => {
+                self.standing = *standing;
+                self.admitted(now, &mut effects);
+            }
             Event::Committed(commit) => self.committed(commit, now, &mut effects),
             Event::NotCommitted(commit, message) => self.not_committed(commit, message, now, &mut effects),
             Event::CoordinatorFailed(message) => self.conclude(Failure::coordinator(message), now, &mut effects),

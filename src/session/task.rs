@@ -22,7 +22,8 @@ use super::unwritten::Unwritten;
 use crate::provider::{
     BeginSession, EndSession, Partner, ProcessStart, ProgressReport, Provider, ProviderFault, SessionKey, SessionRef,
 };
-use crate::store::{OwedEnd, SessionRecord, Store, Write};
+use crate::store::conflicts::{End, Findings};
+use crate::store::{OwedEnd, SessionFindings, SessionRecord, Standing, Store, Write};
 use crate::types::{Hresult, ProviderRole, SessionKind, SyncGuid};
 
 /// Messages that may wait for a session. A full inbox makes the sender wait; the task never waits for one of them.
@@ -168,7 +169,7 @@ pub(super) struct Inbox {
 /// What a child task comes back with.
 enum Returned {
     Event(Event),
-    Admitted(Permit),
+    Admitted(Permit, Box<Standing>),
 }
 
 pub(super) struct SessionTask {
@@ -311,9 +312,9 @@ impl SessionTask {
                 }
                 self.handle(event).await;
             }
-            Ok(Returned::Admitted(permit)) => {
+            Ok(Returned::Admitted(permit, standing)) => {
                 self.permit = Some(permit);
-                self.handle(Event::Admitted).await;
+                self.handle(Event::Admitted(standing)).await;
             }
             Err(failure) if failure.is_cancelled() => {}
             Err(failure) => {
@@ -387,7 +388,11 @@ impl SessionTask {
                     Answer::Batch(within(deadline, provider.get_change_batch(key, request)).await)
                 }));
             }
-            Effect::Process { batch, referee } => self.process(batch, referee),
+            Effect::Process { batch, referee, resolutions } => self.process(batch, referee, resolutions),
+            Effect::Record(findings) => {
+                let item_retry = self.parts.timing.item_retry;
+                self.unwritten.found(found(self.machine.record(), *findings, item_retry, jiff::Timestamp::now()));
+            }
             Effect::CancelWork => self.cancel_work.cancel(),
             Effect::AbortWork => {
                 self.work.abort_all();
@@ -440,15 +445,34 @@ impl SessionTask {
         });
         let (admission, waiting) = (self.parts.admission.clone(), self.waiting.clone());
         let sync_guid = self.machine.record().sync_guid;
+        let coordinated = self.machine.record().kind == SessionKind::Coordinated;
+        let replicas = ProviderRole::BOTH
+            .map(|role| self.machine.info(role).filter(|_| coordinated).map(|info| info.replica_id.clone()));
+        let store = self.parts.store.clone();
         self.work.spawn(async move {
             let permit = admission.admit(sync_guid, seats, |reason| {
                 waiting.send_replace(reason);
             });
-            Returned::Admitted(permit.await)
+            let permit = permit.await;
+            // Read when both replicas are held: no other session adds to it meanwhile.
+            let standing = match replicas {
+                [Some(source), Some(destination)] => store.standing(source, destination).await,
+                _ => Ok(Standing::default()),
+            };
+            let standing = standing.unwrap_or_else(|failure| {
+                warn!(%failure, "former conflicts and errors are not looked at in this session");
+                Standing::default()
+            });
+            Returned::Admitted(permit, Box::new(standing))
         });
     }
 
-    fn process(&mut self, batch: crate::knowledge::ChangeBatch, referee: Box<crate::referee::Referee>) {
+    fn process(
+        &mut self,
+        batch: crate::knowledge::ChangeBatch,
+        referee: Box<crate::referee::Referee>,
+        resolutions: Vec<crate::knowledge::Resolution>,
+    ) {
         let record = self.machine.record();
         let (relayed, receiver) = watch::channel(Relayed::default());
         self.relayed = receiver;
@@ -462,7 +486,7 @@ impl SessionTask {
                 conflict_resolution_policy: record.conflict_resolution_policy,
                 full_enumeration_action: record.full_enumeration_action,
                 collision_conflict_resolution_policy: record.collision_conflict_resolution_policy,
-                resolutions: Vec::new(),
+                resolutions,
             },
             timing: self.parts.timing,
             cancel: self.cancel_work.clone(),
@@ -528,6 +552,28 @@ impl SessionTask {
     fn key(&self) -> SessionKey {
         let record = self.machine.record();
         SessionKey { sync_guid: record.sync_guid, epoch: record.epoch }
+    }
+}
+
+/// What a session found, as it is written down.
+pub fn found(
+    record: &SessionRecord,
+    findings: Findings,
+    item_retry: std::time::Duration,
+    time: jiff::Timestamp,
+) -> SessionFindings {
+    let end = |role| {
+        let member = record.member(role);
+        End { endpoint: member.endpoint.clone(), replica_id: member.replica_id.clone().unwrap_or_default() }
+    };
+    SessionFindings {
+        sync_guid: record.sync_guid,
+        operation_id: record.operation_id,
+        source: end(ProviderRole::Source),
+        destination: end(ProviderRole::Destination),
+        time,
+        item_retry,
+        findings,
     }
 }
 

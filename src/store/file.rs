@@ -88,6 +88,7 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX forgotten_by_time ON forgotten (time, revision);
     INSERT INTO meta (key, value) VALUES ('forgotten_floor', 0);
 ",
+    super::conflicts::table::SCHEMA,
 ];
 
 /// The schema that this release writes, and the newest one that it reads.

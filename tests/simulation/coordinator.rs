@@ -501,7 +501,13 @@ impl World {
             Effect::GetBatch(request) => {
                 self.call(guid, ProviderRole::Source, Kind::Batch, Body::Batch(request), deadline);
             }
-            Effect::Process { batch, referee } => {
+            Effect::Record(findings) => {
+                let wall = self.clock().wall;
+                let Some(session) = self.session(guid) else { return };
+                let found = found(session.machine.record(), *findings, TIMING.item_retry, wall);
+                session.unwritten.found(found);
+            }
+            Effect::Process { batch, referee, resolutions } => {
                 let stream = self.id();
                 let (life, now) = (self.life(), self.instant());
                 let Some(session) = self.session(guid) else { return };
@@ -510,7 +516,7 @@ impl World {
                     conflict_resolution_policy: record.conflict_resolution_policy,
                     full_enumeration_action: record.full_enumeration_action,
                     collision_conflict_resolution_policy: record.collision_conflict_resolution_policy,
-                    resolutions: Vec::new(),
+                    resolutions,
                 };
                 let epoch = record.epoch;
                 let to = session.ends[1];
@@ -713,7 +719,7 @@ impl World {
                 if let Poll::Ready(permit) = polled {
                     session.admitting = None;
                     session.permit = Some(permit);
-                    events.push((*guid, Event::Admitted));
+                    events.push((*guid, Event::Admitted(Box::default())));
                 }
             }
             if events.is_empty() {

@@ -38,6 +38,7 @@ pub(crate) const TIMING: Timing = Timing {
     end_grace: Duration::from_secs(5),
     cancel_grace: Duration::from_secs(10),
     progress_interval: Duration::from_millis(200),
+    item_retry: Duration::from_secs(1),
 };
 
 /// A call on its way to a provider.

@@ -30,6 +30,7 @@ pub fn timing() -> Timing {
         end_grace: Duration::from_millis(1_500),
         cancel_grace: Duration::from_millis(600),
         progress_interval: Duration::from_millis(20),
+        item_retry: Duration::from_millis(10),
     }
 }
 

@@ -290,7 +290,7 @@ impl World {
         let answered = |role, answer| Event::Answered { role, sent, answer };
         match effect {
             Effect::Identify(role) => answered(role, Answer::Identified(error.map_or_else(|| Ok(info(role)), Err))),
-            Effect::Admit => Event::Admitted,
+            Effect::Admit => Event::Admitted(Box::default()),
             Effect::Begin(role) => {
                 if error.as_ref().is_some_and(CallError::had_no_effect) {
                     self.begin_may_have_succeeded[role as usize] = false;

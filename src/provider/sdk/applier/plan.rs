@@ -83,7 +83,7 @@ impl Deferral {
 }
 
 /// A row, as one side of a conflict.
-pub fn conflicting(id: &ItemId, row: &Row) -> ConflictingChange {
+pub(super) fn conflicting(id: &ItemId, row: &Row) -> ConflictingChange {
     let state = &row.item.state;
     let there = !row.item.deleted;
     ConflictingChange {

@@ -491,7 +491,8 @@ async fn a_store_of_the_first_schema_is_taken_over() {
     drop(store);
     let path = dir.path().join(FILE_NAME);
     let before =
-        "DROP TABLE request_ids; DROP TABLE forgotten; DELETE FROM meta WHERE key IN ('secret', 'forgotten_floor');
+        "DROP TABLE conflicts; DROP TABLE item_errors; DROP TABLE left_out;
+                  DROP TABLE request_ids; DROP TABLE forgotten; DELETE FROM meta WHERE key IN ('secret', 'forgotten_floor');
                   DROP INDEX sessions_by_end; DROP INDEX sessions_by_state; DROP INDEX operations_by_end;
                   ALTER TABLE sessions DROP COLUMN end_time; ALTER TABLE operations DROP COLUMN end_time;
                   UPDATE sessions SET record = json_remove(record, '$.lease_ms'); PRAGMA user_version = 1";

@@ -18,6 +18,7 @@ use synclave::session::edge::is_edge;
 use synclave::session::machine::{Answer, Commit, Effect, Event, Machine, RelayError, Relayed, Timer};
 use synclave::session::outbox::delivery::{self, Delivery};
 use synclave::session::recovery::{end_left_behind, notice_left_behind};
+use synclave::session::task::found;
 use synclave::session::unwritten::Unwritten;
 use synclave::store::{Counters, Member, OperationState, OwedEnd, SessionEvent, SessionRecord, SyncDirection, Write};
 use synclave::sync_info::Hub;
@@ -248,7 +249,10 @@ impl World {
                 | Write::Notice { .. }
                 | Write::Operation(_)
                 | Write::Request(_)
-                | Write::Forget { .. } => {}
+                | Write::Forget { .. }
+                | Write::Found(_)
+                | Write::Decide { .. }
+                | Write::Retry { .. } => {}
             }
         }
         self.database.commit(writes)
@@ -620,6 +624,7 @@ impl World {
             updates_transferred: record.counters.updates_transferred,
             worth_retrying: session.machine.failure().is_some_and(|failure| failure.worth_retrying),
             canceled: record.state == SyncState::Interrupted && session.unwritten.last_cause() == "CANCELED",
+            items_due: None,
         };
         let end = match session.flow {
             Flow::Upload => 1,

@@ -1,0 +1,1 @@
+//! Tests of the pure part; the tables are tested with the store.

@@ -344,7 +344,7 @@ impl Store {
         if !self.has_standing.load(Ordering::Relaxed) {
             return Ok(Standing::default());
         }
-        self.read(move |connection| table::standing(connection, &one, &other)).await
+        self.read(move |connection| Ok(table::standing(connection, &one, &other)?)).await
     }
 
     /// What is left on the way from one replica to another.

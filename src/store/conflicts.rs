@@ -312,7 +312,114 @@ fn next_attempt(attempts: u32, time: Timestamp, item_retry: Duration) -> Option<
     Some(time.checked_add(pause).unwrap_or(time))
 }
 
+/// What a session has changed of what stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Conflicts that are over, or that others took the place of.
+    pub conflicts_gone: Vec<ConflictId>,
+    /// Errors that are over.
+    pub errors_gone: Vec<ItemErrorId>,
+    /// Conflicts that are new, or met again.
+    pub conflicts: Vec<ConflictRecord>,
+    /// Items that failed, for the first time or again.
+    pub errors: Vec<ItemErrorRecord>,
+    /// Conflicts and errors for which there was no room.
+    pub left_out: (u64, u64),
+}
+
 impl Standing {
+    /// Takes in what a session of the two replicas found.
+    pub fn record(&mut self, found: SessionFindings) -> Changes {
+        let SessionFindings { sync_guid, operation_id, source, destination, time, item_retry, findings } = found;
+        let mut changes = Changes::default();
+        let mut drop_conflicts = |conflicts: &mut Vec<ConflictRecord>, is_gone: &dyn Fn(&ConflictRecord) -> bool| {
+            let gone = conflicts.extract_if(.., |conflict| is_gone(conflict));
+            changes.conflicts_gone.extend(gone.map(|conflict| conflict.conflict_id));
+        };
+        let mut drop_errors = |errors: &mut Vec<ItemErrorRecord>, is_gone: &dyn Fn(&ItemErrorRecord) -> bool| {
+            let gone = errors.extract_if(.., |error| is_gone(error));
+            changes.errors_gone.extend(gone.map(|error| error.item_error_id));
+        };
+        let passed: HashSet<ItemId> = findings.passed.into_iter().collect();
+        drop_conflicts(&mut self.conflicts, &|conflict| {
+            findings.over.contains(&conflict.conflict_id) || passed.contains(&conflict.source_change.item_id)
+        });
+        drop_errors(&mut self.errors, &|error| {
+            findings.errors_over.contains(&error.item_error_id) || passed.contains(&error.source_change.item_id)
+        });
+        for met in findings.deferred {
+            let item = &met.source.item_id;
+            let of_way = |conflict: &ConflictRecord| {
+                conflict.source_change.item_id == *item
+                    && (conflict.constraint.is_none() || conflict.source.replica_id == source.replica_id)
+            };
+            let is_same = |conflict: &ConflictRecord| of_way(conflict) && conflict.is_same(&source.replica_id, &met);
+            let same = self.conflicts.iter().find(|conflict| is_same(conflict)).cloned();
+            // What is in conflict did not fail.
+            drop_errors(&mut self.errors, &|error| {
+                error.source_change.item_id == *item && error.source.replica_id == source.replica_id
+            });
+            // The same one is put back.
+            drop_conflicts(&mut self.conflicts, &|conflict| of_way(conflict) && !is_same(conflict));
+            self.conflicts.retain(|conflict| !is_same(conflict));
+            let record = match same {
+                Some(same) => ConflictRecord { operation_id, sync_guid, last_time: time, ..same },
+                None if self.conflicts.len() >= MAX_PER_PAIR => {
+                    changes.left_out.0 += 1;
+                    continue;
+                }
+                None => ConflictRecord {
+                    conflict_id: ConflictId::generate(),
+                    operation_id,
+                    sync_guid,
+                    source: source.clone(),
+                    destination: destination.clone(),
+                    source_change: met.source,
+                    destination_change: met.destination,
+                    constraint: met.constraint,
+                    create_time: time,
+                    last_time: time,
+                    decision: None,
+                },
+            };
+            self.conflicts.push(record.clone());
+            changes.conflicts.push(record);
+        }
+        for failed in findings.failed {
+            let is_it = |error: &ItemErrorRecord| {
+                error.source_change.item_id == failed.source.item_id && error.source.replica_id == source.replica_id
+            };
+            let record = match self.errors.iter().position(is_it) {
+                Some(at) => {
+                    let mut error = self.errors.swap_remove(at);
+                    error.fails_again(failed, time, item_retry);
+                    ItemErrorRecord { operation_id, sync_guid, ..error }
+                }
+                None if self.errors.len() >= MAX_PER_PAIR => {
+                    changes.left_out.1 += 1;
+                    continue;
+                }
+                None => ItemErrorRecord {
+                    item_error_id: ItemErrorId::generate(),
+                    operation_id,
+                    sync_guid,
+                    source: source.clone(),
+                    destination: destination.clone(),
+                    source_change: failed.source,
+                    side: failed.side,
+                    error: failed.error,
+                    create_time: time,
+                    last_time: time,
+                    attempts: 1,
+                    next_attempt_time: next_attempt(1, time, item_retry),
+                },
+            };
+            self.errors.push(record.clone());
+            changes.errors.push(record);
+        }
+        changes
+    }
+
     /// True when nothing is left from before.
     pub fn is_empty(&self) -> bool {
         self.conflicts.is_empty() && self.errors.is_empty()

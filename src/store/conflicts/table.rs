@@ -3,10 +3,8 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
-use super::{
-    ConflictDecision, ConflictRecord, End, ItemErrorRecord, Left, MAX_PER_PAIR, SessionFindings, Standing, next_attempt,
-};
-use crate::knowledge::{Deferred, Failed, ReplicaId};
+use super::{ConflictDecision, ConflictRecord, ItemErrorRecord, Left, SessionFindings, Standing};
+use crate::knowledge::ReplicaId;
 use crate::store::reader::{self, Page, page_size};
 use crate::store::{file, writer};
 use crate::types::{ConflictId, ItemErrorId, OperationId, SyncGuid};
@@ -59,173 +57,50 @@ fn pair<'a>(one: &'a ReplicaId, other: &'a ReplicaId) -> (&'a [u8], &'a [u8]) {
 
 /// Writes down what a session found.
 pub(in crate::store) fn record(transaction: &Transaction<'_>, found: SessionFindings) -> rusqlite::Result<()> {
-    let SessionFindings { sync_guid, operation_id, source, destination, time, item_retry, findings } = found;
-    let session = Session { sync_guid, operation_id, source, destination, time };
-    for conflict_id in findings.over {
+    let (source, destination) = (found.source.replica_id.clone(), found.destination.replica_id.clone());
+    let sync_guid = found.sync_guid;
+    let changes = standing(transaction, &source, &destination)?.record(found);
+    for conflict_id in changes.conflicts_gone {
         delete_conflict(transaction, conflict_id)?;
     }
-    for item_error_id in findings.errors_over {
+    for item_error_id in changes.errors_gone {
         transaction
             .prepare_cached("DELETE FROM item_errors WHERE item_error_id = ?1")?
             .execute([item_error_id.to_string()])?;
     }
-    let (low, high) = session.pair();
-    for item in findings.passed {
-        for sql in [
-            "DELETE FROM conflicts WHERE low = ?1 AND high = ?2 AND item_id = ?3",
-            "DELETE FROM item_errors WHERE low = ?1 AND high = ?2 AND item_id = ?3",
-        ] {
-            transaction.prepare_cached(sql)?.execute(params![low, high, item.as_bytes()])?;
-        }
+    for record in &changes.conflicts {
+        write_conflict(transaction, record)?;
     }
-    let mut left_out = (0, 0);
-    for met in findings.deferred {
-        left_out.0 += u64::from(!session.defer(transaction, met)?);
+    for record in &changes.errors {
+        write_error(transaction, record)?;
     }
-    for failed in findings.failed {
-        left_out.1 += u64::from(!session.fail(transaction, failed, item_retry)?);
-    }
-    session.leave_out(transaction, left_out)
+    leave_out(transaction, pair(&source, &destination), sync_guid, changes.left_out)
 }
 
-/// A session that writes down what it found.
-struct Session {
+/// Counts what there was no room for; of the pair's newest session.
+fn leave_out(
+    transaction: &Transaction<'_>,
+    (low, high): (&[u8], &[u8]),
     sync_guid: SyncGuid,
-    operation_id: OperationId,
-    source: End,
-    destination: End,
-    time: Timestamp,
-}
-
-impl Session {
-    fn pair(&self) -> (&[u8], &[u8]) {
-        pair(&self.source.replica_id, &self.destination.replica_id)
-    }
-
-    /// False when there is no room for it.
-    fn defer(&self, transaction: &Transaction<'_>, met: Deferred) -> rusqlite::Result<bool> {
-        let (low, high) = self.pair();
-        let source = &self.source.replica_id;
-        let is_constraint = met.constraint.is_some();
-        let item = met.source.item_id.clone();
-        let rows: Vec<ConflictRecord> = transaction
-            .prepare_cached(
-                "SELECT record FROM conflicts
-                 WHERE low = ?1 AND high = ?2 AND item_id = ?3 AND (is_constraint = 0 OR source = ?4)",
-            )?
-            .query_map(params![low, high, item.as_bytes(), source.as_bytes()], |row| file::from_json(row, 0))?
-            .collect::<rusqlite::Result<_>>()?;
-        let mut same = None;
-        for row in rows {
-            if row.constraint.is_some() == is_constraint && row.is_same(source, &met) && same.is_none() {
-                same = Some(row);
-            } else {
-                delete_conflict(transaction, row.conflict_id)?;
-            }
-        }
-        let record = match same {
-            Some(same) => ConflictRecord {
-                operation_id: self.operation_id,
-                sync_guid: self.sync_guid,
-                last_time: self.time,
-                ..same
-            },
-            None if count(transaction, "conflicts", (low, high))? >= MAX_PER_PAIR as u64 => return Ok(false),
-            None => ConflictRecord {
-                conflict_id: ConflictId::generate(),
-                operation_id: self.operation_id,
-                sync_guid: self.sync_guid,
-                source: self.source.clone(),
-                destination: self.destination.clone(),
-                source_change: met.source,
-                destination_change: met.destination,
-                constraint: met.constraint,
-                create_time: self.time,
-                last_time: self.time,
-                decision: None,
-            },
-        };
-        write_conflict(transaction, &record)?;
-        // What is in conflict did not fail.
-        self.delete_errors(transaction, item.as_bytes())?;
-        Ok(true)
-    }
-
-    /// False when there is no room for it.
-    fn fail(
-        &self,
-        transaction: &Transaction<'_>,
-        failed: Failed,
-        item_retry: std::time::Duration,
-    ) -> rusqlite::Result<bool> {
-        let (low, high) = self.pair();
-        let source = self.source.replica_id.as_bytes();
-        let row: Option<ItemErrorRecord> = transaction
-            .prepare_cached(
-                "SELECT record FROM item_errors WHERE low = ?1 AND high = ?2 AND item_id = ?3 AND source = ?4",
-            )?
-            .query_row(params![low, high, failed.source.item_id.as_bytes(), source], |row| file::from_json(row, 0))
-            .optional()?;
-        let record = match row {
-            Some(mut row) => {
-                row.fails_again(failed, self.time, item_retry);
-                ItemErrorRecord { operation_id: self.operation_id, sync_guid: self.sync_guid, ..row }
-            }
-            None if count(transaction, "item_errors", (low, high))? >= MAX_PER_PAIR as u64 => return Ok(false),
-            None => ItemErrorRecord {
-                item_error_id: ItemErrorId::generate(),
-                operation_id: self.operation_id,
-                sync_guid: self.sync_guid,
-                source: self.source.clone(),
-                destination: self.destination.clone(),
-                source_change: failed.source,
-                side: failed.side,
-                error: failed.error,
-                create_time: self.time,
-                last_time: self.time,
-                attempts: 1,
-                next_attempt_time: next_attempt(1, self.time, item_retry),
-            },
-        };
-        write_error(transaction, &record)?;
-        Ok(true)
-    }
-
-    fn delete_errors(&self, transaction: &Transaction<'_>, item: &[u8]) -> rusqlite::Result<()> {
-        let (low, high) = self.pair();
+    (conflicts, errors): (u64, u64),
+) -> rusqlite::Result<()> {
+    let guid = sync_guid.to_string();
+    if conflicts == 0 && errors == 0 {
         transaction
-            .prepare_cached("DELETE FROM item_errors WHERE low = ?1 AND high = ?2 AND item_id = ?3 AND source = ?4")?
-            .execute(params![low, high, item, self.source.replica_id.as_bytes()])?;
-        Ok(())
+            .prepare_cached("DELETE FROM left_out WHERE low = ?1 AND high = ?2 AND sync_guid <> ?3")?
+            .execute(params![low, high, guid])?;
+        return Ok(());
     }
-
-    /// Counts what there was no room for; of the pair's newest session.
-    fn leave_out(&self, transaction: &Transaction<'_>, (conflicts, errors): (u64, u64)) -> rusqlite::Result<()> {
-        let (low, high) = self.pair();
-        let guid = self.sync_guid.to_string();
-        if conflicts == 0 && errors == 0 {
-            transaction
-                .prepare_cached("DELETE FROM left_out WHERE low = ?1 AND high = ?2 AND sync_guid <> ?3")?
-                .execute(params![low, high, guid])?;
-            return Ok(());
-        }
-        transaction
-            .prepare_cached(
-                "INSERT INTO left_out (low, high, sync_guid, conflicts, item_errors) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT (low, high) DO UPDATE SET
-                     conflicts = ?4 + CASE sync_guid WHEN ?3 THEN conflicts ELSE 0 END,
-                     item_errors = ?5 + CASE sync_guid WHEN ?3 THEN item_errors ELSE 0 END,
-                     sync_guid = ?3",
-            )?
-            .execute(params![low, high, guid, conflicts.cast_signed(), errors.cast_signed()])?;
-        Ok(())
-    }
-}
-
-fn count(connection: &Connection, table: &str, (low, high): (&[u8], &[u8])) -> rusqlite::Result<u64> {
-    let sql = format!("SELECT count(*) FROM {table} WHERE low = ?1 AND high = ?2");
-    let count: i64 = connection.prepare_cached(&sql)?.query_row([low, high], |row| row.get(0))?;
-    Ok(count.cast_unsigned())
+    transaction
+        .prepare_cached(
+            "INSERT INTO left_out (low, high, sync_guid, conflicts, item_errors) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (low, high) DO UPDATE SET
+                 conflicts = ?4 + CASE sync_guid WHEN ?3 THEN conflicts ELSE 0 END,
+                 item_errors = ?5 + CASE sync_guid WHEN ?3 THEN item_errors ELSE 0 END,
+                 sync_guid = ?3",
+        )?
+        .execute(params![low, high, guid, conflicts.cast_signed(), errors.cast_signed()])?;
+    Ok(())
 }
 
 fn write_conflict(connection: &Connection, record: &ConflictRecord) -> rusqlite::Result<()> {
@@ -347,7 +222,7 @@ pub(in crate::store) fn standing(
     connection: &Connection,
     one: &ReplicaId,
     other: &ReplicaId,
-) -> Result<Standing, reader::Error> {
+) -> rusqlite::Result<Standing> {
     let (low, high) = pair(one, other);
     let conflicts = connection
         .prepare_cached("SELECT record FROM conflicts WHERE low = ?1 AND high = ?2 ORDER BY conflict_id")?

@@ -54,10 +54,6 @@ mutants! {
     HubForgetsProgress,
     /// A session that fails before it was admitted goes straight to its final state.
     SkipConnecting,
-    /// A decision about a conflict is carried out though a version has moved on.
-    StaleDecision,
-    /// What is set aside is taken for known.
-    LearnSetAside,
 }
 
 #[cfg(feature = "mutants")]

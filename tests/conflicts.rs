@@ -425,6 +425,71 @@ async fn a_conflict_that_a_policy_has_settled_is_listed_no_more() {
     world.stop().await;
 }
 
+/// At a, `d` has become a file; at b, something new is in the directory that it was.
+async fn in_collision() -> (World, pb::Conflict) {
+    let mut world = World::new().await;
+    world.write("a", "d/old", "old");
+    let operation = world.sync().await;
+    assert_eq!(operation.state(), pb::OperationState::InSync);
+    fs::remove_dir_all(world.path("a", "d")).expect("removed");
+    world.write("a", "d", "a file");
+    world.write("b", "d/new", "new");
+    let operation = world.sync().await;
+    assert_eq!(operation.state(), pb::OperationState::Ended, "{operation:?}");
+    assert!(operation.conflicts_deferred > 0, "{operation:?}");
+    let conflicts = world.conflicts().await;
+    let of_d = conflicts.iter().find(|conflict| conflict.item_id == "d".as_bytes());
+    let conflict = of_d.unwrap_or_else(|| panic!("{conflicts:?}")).clone();
+    assert_eq!(conflict.constraint_conflict_reason(), pb::ConstraintConflictReason::Collision);
+    assert_eq!(conflict.conflicting_item_id.as_deref(), Some("d/new".as_bytes()));
+    assert_eq!(world.errors().await, [], "what is in conflict does not fail");
+    (world, conflict)
+}
+
+#[tokio::test]
+async fn a_file_and_a_directory_of_one_name_are_settled_each_way() {
+    for (action, expected) in [
+        (Constraint::AcceptDestinationProvider, &["d/", "d/new"][..]),
+        (Constraint::AcceptSourceProvider, &["d"]),
+        (Constraint::RenameSource, &["d.conflict-", "d/", "d/new"]),
+        (Constraint::RenameDestination, &["d", "d.conflict-", "d.conflict-"]),
+    ] {
+        let (mut world, conflict) = in_collision().await;
+        let request = pb::ResolveConflictRequest {
+            conflict_id: conflict.conflict_id.clone(),
+            action: None,
+            constraint_action: Some(action.into()),
+        };
+        world.client.resolve_conflict(request).await.expect("legal");
+        let operation = world.sync().await;
+        world.assert_settled(&operation).await;
+        let names: Vec<_> = world.tree("a").into_iter().map(|(name, _)| name).collect();
+        let all = names.len() == expected.len()
+            && names
+                .iter()
+                .all(|name| expected.iter().any(|part| name == part || part.ends_with('-') && name.starts_with(part)));
+        assert!(all, "{action:?}: {names:?}");
+        world.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_policy_for_collisions_settles_them() {
+    let (mut world, _) = in_collision().await;
+    let operation = world
+        .start(pb::StartOperationRequest {
+            conflict_resolution_policy: Some(pb::ConflictResolutionPolicy::None.into()),
+            collision_conflict_resolution_policy: Some(
+                pb::CollisionConflictResolutionPolicy::SourceProviderWins.into(),
+            ),
+            ..Default::default()
+        })
+        .await;
+    world.assert_settled(&operation).await;
+    assert_eq!(world.read("b", "d").as_deref(), Some("a file"));
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn an_item_that_keeps_failing_is_set_aside_and_comes_after_retry() {
     let mut world = World::new().await;

@@ -1,6 +1,7 @@
 //! The task of one operation.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -12,7 +13,10 @@ use crate::session::registry::Error;
 use crate::session::task::Finished;
 use crate::session::{NewSession, SessionHandle, Sessions};
 use crate::store::{LastError, Left, OperationRecord, OperationState, Store, Write};
-use crate::types::{Hresult, InitiationReason, ProviderRole, ProviderWithError, SessionKind, SyncGuid, SyncState};
+use crate::types::{
+    CollisionConflictResolutionPolicy, Hresult, InitiationReason, ProviderRole, ProviderWithError, SessionKind,
+    SyncGuid, SyncState,
+};
 
 pub(super) struct OperationTask {
     pub record: OperationRecord,
@@ -109,7 +113,10 @@ impl OperationTask {
         self.record.items_failed = both.clone().map(|left| left.failed).sum();
         self.record.items_set_aside = both.map(|left| left.set_aside).sum();
         let due = left.next_attempt_time.map(|due| Timestamp::now().duration_until(due));
-        let items_due = due.map(|due| due.try_into().unwrap_or_default());
+        // Collisions that this operation's policy settles are settled by the session after the one that met them.
+        let policy = self.record.collision_conflict_resolution_policy != CollisionConflictResolutionPolicy::None;
+        let settled_next = (policy && left.constraint_conflicts > 0).then_some(Duration::ZERO);
+        let items_due = settled_next.or(due.map(|due| due.try_into().unwrap_or_default()));
         Some(Ended { items_due, ..self.take_in(&finished) })
     }
 

@@ -18,7 +18,8 @@ use crate::knowledge::{
     RecoverableError, ReplicaId, Resolution, ResolutionAction, Version,
 };
 use crate::types::{
-    ConflictId, ConstraintResolveAction, Endpoint, ItemErrorId, OperationId, ProviderRole, ResolveAction, SyncGuid,
+    CollisionConflictResolutionPolicy, ConflictId, ConstraintConflictReason, ConstraintResolveAction, Endpoint,
+    ItemErrorId, OperationId, ProviderRole, ResolveAction, SyncGuid,
 };
 
 pub(super) mod table;
@@ -200,14 +201,20 @@ impl ConflictRecord {
     }
 
     /// The decision as the destination of a session from `source` is told it; nothing for what stays deferred anyway.
-    fn resolutions(&self, source: &ReplicaId) -> Vec<Resolution> {
-        let (Some((decision, _)), Some(destination_change)) = (&self.decision, &self.destination_change) else {
-            return Vec::new();
+    fn resolutions(&self, source: &ReplicaId, collisions: CollisionConflictResolutionPolicy) -> Vec<Resolution> {
+        let decision = match (&self.decision, &self.constraint) {
+            (Some((decision, _)), _) => *decision,
+            // A policy for collisions assigns the action to all that nobody has decided about.
+            (None, Some(constraint)) if constraint.reason == ConstraintConflictReason::Collision => {
+                ConflictDecision::Constraint(collisions.action())
+            }
+            (None, _) => return Vec::new(),
         };
+        let Some(destination_change) = &self.destination_change else { return Vec::new() };
         let turned = self.is_turned(source);
         let (theirs, ours) =
             if turned { (destination_change, &self.source_change) } else { (&self.source_change, destination_change) };
-        let action = match (*decision, &self.constraint) {
+        let action = match (decision, &self.constraint) {
             (ConflictDecision::Concurrency(action), None) => {
                 ResolutionAction::Concurrency(if turned { turn(action) } else { action })
             }
@@ -442,12 +449,17 @@ impl Standing {
     }
 
     /// Decisions about items of a batch from `source`.
-    pub fn resolutions(&self, source: &ReplicaId, batch: &ChangeBatch) -> Vec<Resolution> {
-        if self.conflicts.iter().all(|conflict| conflict.decision.is_none()) {
+    pub fn resolutions(
+        &self,
+        source: &ReplicaId,
+        batch: &ChangeBatch,
+        collisions: CollisionConflictResolutionPolicy,
+    ) -> Vec<Resolution> {
+        if self.conflicts.iter().all(|conflict| conflict.decision.is_none() && conflict.constraint.is_none()) {
             return Vec::new();
         }
         let listed: HashSet<&ItemId> = batch.changes().map(|(_, change)| &change.item_id).collect();
-        let resolutions = self.conflicts.iter().flat_map(|conflict| conflict.resolutions(source));
+        let resolutions = self.conflicts.iter().flat_map(|conflict| conflict.resolutions(source, collisions));
         resolutions.filter(|resolution| listed.contains(&resolution.item_id)).collect()
     }
 

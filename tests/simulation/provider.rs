@@ -757,6 +757,7 @@ impl World {
         let ground = Ground {
             store: &replica.store,
             rows: &|id| Ok(replica.rows.get(id).cloned()),
+            within: &|_| Ok(Vec::new()),
             changes: apply.changes(),
             made_with: &apply.group().made_with_knowledge,
             known: &apply.known,

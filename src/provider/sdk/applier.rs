@@ -23,7 +23,8 @@ use super::detection::{is_mass_delete, mass_delete};
 use super::session::{Session, Work};
 use super::{Shared, canceled, lock, metadata_failed, panicked};
 use crate::knowledge::{
-    ChangeBatch, ChangeGroup, ChangeOutcome, Digest, GroupKind, ItemChange, ItemId, Knowledge, OutcomeKind,
+    ChangeBatch, ChangeGroup, ChangeOutcome, ConstraintConflict, Digest, GroupKind, ItemChange, ItemId, Knowledge,
+    OutcomeKind,
 };
 use crate::provider::{
     CallError, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Refusal, RefusalCode,
@@ -31,6 +32,7 @@ use crate::provider::{
 use crate::types::{FullEnumerationAction, Hresult};
 
 pub(super) mod carry_out;
+pub(super) mod constraint;
 pub(super) mod decisions;
 pub(super) mod fetch;
 pub(super) mod plan;
@@ -246,7 +248,11 @@ impl<'a> Applier<'a> {
         }
         let left_out = match (outcome.kind, &outcome.error) {
             (OutcomeKind::RecoverableError, Some(error)) => error.error_description.clone(),
-            (OutcomeKind::Deferred, _) => "in conflict, and the policy leaves it to you".to_owned(),
+            (OutcomeKind::Deferred, _) => match &outcome.constraint {
+                Some(ConstraintConflict { conflicting_item_id: Some(item), .. }) => format!("{item} is in its place"),
+                Some(_) => "this store cannot hold it here".to_owned(),
+                None => "in conflict, and the policy leaves it to you".to_owned(),
+            },
             _ => return,
         };
         lock(&self.shared.report).left_out(outcome.item_id.to_string(), left_out);

@@ -128,8 +128,10 @@ impl Machine {
         self.record.phase = "APPLYING".to_owned();
         self.step = Step::Processing;
         effects.push(Effect::Publish);
+        let collisions = self.record.collision_conflict_resolution_policy;
         let source = self.infos[0].as_ref().map(|info| &info.replica_id);
-        let resolutions = source.map(|source| self.standing.resolutions(source, &batch)).unwrap_or_default();
+        let resolutions =
+            source.map(|source| self.standing.resolutions(source, &batch, collisions)).unwrap_or_default();
         effects.push(Effect::Process { batch, referee, resolutions });
     }
 

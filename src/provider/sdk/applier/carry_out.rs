@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::fetch::Obtained;
 use super::plan::{Action, Plan, Step, Verdict};
 use super::{Applier, Section};
-use crate::knowledge::{ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId};
+use crate::knowledge::{ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::{Commit, Intent, Row};
 use crate::provider::sdk::{
@@ -30,8 +30,14 @@ impl Applier<'_> {
         let intended = self.intend(&actions, &learned, tick)?;
 
         let failures = self.change_store(&mut actions);
-        for (index, error) in failures {
-            verdicts[index] = Verdict::Failed(error);
+        for (index, (id, error)) in failures {
+            verdicts[index] = match error {
+                // Only of the item itself: a copy that cannot be kept is a failure of its change.
+                ItemError::InTheWay(_) if id == section.changes[index].item_id => {
+                    Verdict::Deferred(self.constraint(section, &id)?)
+                }
+                error => Verdict::Failed(error.into_recoverable(&id)),
+            };
         }
         if !intended.is_empty() {
             self.shared.store.sync_applied().map_err(store_failed)?;
@@ -70,21 +76,21 @@ impl Applier<'_> {
     }
 
     /// Changes the store, in [`order`]. What fails leaves the actions and is returned with its change.
-    fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> Vec<(usize, RecoverableError)> {
-        let mut failures: BTreeMap<usize, RecoverableError> = BTreeMap::new();
+    fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> BTreeMap<usize, (ItemId, ItemError)> {
+        let mut failures: BTreeMap<usize, (ItemId, ItemError)> = BTreeMap::new();
         for id in order(actions) {
             let Some(action) = actions.get_mut(&id) else { continue };
             let failed = match failures.get(&action.index) {
                 // Its loser could not be kept, or its container not be brought back.
-                Some(error) => Some(error.clone()),
-                None => self.change_item(&id, action).err().map(|error| error.into_recoverable(&id)),
+                Some(failure) => Some(failure.clone()),
+                None => self.change_item(&id, action).err().map(|error| (id.clone(), error)),
             };
-            if let Some(error) = failed {
-                failures.insert(action.index, error);
+            if let Some(failure) = failed {
+                failures.insert(action.index, failure);
                 actions.remove(&id);
             }
         }
-        failures.into_iter().collect()
+        failures
     }
 
     fn change_item(&self, id: &ItemId, action: &mut Action) -> Result<(), ItemError> {

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 
 use crate::knowledge::{ChangeUnitId, ItemId, Resolution, ResolutionAction, Version};
-use crate::mutant::{self, Mutant};
 use crate::types::{ConflictResolutionPolicy as Policy, ConstraintResolveAction, ResolveAction};
 
 /// The decisions that came with a batch.
@@ -30,7 +29,6 @@ impl Decisions {
         source: &'a Version,
         destination: &'a Version,
     ) -> impl Iterator<Item = &'a ResolutionAction> {
-        let stale_too = mutant::is(Mutant::StaleDecision);
         let about = move |resolution: &&Resolution| {
             resolution.change_unit_id.as_ref() == unit
                 && (stale_too || resolution.source_version == *source && resolution.destination_version == *destination)
@@ -60,6 +58,14 @@ impl Decisions {
             Some(ResolveAction::KeepBoth) => Policy::KeepBoth,
             Some(ResolveAction::Defer | ResolveAction::TransferAndDefer | ResolveAction::Merge) => Policy::None,
         }
+    }
+
+    /// The items with which `item` was found to collide, and which was decided about.
+    pub fn collisions(&self, item: &ItemId) -> impl Iterator<Item = &ItemId> {
+        self.0.get(item).into_iter().flatten().filter_map(|resolution| match &resolution.action {
+            ResolutionAction::Constraint(_, with) => Some(with),
+            ResolutionAction::Concurrency(_) => None,
+        })
     }
 
     /// What was decided about a collision of `item` with the item `in_the_way`.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::constraint::may_collide;
 use super::decisions::Decisions;
 use super::fetch::Obtained;
 use super::settle::{NewVersion, Settlement, Winner, kind_of, settle};
@@ -114,6 +115,8 @@ pub struct Ground<'a> {
     pub store: &'a dyn ItemStore,
     /// The row of an item as it is now.
     pub rows: &'a dyn Fn(&ItemId) -> Result<Option<Row>, CallError>,
+    /// The live items within one, ascending; empty for one that holds none.
+    pub within: &'a dyn Fn(&ItemId) -> Result<Vec<(ItemId, Row)>, CallError>,
     /// The section's changes.
     pub changes: &'a [ItemChange],
     /// The knowledge of their group.
@@ -136,13 +139,13 @@ impl std::fmt::Debug for Ground<'_> {
 }
 
 /// Gives out local versions.
-struct Ticks {
+pub(super) struct Ticks {
     replica: ReplicaId,
     tick: u64,
 }
 
 impl Ticks {
-    fn version(&mut self, wanted: NewVersion) -> Version {
+    pub(super) fn version(&mut self, wanted: NewVersion) -> Version {
         match wanted {
             NewVersion::Given(version) => version,
             NewVersion::Local => {
@@ -154,7 +157,7 @@ impl Ticks {
 }
 
 /// The place for a conflict's loser.
-enum CopyName {
+pub(super) enum CopyName {
     Free(ItemId, Box<Option<Row>>),
     /// A name that it could have holds the same content already.
     Kept,
@@ -163,21 +166,41 @@ enum CopyName {
 }
 
 impl Applier<'_> {
-    pub(super) fn plan(&self, section: &Section<'_>, obtained: Vec<Obtained>) -> Result<Plan, CallError> {
-        let (replica, tick) = {
-            let metadata = self.shared.metadata();
-            (metadata.replica().clone(), metadata.tick())
-        };
-        let ground = Ground {
+    /// The live items within one.
+    fn within(&self, id: &ItemId) -> Result<Vec<(ItemId, Row)>, CallError> {
+        let mut items = self.shared.metadata().alive_behind(id).map_err(metadata_failed)?;
+        items.retain(|(item, _)| self.shared.store.containers(item).contains(id));
+        Ok(items)
+    }
+
+    /// Why the store cannot save an item of a section.
+    pub(super) fn constraint(&self, section: &Section<'_>, id: &ItemId) -> Result<Box<Deferral>, CallError> {
+        self.on_ground(section, |ground| ground.constraint(id))
+    }
+
+    fn on_ground<T>(
+        &self,
+        section: &Section<'_>,
+        work: impl FnOnce(Ground<'_>) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
+        work(Ground {
             store: &*self.shared.store,
             rows: &|id| self.shared.metadata().row(id).map_err(|error| metadata_failed(error).into()),
+            within: &|id| self.within(id),
             changes: section.changes,
             made_with: &section.group.made_with_knowledge,
             known: &self.known,
             policy: self.start.conflict_resolution_policy,
             decisions: &self.decisions,
+        })
+    }
+
+    pub(super) fn plan(&self, section: &Section<'_>, obtained: Vec<Obtained>) -> Result<Plan, CallError> {
+        let (replica, tick) = {
+            let metadata = self.shared.metadata();
+            (metadata.replica().clone(), metadata.tick())
         };
-        ground.plan(obtained, replica, tick)
+        self.on_ground(section, |ground| ground.plan(obtained, replica, tick))
     }
 }
 
@@ -271,6 +294,13 @@ impl Ground<'_> {
                 }
                 Settlement::Settled { winner, version, conflict } => (winner, version, conflict),
             };
+        let mut obtained = obtained;
+        if may_collide(winner, self.decisions, id)
+            && let Some(verdict) =
+                self.plan_collision(change, change_version, (index, row.as_ref()), &mut obtained, actions, ticks)?
+        {
+            return Ok(verdict);
+        }
         let incoming = || obtained.incoming.state().ok_or_else(|| ItemError::Changed.into_recoverable(id));
         let mut staged = obtained.staged;
         if matches!(winner, Winner::SourceAndCopy | Winner::DestinationAndCopy) && !mutant::is(Mutant::NoLoserCopy) {
@@ -325,7 +355,7 @@ impl Ground<'_> {
 
     /// Finds a name beside `id` that holds nothing, or already holds the loser's content. Never one with other content, nor
     /// one that this section is about to change into something else.
-    fn copy_name(
+    pub(super) fn copy_name(
         &self,
         id: &ItemId,
         loser: &ItemState,
@@ -352,15 +382,15 @@ fn same_but_properties(before: &ItemState, after: &ItemState) -> bool {
     before.same_content(after) && kind_of(&before.properties) == kind_of(&after.properties)
 }
 
-type Planned = (Option<Row>, Row, Step);
+pub(super) type Planned = (Option<Row>, Row, Step);
 
-fn row_of(state: ItemState, creation: Version, version: Version) -> Row {
+pub(super) fn row_of(state: ItemState, creation: Version, version: Version) -> Row {
     let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: false };
     Row { item, lingering: false, creation, version, units: None }
 }
 
 /// The source's state is written, with as little as it takes.
-fn take(
+pub(super) fn take(
     change: &ItemChange,
     before: Option<Row>,
     state: ItemState,
@@ -383,7 +413,7 @@ fn take(
     Ok((before, after, step))
 }
 
-fn delete(change: &ItemChange, before: Option<Row>, version: Version) -> Planned {
+pub(super) fn delete(change: &ItemChange, before: Option<Row>, version: Version) -> Planned {
     match before {
         Some(row) => {
             let step = if row.item.deleted { Step::None } else { Step::Delete };

@@ -31,7 +31,8 @@ impl Decisions {
     ) -> impl Iterator<Item = &'a ResolutionAction> {
         let about = move |resolution: &&Resolution| {
             resolution.change_unit_id.as_ref() == unit
-                && (stale_too || resolution.source_version == *source && resolution.destination_version == *destination)
+                && resolution.source_version == *source
+                && resolution.destination_version == *destination
         };
         self.0.get(item).into_iter().flatten().filter(about).map(|resolution| &resolution.action)
     }

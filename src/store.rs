@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::Connection;
+use tokio::sync::oneshot;
 
 pub mod conflicts;
 mod file;
@@ -276,6 +277,10 @@ pub struct Store {
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
+/// Writes that are on their way to the disk. Dropping it changes nothing about that.
+#[derive(Debug)]
+pub struct Submitted(oneshot::Receiver<Result<(), Error>>);
+
 impl Store {
     /// Opens the store in `dir`, which is made if it does not exist. Reads the files and blocks.
     ///
@@ -292,10 +297,16 @@ impl Store {
     /// After an error nothing was published, and nothing was stored unless the machine fails next: the caller may try again
     /// with the same records.
     pub async fn commit(&self, writes: Vec<Write>) -> Result<(), Error> {
+        self.submit(writes).await?.durable().await
+    }
+
+    /// As [`Store::commit`], but resolves as soon as the writes have their place in the order: before all that is written or
+    /// published later. Whether they became durable is told by what it gives.
+    pub async fn submit(&self, writes: Vec<Write>) -> Result<Submitted, Error> {
         if writes.iter().any(|write| matches!(write, Write::Found(_))) {
             self.has_standing.store(true, Ordering::Relaxed);
         }
-        self.queue.commit(writes).await
+        self.queue.submit(writes).await.map(Submitted)
     }
 
     /// Publishes a session's progress: its newest counters, same state. Returns at once.
@@ -339,9 +350,14 @@ impl Store {
         self.read(move |connection| reader::sessions(connection, &query, page_size, &token)).await
     }
 
+    /// False while no replicas can have conflicts or errors between them.
+    pub fn has_standing(&self) -> bool {
+        self.has_standing.load(Ordering::Relaxed)
+    }
+
     /// What stands between two replicas.
     pub async fn standing(&self, one: ReplicaId, other: ReplicaId) -> Result<Standing, Error> {
-        if !self.has_standing.load(Ordering::Relaxed) {
+        if !self.has_standing() {
             return Ok(Standing::default());
         }
         self.read(move |connection| Ok(table::standing(connection, &one, &other)?)).await
@@ -349,7 +365,7 @@ impl Store {
 
     /// What is left on the way from one replica to another.
     pub async fn left(&self, source: ReplicaId, destination: ReplicaId) -> Result<Left, Error> {
-        if !self.has_standing.load(Ordering::Relaxed) {
+        if !self.has_standing() {
             return Ok(Left::default());
         }
         self.read(move |connection| table::left(connection, &source, &destination)).await
@@ -439,6 +455,13 @@ impl Store {
             Ok(Some(Err(reader::Error::Sqlite(error)))) => Err(file::failure(&self.path, error)),
             Ok(None) | Err(_) => Err(Error::Closed),
         }
+    }
+}
+
+impl Submitted {
+    /// Waits until they are durable and published.
+    pub async fn durable(self) -> Result<(), Error> {
+        self.0.await.unwrap_or(Err(Error::Closed))
     }
 }
 

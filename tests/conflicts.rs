@@ -114,6 +114,9 @@ impl ItemStore for Full {
     fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
         self.0.conflict_copy_id(id, loser, attempt)
     }
+    fn other_id(&self, id: &ItemId, item: &ItemState, attempt: u32) -> Option<ItemId> {
+        self.0.other_id(id, item, attempt)
+    }
     fn containers(&self, id: &ItemId) -> Vec<ItemId> {
         self.0.containers(id)
     }

@@ -11,13 +11,12 @@
 use std::collections::BTreeMap;
 
 use super::decisions::Decisions;
-use super::fetch::Obtained;
-use super::plan::{Action, CopyName, Deferral, Ground, Step, Ticks, Verdict, conflicting, delete, row_of, take};
+use super::plan::{Action, Arrival, CopyName, Deferral, Ground, Step, Ticks, Verdict, conflicting, delete, row_of};
 use super::settle::{NewVersion, Winner, kind_of};
-use crate::knowledge::{ConstraintConflict, ItemChange, ItemDataHeader, ItemId, Version};
+use crate::knowledge::{ConstraintConflict, ItemChange, ItemDataHeader, ItemId};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::Row;
-use crate::provider::sdk::{ItemError, KnownItem, Staged};
+use crate::provider::sdk::{ItemError, KnownItem, Staged, units};
 use crate::types::{ConstraintConflictReason as Reason, ConstraintResolveAction};
 
 impl Ground<'_> {
@@ -50,13 +49,13 @@ impl Ground<'_> {
     pub(super) fn plan_collision(
         &self,
         change: &ItemChange,
-        source_version: &Version,
         (index, row): (usize, Option<&Row>),
-        obtained: &mut Obtained,
+        wanted: &NewVersion,
+        arrival: &mut Arrival,
         actions: &mut BTreeMap<ItemId, Action>,
         ticks: &mut Ticks,
     ) -> Result<Option<Verdict>, CallError> {
-        let Some((action, way)) = self.decided(change, source_version)? else { return Ok(None) };
+        let Some((action, way)) = self.decided(change)? else { return Ok(None) };
         let id = &change.item_id;
         let within = (self.within)(id)?;
         let is_within = within.iter().any(|(item, _)| *item == way);
@@ -66,27 +65,31 @@ impl Ground<'_> {
             return Ok(Some(Verdict::Failed(ItemError::Changed.into_recoverable(id))));
         }
         let changed = || Ok(Some(Verdict::Failed(ItemError::Changed.into_recoverable(id))));
-        let Some(state) = obtained.incoming.state() else { return changed() };
+        let Some(state) = arrival.incoming.state() else { return changed() };
         let mut planned = Vec::new();
         match action {
             ConstraintResolveAction::AcceptDestinationProvider => {}
             ConstraintResolveAction::AcceptSourceProvider if is_within => {
                 self.remove(&within, index, ticks, &mut planned);
             }
-            ConstraintResolveAction::RenameSource => {
-                let CopyName::Free(name, before) = self.copy_name(id, &state, actions)? else { return Ok(None) };
-                let Some(staged) = obtained.staged.take() else { return changed() };
-                let version = ticks.version(NewVersion::Local);
-                let after = row_of(state.clone(), version.clone(), version);
-                let step = Step::Put(staged);
-                planned
-                    .push((name, Action { index, before: *before, after, step, comes_first: true, keeps_loser: true }));
-            }
+            ConstraintResolveAction::RenameSource if is_within => match self.copy_name(id, &state, actions)? {
+                CopyName::None => return Ok(None),
+                CopyName::Kept => {}
+                CopyName::Free(name, before) => {
+                    let content = arrival.content.take().ok_or(ItemError::Changed);
+                    let Ok(staged) = content.and_then(|content| content.stage(self.store, &name, &state)) else {
+                        return changed();
+                    };
+                    let version = ticks.version(NewVersion::Local);
+                    let units = arrival.object.as_ref().map(|object| object.at(&version, state.modification_time));
+                    let after = Row { units, ..row_of(state.clone(), version.clone(), version) };
+                    planned.push((name, put_first(index, *before, after, staged, true)));
+                }
+            },
             ConstraintResolveAction::RenameDestination if is_within => {
                 let Some(holder) = row.filter(|row| row.is_there()) else { return Ok(None) };
-                let CopyName::Free(name, before) = self.copy_name(id, &holder.item.state, actions)? else {
-                    return Ok(None);
-                };
+                let name = |attempt| self.store.other_id(id, &holder.item.state, attempt);
+                let CopyName::Free(name, before) = self.free_name(name, |_| false, actions)? else { return Ok(None) };
                 if !self.move_all((id, holder), &within, (&name, *before), index, ticks, &mut planned)? {
                     return changed();
                 }
@@ -94,6 +97,7 @@ impl Ground<'_> {
             }
             // An item cannot become what holds others, and no data is merged here.
             ConstraintResolveAction::AcceptSourceProvider
+            | ConstraintResolveAction::RenameSource
             | ConstraintResolveAction::RenameDestination
             | ConstraintResolveAction::Merge
             | ConstraintResolveAction::Defer
@@ -104,31 +108,31 @@ impl Ground<'_> {
             ConstraintResolveAction::AcceptSourceProvider | ConstraintResolveAction::RenameDestination
         );
         let (before, after, step) = if saved {
-            match take(change, row.cloned(), state, source_version.clone(), obtained.staged.take()) {
+            let own = *wanted == NewVersion::Local;
+            let after = arrival.row(change, state, ticks.version(wanted.clone()), own);
+            match self.take(id, row.cloned(), after, arrival.content.take()) {
                 Ok(planned) => planned,
                 Err(error) => return Ok(Some(Verdict::Failed(error))),
             }
         } else {
             let version = ticks.version(NewVersion::Local);
             match row {
-                Some(row) if !row.item.deleted => (Some(row.clone()), Row { version, ..row.clone() }, Step::None),
+                Some(row) if !row.item.deleted => (Some(row.clone()), units::renewed(row.clone(), version), Step::None),
                 row => delete(change, row.cloned(), version),
             }
         };
-        planned.push((id.clone(), Action { index, before, after, step, comes_first: false, keeps_loser: false }));
+        let left_out = Vec::new();
+        let action = Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out };
+        planned.push((id.clone(), action));
         actions.extend(planned);
         Ok(Some(Verdict::Planned { conflict: true }))
     }
 
     /// The decision about a collision of this change, while the item in the way is as it was.
-    fn decided(
-        &self,
-        change: &ItemChange,
-        source_version: &Version,
-    ) -> Result<Option<(ConstraintResolveAction, ItemId)>, CallError> {
+    fn decided(&self, change: &ItemChange) -> Result<Option<(ConstraintResolveAction, ItemId)>, CallError> {
         for way in self.decisions.collisions(&change.item_id) {
             let Some(row) = (self.rows)(way)?.filter(Row::is_there) else { continue };
-            if let Some(action) = self.decisions.collision(&change.item_id, source_version, way, &row.version) {
+            if let Some(action) = self.decisions.collision(change, way, &row) {
                 return Ok(Some((action, way.clone())));
             }
         }
@@ -143,7 +147,9 @@ impl Ground<'_> {
             let after = Row { item, version, units: None, ..row.clone() };
             let step = Step::Delete;
             let before = Some(row.clone());
-            planned.push((id.clone(), Action { index, before, after, step, comes_first: false, keeps_loser: false }));
+            let left_out = Vec::new();
+            let action = Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out };
+            planned.push((id.clone(), action));
         }
     }
 
@@ -159,9 +165,9 @@ impl Ground<'_> {
     ) -> Result<bool, CallError> {
         let mut put = |to: ItemId, row: &Row, before: Option<Row>, staged: Staged, keeps_loser: bool| {
             let version = ticks.version(NewVersion::Local);
-            let after = row_of(row.item.state.clone(), version.clone(), version);
-            planned
-                .push((to, Action { index, before, after, step: Step::Put(staged), comes_first: true, keeps_loser }));
+            let units = units::renewed(row.clone(), version.clone()).units;
+            let after = Row { units, ..row_of(row.item.state.clone(), version.clone(), version) };
+            planned.push((to, put_first(index, before, after, staged, keeps_loser)));
         };
         let copy = |to: &ItemId, from: &ItemId, row: &Row| {
             if !holds_items(row) {
@@ -186,6 +192,12 @@ impl Ground<'_> {
         }
         Ok(true)
     }
+}
+
+/// What must be there before the change itself is carried out.
+fn put_first(index: usize, before: Option<Row>, after: Row, staged: Staged, keeps_loser: bool) -> Action {
+    let step = Step::Put(staged);
+    Action { index, before, after, step, comes_first: true, keeps_loser, left_out: Vec::new() }
 }
 
 /// True for an item that others may be within.

@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 
-use crate::knowledge::{ChangeUnitId, ItemId, Resolution, ResolutionAction, Version};
+use crate::knowledge::{ChangeUnitId, ItemChange, ItemId, Resolution, ResolutionAction, Version};
+use crate::provider::sdk::metadata::Row;
 use crate::types::{ConflictResolutionPolicy as Policy, ConstraintResolveAction, ResolveAction};
 
 /// The decisions that came with a batch.
@@ -69,17 +70,44 @@ impl Decisions {
         })
     }
 
-    /// What was decided about a collision of `item` with the item `in_the_way`.
-    pub fn collision(
-        &self,
-        item: &ItemId,
-        source: &Version,
-        in_the_way: &ItemId,
-        destination: &Version,
-    ) -> Option<ConstraintResolveAction> {
-        self.of(item, None, source, destination).find_map(|action| match action {
-            ResolutionAction::Constraint(action, with) if with == in_the_way => Some(*action),
-            ResolutionAction::Constraint(..) | ResolutionAction::Concurrency(_) => None,
-        })
+    /// As [`Decisions::policy`], of an item as a whole. Where a side has versions of its change units only, the decision is
+    /// about all of them: one that has moved on, or come since, makes it a conflict anew.
+    pub fn whole(&self, change: &ItemChange, row: Option<&Row>, policy: Policy) -> Policy {
+        let Some(row) = row else { return policy };
+        let about = versions(change, row);
+        let mut decided = about
+            .iter()
+            .map(|(unit, source, destination)| self.policy(&change.item_id, *unit, source, Some(destination), policy));
+        let Some(first) = decided.next() else { return policy };
+        if decided.all(|other| other == first) { first } else { policy }
+    }
+
+    /// What was decided about a collision of `change` with the item `in_the_way`.
+    pub fn collision(&self, change: &ItemChange, in_the_way: &ItemId, row: &Row) -> Option<ConstraintResolveAction> {
+        let about = versions(change, row);
+        let mut decided = about.iter().map(|(unit, source, destination)| {
+            self.of(&change.item_id, *unit, source, destination).find_map(|action| match action {
+                ResolutionAction::Constraint(action, with) if with == in_the_way => Some(*action),
+                ResolutionAction::Constraint(..) | ResolutionAction::Concurrency(_) => None,
+            })
+        });
+        let first = decided.next().flatten()?;
+        decided.all(|other| other == Some(first)).then_some(first)
+    }
+}
+
+/// The pairs of versions that a decision about two items as a whole names. None where both have change units, but not the same
+/// ones: nothing says then that none has come since.
+fn versions<'a>(change: &'a ItemChange, row: &'a Row) -> Vec<(Option<&'a ChangeUnitId>, &'a Version, &'a Version)> {
+    let theirs = || change.change_units.iter().map(|unit| (&unit.change_unit_id, &unit.version));
+    match (&change.change_version, &row.units) {
+        (Some(version), None) => vec![(None, version, &row.version)],
+        (Some(version), Some(here)) => here.iter().map(|(unit, here)| (Some(unit), version, &here.version)).collect(),
+        (None, None) => theirs().map(|(unit, version)| (Some(unit), version, &row.version)).collect(),
+        (None, Some(here)) => {
+            let pair = |(unit, version)| Some((Some(unit), version, &here.get(unit)?.version));
+            let pairs: Option<Vec<_>> = theirs().map(pair).collect();
+            pairs.filter(|pairs| pairs.len() == here.len()).unwrap_or_default()
+        }
     }
 }

@@ -68,15 +68,6 @@ pub enum Write {
     Request(AcceptedRequest),
     /// An EndSession is owed from now on: goes before BeginSession.
     Owe(Box<OwedEnd>),
-    /// What the owed EndSession will say. Nothing happens if the row is gone: it was settled.
-    Notice {
-        /// The session.
-        sync_guid: SyncGuid,
-        /// The provider that is owed it.
-        role: ProviderRole,
-        /// What it will be told.
-        notice: EndNotice,
-    },
     /// EndSession was answered, or the lease has lapsed.
     Settle {
         /// The session.
@@ -256,8 +247,7 @@ impl Store {
     ///
     /// A file that is refused (in use, locked, of a newer release, no database, damaged) is left as it is, byte for byte.
     pub fn open(dir: &Path) -> Result<(Opened, Recovered), Error> {
-        let (file, recovered) = file::open(dir)?;
-        let operations = Operations::new(recovered.operations.iter().cloned());
+        let (file, recovered, operations) = file::open(dir)?;
         Ok((Opened { file, operations }, recovered))
     }
 

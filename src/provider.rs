@@ -50,6 +50,8 @@ pub struct ProviderInfo {
     pub limits: ProviderLimits,
     /// Optional features, UPPER_SNAKE words; unknown ones are ignored.
     pub capabilities: Vec<String>,
+    /// Roles in which it would refuse BeginSession with BUSY at this moment; empty also where it does not tell.
+    pub busy_roles: Vec<ProviderRole>,
 }
 
 /// What a provider takes at once. 0 means: no limit of its own.

@@ -255,6 +255,7 @@ impl Provider for ReplicaProvider {
                 max_inline_bytes: options.max_inline_bytes,
             },
             capabilities: Vec::new(),
+            busy_roles: session::busy_roles(&self.shared),
         })
     }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::admission::{Admission, Permit, Seat};
+use super::blame::Retry;
 use super::machine::{Answer, Commit, Effect, Event, Machine, Now, Relayed, Ticks, Timer};
 use super::outbox::Outbox;
 use super::registry::StateError;
@@ -45,8 +46,8 @@ pub struct Finished {
     pub ticks: Ticks,
     /// The cause of its last transition.
     pub cause: String,
-    /// It failed, and a further session may fare better.
-    pub worth_retrying: bool,
+    /// Whether a further session may fare better, where it failed.
+    pub retry: Retry,
 }
 
 /// What SessionStateService asks of a session.
@@ -249,7 +250,7 @@ impl SessionTask {
             record: self.machine.record().clone(),
             ticks: self.machine.ticks(),
             cause: self.unwritten.last_cause().to_owned(),
-            worth_retrying: self.machine.failure().is_some_and(|failure| failure.worth_retrying),
+            retry: self.machine.failure().map_or(Retry::Never, |failure| failure.retry),
         };
         self.inbox.done.send_replace(Some(Arc::new(finished)));
     }
@@ -350,6 +351,7 @@ impl SessionTask {
                 }));
             }
             Effect::Admit => self.admit(),
+            Effect::Release => self.permit = None,
             Effect::Begin(role) => {
                 let provider = self.provider(role);
                 let begin = BeginSession {

@@ -11,6 +11,8 @@ pub(crate) enum Fault {
     ReuseRevisions,
     /// A provider goes on with a session whose lease has run out.
     IgnoreLease,
+    /// A provider takes calls of any epoch.
+    IgnoreEpoch,
     /// A provider does not remember which sessions have ended.
     ForgetEnded,
     /// A destination learns what failed.
@@ -24,6 +26,7 @@ pub(crate) enum Fault {
 pub(crate) const FAULTS: &[(Fault, Check)] = &[
     (Fault::ReuseRevisions, Check::Watcher),
     (Fault::IgnoreLease, Check::Lease),
+    (Fault::IgnoreEpoch, Check::Epoch),
     (Fault::ForgetEnded, Check::Pairing),
     (Fault::LearnFailed, Check::FalseBlame),
     (Fault::RangeTooWide, Check::Convergence),
@@ -41,6 +44,9 @@ pub(crate) fn seen_by(mutant: synclave::mutant::Mutant) -> Check {
         Mutant::BeginTwice => Check::BeginOnce,
         Mutant::ForgetOwedRow => Check::OwedFirst,
         Mutant::BeginWhileOwed => Check::NoBeginWhileOwed,
+        Mutant::BeginWhileBusy => Check::NoBeginWhileBusy,
+        Mutant::BlameBusy => Check::FalseBlame,
+        Mutant::KeepEpoch => Check::Epoch,
         Mutant::BlameAfterRestart => Check::FalseBlame,
         Mutant::EndBeforeOutcome => Check::OutcomeFirst,
         Mutant::ForgetTombstones => Check::Resurrection,

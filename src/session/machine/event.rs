@@ -116,6 +116,8 @@ pub enum Timer {
     Renew,
     /// Try to reach a provider again.
     Reconnect(ProviderRole),
+    /// A provider that was busy elsewhere may be free.
+    AskAgain,
     /// A cancelled call has had its grace.
     CancelGrace,
     /// EndSession has had its grace.
@@ -135,6 +137,8 @@ pub enum Effect {
     Identify(ProviderRole),
     /// Ask for both replicas at once; answered by `Admitted`, perhaps after `Waiting`.
     Admit,
+    /// Let both replicas go: the session waits for something else.
+    Release,
     /// Call BeginSession.
     Begin(ProviderRole),
     /// Call RenewSession.

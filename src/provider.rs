@@ -11,11 +11,11 @@ use tokio::sync::mpsc;
 
 use crate::knowledge::{
     ChangeBatch, ChangeOutcome, ChangeUnitId, Digest, IdParameters, ItemDataHeader, ItemId, Knowledge,
-    RecoverableError, ReplicaId, Version,
+    RecoverableError, ReplicaId, Resolution, Version,
 };
 use crate::types::{
-    ConflictResolutionPolicy, Epoch, FullEnumerationAction, Hresult, ProviderRole, ProviderWithError, SyncGuid,
-    SyncProgressStage, SyncState,
+    CollisionConflictResolutionPolicy, ConflictResolutionPolicy, Epoch, FullEnumerationAction, Hresult, ProviderRole,
+    ProviderWithError, SyncGuid, SyncProgressStage, SyncState,
 };
 
 pub mod sdk;
@@ -35,6 +35,9 @@ pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Upper bound of an encoded knowledge; more is a clear error (design section 5).
 pub const MAX_KNOWLEDGE_BYTES: usize = 2 * 1024 * 1024;
 
+/// The capability of a provider that gives and takes full enumerations, so that an out-of-date destination can recover.
+pub const FULL_ENUMERATION: &str = "FULL_ENUMERATION";
+
 /// Who a provider is, and what it can do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProviderInfo {
@@ -48,10 +51,20 @@ pub struct ProviderInfo {
     pub member_name: String,
     /// Its limits.
     pub limits: ProviderLimits,
-    /// Optional features, UPPER_SNAKE words; unknown ones are ignored.
+    /// Optional features, UPPER_SNAKE words ([`FULL_ENUMERATION`]); unknown ones are ignored.
     pub capabilities: Vec<String>,
     /// Roles in which it would refuse BeginSession with BUSY at this moment; empty also where it does not tell.
     pub busy_roles: Vec<ProviderRole>,
+    /// Random, made with the replica's metadata and kept as long as they are: another value under the same replica id means
+    /// that the replica was wiped and made again. Empty where the provider does not say.
+    pub incarnation_id: String,
+}
+
+impl ProviderInfo {
+    /// True when the provider offers the feature.
+    pub fn offers(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|offered| offered == capability)
+    }
 }
 
 /// What a provider takes at once. 0 means: no limit of its own.
@@ -107,6 +120,17 @@ pub struct BeginSession {
     /// How long ago the session's operation began: changes from before that are to have versions, and a provider whose last
     /// look for local changes began later need not look again. `None`: it looks in any case. A span, as clocks differ.
     pub operation_age: Option<Duration>,
+    /// The other provider of the session; `None` when it is not dialled.
+    pub partner: Option<Partner>,
+}
+
+/// The other provider of a session, as it told of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partner {
+    /// The replica that it speaks for.
+    pub replica_id: ReplicaId,
+    /// Its [`ProviderInfo::incarnation_id`]; empty where it does not say.
+    pub incarnation_id: String,
 }
 
 /// A provider's own report in RenewSession: totals since its session began, never falling.
@@ -184,12 +208,28 @@ pub struct ChangeBatchRequest {
 }
 
 /// Start of ProcessChangeBatch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessStart {
     /// How conflicts are settled.
     pub conflict_resolution_policy: ConflictResolutionPolicy,
     /// What to do when the destination is out of date.
     pub full_enumeration_action: FullEnumerationAction,
+    /// How collisions are settled.
+    pub collision_conflict_resolution_policy: CollisionConflictResolutionPolicy,
+    /// Decisions about deferred conflicts of items in the batch. Each holds only while both versions are those that it names.
+    pub resolutions: Vec<Resolution>,
+}
+
+impl ProcessStart {
+    /// Without decisions; collisions are deferred, and a destination that is out of date ends the session.
+    pub fn new(conflict_resolution_policy: ConflictResolutionPolicy) -> Self {
+        Self {
+            conflict_resolution_policy,
+            full_enumeration_action: FullEnumerationAction::Abort,
+            collision_conflict_resolution_policy: CollisionConflictResolutionPolicy::None,
+            resolutions: Vec::new(),
+        }
+    }
 }
 
 /// A destination's demand for one item's data.
@@ -389,6 +429,11 @@ impl Refusal {
         Self::winsync(RefusalCode::FailedPrecondition, Hresult::SYNC_E_INVALID_OPERATION, message)
     }
 
+    /// A feature that the provider does not offer, by its capability.
+    pub fn not_offered(feature: &str) -> Self {
+        Self::own(RefusalCode::Unimplemented, feature, Hresult::E_NOTIMPL, format!("{feature} is not offered"))
+    }
+
     /// A refusal with a reason of our own (domain `synclave`).
     pub fn own(code: RefusalCode, reason: &str, hresult: Hresult, message: impl Into<String>) -> Self {
         Self { code, reason: reason.to_owned(), hresult, message: message.into() }
@@ -408,6 +453,17 @@ pub trait Provider: Send + Sync + 'static {
     async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError>;
     /// Source: what the destination lacks.
     async fn get_change_batch(&self, key: SessionKey, request: ChangeBatchRequest) -> Result<ChangeBatch, CallError>;
+    /// Source: every item from `lower_bound` on, tombstones too, known to the destination or not (`windows-sync.md` 4.9). One
+    /// ordered group (R24), whose lower bound is not above `lower_bound`; without an upper bound exactly in the last batch.
+    /// Refused with [`FULL_ENUMERATION`] where it is not offered.
+    async fn get_full_enumeration_change_batch(
+        &self,
+        _key: SessionKey,
+        _request: ChangeBatchRequest,
+        _lower_bound: ItemId,
+    ) -> Result<ChangeBatch, CallError> {
+        Err(CallError::Refused(Refusal::not_offered(FULL_ENUMERATION)))
+    }
     /// Destination: applies a batch.
     async fn process_change_batch(
         &self,
@@ -416,6 +472,18 @@ pub trait Provider: Send + Sync + 'static {
         batch: ChangeBatch,
         inputs: ProcessInputs,
     ) -> Result<ProcessOutputs, CallError>;
+    /// Destination: applies a batch of a full enumeration. Its own items in the range of the group that the batch does not
+    /// list, and whose version the source knows, were deleted and forgotten there: they go, and leave no tombstone.
+    /// Refused with [`FULL_ENUMERATION`] where it is not offered.
+    async fn process_full_enumeration_change_batch(
+        &self,
+        _key: SessionKey,
+        _start: ProcessStart,
+        _batch: ChangeBatch,
+        _inputs: ProcessInputs,
+    ) -> Result<ProcessOutputs, CallError> {
+        Err(CallError::Refused(Refusal::not_offered(FULL_ENUMERATION)))
+    }
     /// Source: one item's data.
     async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError>;
     /// Leaves the session; answered only when no work of it runs any more (R4, design section 4).

@@ -10,7 +10,7 @@ use super::client::{Server, unary};
 use super::endpoint::{self, Target};
 use super::exit::{Exit, Failure};
 use super::local::LocalCoordinator;
-use super::options::Conflict;
+use super::options::{Collision, Conflict};
 use super::output::{self, Output};
 use super::roots::{self, Root};
 use super::summary::Summary;
@@ -46,6 +46,9 @@ pub(super) struct SyncArgs {
     /// How conflicts are settled
     #[arg(long, value_enum, default_value = "keep-both", value_name = "POLICY")]
     conflict: Conflict,
+    /// How collisions are settled, such as a file and a directory of one name
+    #[arg(long, value_enum, default_value = "none", value_name = "POLICY")]
+    collision: Collision,
     /// Turn the safety stop against mass deletion off
     #[arg(long)]
     allow_mass_delete: bool,
@@ -107,6 +110,9 @@ impl SyncArgs {
             destination: Some(endpoint::to_pb(destination)),
             direction: direction.into(),
             conflict_resolution_policy: Some(pb::ConflictResolutionPolicy::from(self.conflict).into()),
+            collision_conflict_resolution_policy: Some(
+                pb::CollisionConflictResolutionPolicy::from(self.collision).into(),
+            ),
             allow_mass_delete: self.allow_mass_delete,
             ..Default::default()
         }

@@ -91,9 +91,7 @@ pub fn from_invalid_message(error: &InvalidMessage) -> Status {
 
 /// UNIMPLEMENTED with the name of the feature, an UPPER_SNAKE word.
 pub fn unimplemented(feature: &str) -> Status {
-    let message = format!("{feature} is not offered");
-    let refusal = Refusal::own(RefusalCode::Unimplemented, feature, Hresult::E_NOTIMPL, message);
-    from_refusal(&refusal, Subject::default())
+    from_refusal(&Refusal::not_offered(feature), Subject::default())
 }
 
 /// An operation, or a session with one of its own, that was not accepted.

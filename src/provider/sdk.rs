@@ -59,7 +59,7 @@ pub mod decision {
     pub use super::applier::plan::{Action, Ground, Plan, Step, Verdict};
     pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
     pub use super::detection::{Book, fold};
-    pub use super::metadata::{Commit, Intent, Row, Snapshot};
+    pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};
 }
 
 use metadata::Metadata;
@@ -256,6 +256,7 @@ impl Provider for ReplicaProvider {
             },
             capabilities: Vec::new(),
             busy_roles: session::busy_roles(&self.shared),
+            incarnation_id: String::new(),
         })
     }
 

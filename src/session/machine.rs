@@ -420,5 +420,6 @@ fn not_dialled(record: &SessionRecord, role: ProviderRole) -> Option<ProviderInf
         limits: ProviderLimits::default(),
         capabilities: Vec::new(),
         busy_roles: Vec::new(),
+        incarnation_id: String::new(),
     })
 }

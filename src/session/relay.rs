@@ -94,7 +94,7 @@ impl Relay {
             ..Relayed::default()
         };
         let (inputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
-        let opening = self.destination.process_change_batch(self.key, self.start, batch, receiver);
+        let opening = self.destination.process_change_batch(self.key, self.start.clone(), batch, receiver);
         let mut outputs = within(self.timing.call_deadline, opening).await.map_err(at_destination)?;
 
         let mut openers = JoinSet::new();

@@ -21,7 +21,7 @@ use super::relay::{Relay, within};
 use super::timing::Timing;
 use super::unwritten::Unwritten;
 use crate::provider::{
-    BeginSession, EndSession, ProcessStart, ProgressReport, Provider, ProviderFault, SessionKey, SessionRef,
+    BeginSession, EndSession, Partner, ProcessStart, ProgressReport, Provider, ProviderFault, SessionKey, SessionRef,
 };
 use crate::store::{OwedEnd, SessionRecord, Store, Write};
 use crate::types::{Hresult, ProviderRole, SessionKind, SyncGuid};
@@ -364,6 +364,7 @@ impl SessionTask {
                     },
                     allow_mass_delete: self.machine.record().allow_mass_delete,
                     operation_age: Some(self.links.operation_began.elapsed()),
+                    partner: self.partner_of(role),
                 };
                 let deadline = self.parts.timing.begin_deadline;
                 self.work.spawn(answered(role, async move {
@@ -462,6 +463,8 @@ impl SessionTask {
             start: ProcessStart {
                 conflict_resolution_policy: record.conflict_resolution_policy,
                 full_enumeration_action: record.full_enumeration_action,
+                collision_conflict_resolution_policy: record.collision_conflict_resolution_policy,
+                resolutions: Vec::new(),
             },
             timing: self.parts.timing,
             cancel: self.cancel_work.clone(),
@@ -516,6 +519,12 @@ impl SessionTask {
 
     fn provider(&self, role: ProviderRole) -> Arc<dyn Provider> {
         self.links.providers[role as usize].clone().expect("the machine calls nobody who is not dialled")
+    }
+
+    /// The other provider, as it told of itself; `None` when it is not dialled.
+    fn partner_of(&self, role: ProviderRole) -> Option<Partner> {
+        let info = self.machine.info(role.other()).filter(|_| self.machine.record().is_dialled(role.other()))?;
+        Some(Partner { replica_id: info.replica_id.clone(), incarnation_id: info.incarnation_id.clone() })
     }
 
     fn key(&self) -> SessionKey {

@@ -192,6 +192,7 @@ impl Provider {
             limits: ProviderLimits { max_source_sessions: self.max_source_sessions, ..ProviderLimits::default() },
             capabilities: Vec::new(),
             busy_roles: ProviderRole::BOTH.into_iter().filter(|role| self.busy(*role, lasts)).collect(),
+            incarnation_id: String::new(),
         }
     }
 }

@@ -126,6 +126,7 @@ impl Bench {
             destination,
             conflict_resolution_policy: ConflictResolutionPolicy::SourceProviderWins,
             full_enumeration_action: FullEnumerationAction::Abort,
+            collision_conflict_resolution_policy: Default::default(),
             allow_mass_delete: false,
             lease: None,
         };

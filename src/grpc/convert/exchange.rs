@@ -11,38 +11,70 @@ use super::knowledge::{
     ReplicaKeys, decode_change_unit_ids, encode_change_unit_ids, encode_knowledge, item_id, knowledge,
 };
 use super::provider::{encode_fault, fault, session_key};
+use super::resolution::{encode_resolution, resolution};
 use super::{Path, Violations, enums};
 use crate::knowledge::{Digest, IdParameters, ReplicaId};
 use crate::pb;
 use crate::provider::{
     DataPart, Load, ProcessInput, ProcessOutput, ProcessResult, ProcessStart, Refusal, RefusalCode, SessionKey,
 };
-use crate::types::{Hresult, SyncGuid};
+use crate::types::{CollisionConflictResolutionPolicy, Hresult, SyncGuid};
 
 /// Encodes the start of ProcessChangeBatch.
 pub fn encode_process_start(key: SessionKey, start: ProcessStart) -> pb::ProcessStart {
-    let ProcessStart { conflict_resolution_policy, full_enumeration_action } = start;
+    let ProcessStart {
+        conflict_resolution_policy,
+        full_enumeration_action,
+        collision_conflict_resolution_policy: collision,
+        resolutions,
+    } = start;
     pb::ProcessStart {
         sync_guid: key.sync_guid.to_string(),
         epoch: key.epoch,
         conflict_resolution_policy: Some(pb::ConflictResolutionPolicy::from(conflict_resolution_policy).into()),
         full_enumeration_action: Some(pb::FullEnumerationAction::from(full_enumeration_action).into()),
+        resolutions: resolutions.iter().map(encode_resolution).collect(),
+        collision_conflict_resolution_policy: Some(pb::CollisionConflictResolutionPolicy::from(collision).into()),
     }
 }
 
 /// Decodes the start of ProcessChangeBatch.
 pub fn process_start(
     start: pb::ProcessStart,
+    schema: &IdParameters,
     at: Path<'_>,
     violations: &mut Violations,
 ) -> Option<(SessionKey, ProcessStart)> {
-    let pb::ProcessStart { sync_guid, epoch, conflict_resolution_policy, full_enumeration_action } = start;
+    let pb::ProcessStart {
+        sync_guid,
+        epoch,
+        conflict_resolution_policy,
+        full_enumeration_action,
+        resolutions,
+        collision_conflict_resolution_policy: collision,
+    } = start;
     let key = session_key(&sync_guid, epoch, at, violations);
     let policy_at = at.field("conflict_resolution_policy");
     let policy = enums::conflict_resolution_policy(conflict_resolution_policy, policy_at, violations);
     let action_at = at.field("full_enumeration_action");
     let action = enums::full_enumeration_action(full_enumeration_action, action_at, violations);
-    Some((key?, ProcessStart { conflict_resolution_policy: policy?, full_enumeration_action: action? }))
+    let collision_at = at.field("collision_conflict_resolution_policy");
+    let collision = match collision {
+        None => Some(CollisionConflictResolutionPolicy::None),
+        some => enums::collision_conflict_resolution_policy(some, collision_at, violations),
+    };
+    let resolutions_at = at.field("resolutions");
+    let mut decided = Vec::with_capacity(resolutions.len());
+    for (index, value) in resolutions.into_iter().enumerate() {
+        decided.push(resolution(value, schema, resolutions_at.index(index), violations));
+    }
+    let start = ProcessStart {
+        conflict_resolution_policy: policy?,
+        full_enumeration_action: action?,
+        collision_conflict_resolution_policy: collision?,
+        resolutions: decided.into_iter().collect::<Option<_>>()?,
+    };
+    Some((key?, start))
 }
 
 /// Encodes a frame to the destination.
@@ -228,4 +260,64 @@ pub fn data_part(response: pb::LoadChangeDataResponse, violations: &mut Violatio
         Part::End(end) => DataPart::End { content_digest: end_digest(&end, Path::ROOT.field("end"), violations)? },
         Part::RecoverableError(error) => DataPart::Failed(recoverable_error(error)),
     })
+}
+
+/// The frames of the two conversations are the same but for their names: full enumeration is converted at the very edge.
+mod full_enumeration {
+    use crate::pb::process_change_batch_request::Frame as Request;
+    use crate::pb::process_change_batch_response::Frame as Response;
+    use crate::pb::process_full_enumeration_change_batch_request::Frame as FullRequest;
+    use crate::pb::process_full_enumeration_change_batch_response::Frame as FullResponse;
+    use crate::pb::{
+        ProcessChangeBatchRequest, ProcessChangeBatchResponse, ProcessFullEnumerationChangeBatchRequest,
+        ProcessFullEnumerationChangeBatchResponse,
+    };
+
+    impl From<ProcessChangeBatchRequest> for ProcessFullEnumerationChangeBatchRequest {
+        fn from(request: ProcessChangeBatchRequest) -> Self {
+            let frame = request.frame.map(|frame| match frame {
+                Request::Start(start) => FullRequest::Start(start),
+                Request::Batch(batch) => FullRequest::Batch(batch),
+                Request::Data(data) => FullRequest::Data(data),
+                Request::Cancel(cancel) => FullRequest::Cancel(cancel),
+            });
+            Self { frame }
+        }
+    }
+
+    impl From<ProcessFullEnumerationChangeBatchRequest> for ProcessChangeBatchRequest {
+        fn from(request: ProcessFullEnumerationChangeBatchRequest) -> Self {
+            let frame = request.frame.map(|frame| match frame {
+                FullRequest::Start(start) => Request::Start(start),
+                FullRequest::Batch(batch) => Request::Batch(batch),
+                FullRequest::Data(data) => Request::Data(data),
+                FullRequest::Cancel(cancel) => Request::Cancel(cancel),
+            });
+            Self { frame }
+        }
+    }
+
+    impl From<ProcessChangeBatchResponse> for ProcessFullEnumerationChangeBatchResponse {
+        fn from(response: ProcessChangeBatchResponse) -> Self {
+            let frame = response.frame.map(|frame| match frame {
+                Response::Load(load) => FullResponse::Load(load),
+                Response::Outcome(outcome) => FullResponse::Outcome(outcome),
+                Response::Progress(progress) => FullResponse::Progress(progress),
+                Response::Result(result) => FullResponse::Result(result),
+            });
+            Self { frame }
+        }
+    }
+
+    impl From<ProcessFullEnumerationChangeBatchResponse> for ProcessChangeBatchResponse {
+        fn from(response: ProcessFullEnumerationChangeBatchResponse) -> Self {
+            let frame = response.frame.map(|frame| match frame {
+                FullResponse::Load(load) => Response::Load(load),
+                FullResponse::Outcome(outcome) => Response::Outcome(outcome),
+                FullResponse::Progress(progress) => Response::Progress(progress),
+                FullResponse::Result(result) => Response::Result(result),
+            });
+            Self { frame }
+        }
+    }
 }

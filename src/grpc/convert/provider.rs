@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::knowledge::{encode_knowledge, knowledge};
+use super::knowledge::{encode_knowledge, item_id, knowledge};
 use super::{Path, Violations, enums, time};
-use crate::knowledge::{IdFormat, IdParameters, ReplicaId};
+use crate::knowledge::{IdFormat, IdParameters, ItemId, ReplicaId};
 use crate::pb;
 use crate::provider::{
-    BeginSession, ChangeBatchRequest, EndSession, ProgressReport, ProgressTotals, ProviderFault, ProviderInfo,
+    BeginSession, ChangeBatchRequest, EndSession, Partner, ProgressReport, ProgressTotals, ProviderFault, ProviderInfo,
     ProviderLimits, Refusal, Renewal, SessionKey, SessionRef, SyncBatchParameters,
 };
 use crate::types::{Hresult, SyncGuid};
@@ -72,7 +72,16 @@ fn id_parameters(parameters: pb::IdParameters, at: Path<'_>, violations: &mut Vi
 
 /// Encodes who a provider is.
 pub fn encode_provider_info(info: ProviderInfo) -> pb::GetIdParametersResponse {
-    let ProviderInfo { id_parameters, replica_id, instance_id, member_name, limits, capabilities, busy_roles } = info;
+    let ProviderInfo {
+        id_parameters,
+        replica_id,
+        instance_id,
+        member_name,
+        limits,
+        capabilities,
+        incarnation_id,
+        busy_roles,
+    } = info;
     let ProviderLimits { max_source_sessions, max_changes, max_bytes, max_inline_bytes } = limits;
     pb::GetIdParametersResponse {
         id_parameters: Some(encode_id_parameters(&id_parameters)),
@@ -82,6 +91,7 @@ pub fn encode_provider_info(info: ProviderInfo) -> pb::GetIdParametersResponse {
         limits: Some(pb::ProviderLimits { max_source_sessions, max_changes, max_bytes, max_inline_bytes }),
         capabilities,
         busy_roles: busy_roles.into_iter().map(|role| pb::SyncProviderRole::from(role).into()).collect(),
+        incarnation_id,
     }
 }
 
@@ -95,6 +105,7 @@ pub fn provider_info(response: pb::GetIdParametersResponse, violations: &mut Vio
         limits,
         capabilities,
         busy_roles,
+        incarnation_id,
     } = response;
     let schema_at = Path::ROOT.field("id_parameters");
     let id_parameters = id_parameters(violations.required(schema, schema_at)?, schema_at, violations)?;
@@ -118,12 +129,13 @@ pub fn provider_info(response: pb::GetIdParametersResponse, violations: &mut Vio
             .into_iter()
             .filter_map(|role| enums::provider_role(Some(role), Path::ROOT.field("busy_roles"), violations))
             .collect(),
+        incarnation_id,
     })
 }
 
 /// Encodes BeginSession.
 pub fn encode_begin_session(request: BeginSession) -> pb::KnowledgeSyncProviderServiceBeginSessionRequest {
-    let BeginSession { role, session, allow_mass_delete, operation_age } = request;
+    let BeginSession { role, session, allow_mass_delete, operation_age, partner } = request;
     let SessionRef { key, token, lease, coordinator_address } = session;
     pb::KnowledgeSyncProviderServiceBeginSessionRequest {
         role: Some(pb::SyncProviderRole::from(role).into()),
@@ -136,6 +148,10 @@ pub fn encode_begin_session(request: BeginSession) -> pb::KnowledgeSyncProviderS
         }),
         allow_mass_delete,
         operation_age: operation_age.map(time::encode_duration),
+        partner: partner.map(|Partner { replica_id, incarnation_id }| pb::SessionPartner {
+            replica_id: Bytes::copy_from_slice(replica_id.as_bytes()),
+            incarnation_id,
+        }),
     }
 }
 
@@ -144,8 +160,13 @@ pub fn begin_session(
     request: pb::KnowledgeSyncProviderServiceBeginSessionRequest,
     violations: &mut Violations,
 ) -> Option<BeginSession> {
-    let pb::KnowledgeSyncProviderServiceBeginSessionRequest { role, session, allow_mass_delete, operation_age } =
-        request;
+    let pb::KnowledgeSyncProviderServiceBeginSessionRequest {
+        role,
+        session,
+        allow_mass_delete,
+        operation_age,
+        partner,
+    } = request;
     let role = enums::provider_role(role, Path::ROOT.field("role"), violations);
     let at = Path::ROOT.field("session");
     let pb::SessionRef { sync_guid, epoch, token, lease, coordinator_address } = violations.required(session, at)?;
@@ -154,7 +175,11 @@ pub fn begin_session(
     let session = SessionRef { key: key?, token, lease: lease?, coordinator_address };
     let at = Path::ROOT.field("operation_age");
     let operation_age = operation_age.and_then(|age| time::duration(age, at, violations));
-    Some(BeginSession { role: role?, session, allow_mass_delete, operation_age })
+    let partner = partner.map(|pb::SessionPartner { replica_id, incarnation_id }| Partner {
+        replica_id: ReplicaId::from(&replica_id[..]),
+        incarnation_id,
+    });
+    Some(BeginSession { role: role?, session, allow_mass_delete, operation_age, partner })
 }
 
 /// Decodes a lease, which is required and more than nothing.
@@ -305,6 +330,68 @@ pub fn change_batch_request(
     let at = Path::ROOT.field("destination_knowledge");
     let destination_knowledge = knowledge(violations.required(destination_knowledge, at)?, schema, at, violations)?;
     Some((key?, ChangeBatchRequest { requested_batch_size, max_bytes, destination_knowledge, max_inline_bytes }))
+}
+
+/// Encodes GetFullEnumerationChangeBatch.
+///
+/// # Errors
+///
+/// KNOWLEDGE_TOO_LARGE, as [`encode_knowledge`].
+pub fn encode_full_enumeration_request(
+    key: SessionKey,
+    request: &ChangeBatchRequest,
+    lower_bound: &ItemId,
+) -> Result<pb::GetFullEnumerationChangeBatchRequest, Refusal> {
+    let pb::GetChangeBatchRequest {
+        sync_guid,
+        epoch,
+        requested_batch_size,
+        max_bytes,
+        destination_knowledge,
+        max_inline_bytes,
+    } = encode_change_batch_request(key, request)?;
+    Ok(pb::GetFullEnumerationChangeBatchRequest {
+        sync_guid,
+        epoch,
+        requested_batch_size,
+        max_bytes,
+        destination_knowledge,
+        max_inline_bytes,
+        lower_bound: Bytes::copy_from_slice(lower_bound.as_bytes()),
+    })
+}
+
+/// Decodes GetFullEnumerationChangeBatch. The bound is empty or an id of the schema.
+pub fn full_enumeration_request(
+    request: pb::GetFullEnumerationChangeBatchRequest,
+    schema: &IdParameters,
+    violations: &mut Violations,
+) -> Option<(SessionKey, ChangeBatchRequest, ItemId)> {
+    let pb::GetFullEnumerationChangeBatchRequest {
+        sync_guid,
+        epoch,
+        requested_batch_size,
+        max_bytes,
+        destination_knowledge,
+        max_inline_bytes,
+        lower_bound,
+    } = request;
+    let lower_bound = item_bound(&lower_bound, schema, Path::ROOT.field("lower_bound"), violations);
+    let request = pb::GetChangeBatchRequest {
+        sync_guid,
+        epoch,
+        requested_batch_size,
+        max_bytes,
+        destination_knowledge,
+        max_inline_bytes,
+    };
+    let (key, request) = change_batch_request(request, schema, violations)?;
+    Some((key, request, lower_bound))
+}
+
+/// Decodes a bound of a range of items: empty, which is below every id, or an id of the schema.
+pub fn item_bound(bytes: &[u8], schema: &IdParameters, at: Path<'_>, violations: &mut Violations) -> ItemId {
+    if bytes.is_empty() { ItemId::default() } else { item_id(bytes, schema, at, violations) }
 }
 
 /// Encodes EndSession.

@@ -17,7 +17,7 @@ use crate::grpc::address::{self, AddressError};
 use crate::grpc::convert::knowledge::ReplicaKeys;
 use crate::grpc::convert::{self, Violations, batch, exchange, provider, time};
 use crate::grpc::{MESSAGE_LIMIT, status};
-use crate::knowledge::ChangeBatch;
+use crate::knowledge::{ChangeBatch, ItemId};
 use crate::pb;
 use crate::pb::knowledge_sync_provider_service_client::KnowledgeSyncProviderServiceClient;
 use crate::provider::{
@@ -103,6 +103,67 @@ impl DialOut {
         Ok(info)
     }
 
+    /// Takes a source's batch, and remembers its keys for loads.
+    async fn batch(&self, key: SessionKey, batch: Option<pb::ChangeBatch>) -> Result<ChangeBatch, CallError> {
+        let identity = self.identity().await?;
+        let (batch, keys) = decode(|violations| {
+            let at = convert::Path::ROOT.field("batch");
+            batch::batch(violations.required(batch, at)?, &identity.schema, at, violations)
+        })?;
+        self.keys.set(key.sync_guid, keys);
+        Ok(batch)
+    }
+
+    /// Holds the conversation of ProcessChangeBatch, or of its full-enumeration twin.
+    async fn converse<R, U, F>(
+        &self,
+        key: SessionKey,
+        start: ProcessStart,
+        batch: ChangeBatch,
+        inputs: ProcessInputs,
+        call: impl FnOnce(Requests<R>) -> F + Send + 'static,
+    ) -> Result<ProcessOutputs, CallError>
+    where
+        R: From<pb::ProcessChangeBatchRequest> + Send + 'static,
+        U: Into<pb::ProcessChangeBatchResponse> + Send + 'static,
+        F: Future<Output = Result<tonic::Response<tonic::Streaming<U>>, Status>> + Send,
+    {
+        use pb::process_change_batch_request::Frame;
+
+        let identity = self.identity().await?;
+        let (batch, keys) =
+            batch::encode_batch(&batch, None, Some(&identity.replica_id)).map_err(CallError::Refused)?;
+        let start = Frame::Start(exchange::encode_process_start(key, start));
+        let head = [start, Frame::Batch(batch)].map(|frame| pb::ProcessChangeBatchRequest { frame: Some(frame) });
+        let (abandoned, abandonment) = oneshot::channel();
+        let over = CancellationToken::new();
+        let requests = Requests {
+            head: Vec::from(head).into_iter(),
+            inputs,
+            abandoned: Some(abandoned),
+            over: Box::pin(over.clone().cancelled_owned()),
+            message: std::marker::PhantomData,
+        };
+
+        let (outputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
+        let sender = outputs.clone();
+        let over = over.drop_guard();
+        self.pump(outputs, async move {
+            let _over = over;
+            let decoder = |response: U, violations: &mut Violations| {
+                exchange::process_output(response.into(), &identity.schema, &keys, violations)
+            };
+            let is_last = |output: &ProcessOutput| matches!(output, ProcessOutput::Result(_));
+            tokio::select! {
+                outcome = relay(call(requests), sender, decoder, is_last) => outcome,
+                Ok(()) = abandonment => {
+                    Err(CallError::ConnectionLost("the call was cut off: its caller dropped the input".to_owned()))
+                }
+            }
+        });
+        Ok(receiver)
+    }
+
     /// Runs a pump until it is done or nobody listens any more; an error becomes the last thing that the channel gives.
     fn pump<T: Send + 'static>(
         &self,
@@ -159,30 +220,32 @@ async fn relay<T, U>(
 ///
 /// HTTP/2 cancels a stream only when both halves of it were dropped, and the connection holds this half until it ends. So it
 /// ends with the pump, and not before: a call that is half closed by its caller would look like one that goes on.
-struct Requests {
+struct Requests<R> {
     head: std::vec::IntoIter<pb::ProcessChangeBatchRequest>,
     inputs: ProcessInputs,
     /// Told when the caller drops its sender; the pump then cuts the call off.
     abandoned: Option<oneshot::Sender<()>>,
     /// The pump is done.
     over: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Messages of the one or the other conversation.
+    message: std::marker::PhantomData<fn() -> R>,
 }
 
-impl Stream for Requests {
-    type Item = pb::ProcessChangeBatchRequest;
+impl<R: From<pb::ProcessChangeBatchRequest>> Stream for Requests<R> {
+    type Item = R;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<R>> {
         if self.over.as_mut().poll(context).is_ready() {
             return Poll::Ready(None);
         }
         if let Some(request) = self.head.next() {
-            return Poll::Ready(Some(request));
+            return Poll::Ready(Some(request.into()));
         }
         if self.abandoned.is_none() {
             return Poll::Pending;
         }
         match self.inputs.poll_recv(context) {
-            Poll::Ready(Some(input)) => Poll::Ready(Some(exchange::encode_process_input(input))),
+            Poll::Ready(Some(input)) => Poll::Ready(Some(exchange::encode_process_input(input).into())),
             Poll::Ready(None) => {
                 if let Some(abandoned) = self.abandoned.take() {
                     // Nobody hears it when the pump is done already.
@@ -227,15 +290,21 @@ impl Provider for DialOut {
     }
 
     async fn get_change_batch(&self, key: SessionKey, request: ChangeBatchRequest) -> Result<ChangeBatch, CallError> {
-        let identity = self.identity().await?;
         let request = provider::encode_change_batch_request(key, &request).map_err(CallError::Refused)?;
         let response = unary(self.client.clone().get_change_batch(request)).await?;
-        let (batch, keys) = decode(|violations| {
-            let at = convert::Path::ROOT.field("batch");
-            batch::batch(violations.required(response.batch, at)?, &identity.schema, at, violations)
-        })?;
-        self.keys.set(key.sync_guid, keys);
-        Ok(batch)
+        self.batch(key, response.batch).await
+    }
+
+    async fn get_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        request: ChangeBatchRequest,
+        lower_bound: ItemId,
+    ) -> Result<ChangeBatch, CallError> {
+        let request =
+            provider::encode_full_enumeration_request(key, &request, &lower_bound).map_err(CallError::Refused)?;
+        let response = unary(self.client.clone().get_full_enumeration_change_batch(request)).await?;
+        self.batch(key, response.batch).await
     }
 
     async fn process_change_batch(
@@ -245,40 +314,21 @@ impl Provider for DialOut {
         batch: ChangeBatch,
         inputs: ProcessInputs,
     ) -> Result<ProcessOutputs, CallError> {
-        use pb::process_change_batch_request::Frame;
-
-        let identity = self.identity().await?;
-        let (batch, keys) =
-            batch::encode_batch(&batch, None, Some(&identity.replica_id)).map_err(CallError::Refused)?;
-        let start = Frame::Start(exchange::encode_process_start(key, start));
-        let head = [start, Frame::Batch(batch)].map(|frame| pb::ProcessChangeBatchRequest { frame: Some(frame) });
-        let (abandoned, abandonment) = oneshot::channel();
-        let over = CancellationToken::new();
-        let requests = Requests {
-            head: Vec::from(head).into_iter(),
-            inputs,
-            abandoned: Some(abandoned),
-            over: Box::pin(over.clone().cancelled_owned()),
-        };
-
-        let (outputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
         let mut client = self.client.clone();
-        let sender = outputs.clone();
-        let over = over.drop_guard();
-        self.pump(outputs, async move {
-            let _over = over;
-            let decoder = |response, violations: &mut Violations| {
-                exchange::process_output(response, &identity.schema, &keys, violations)
-            };
-            let is_last = |output: &ProcessOutput| matches!(output, ProcessOutput::Result(_));
-            tokio::select! {
-                outcome = relay(client.process_change_batch(requests), sender, decoder, is_last) => outcome,
-                Ok(()) = abandonment => {
-                    Err(CallError::ConnectionLost("the call was cut off: its caller dropped the input".to_owned()))
-                }
-            }
-        });
-        Ok(receiver)
+        let call = |requests| async move { client.process_change_batch(requests).await };
+        self.converse::<pb::ProcessChangeBatchRequest, _, _>(key, start, batch, inputs, call).await
+    }
+
+    async fn process_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        start: ProcessStart,
+        batch: ChangeBatch,
+        inputs: ProcessInputs,
+    ) -> Result<ProcessOutputs, CallError> {
+        let mut client = self.client.clone();
+        let call = |requests| async move { client.process_full_enumeration_change_batch(requests).await };
+        self.converse::<pb::ProcessFullEnumerationChangeBatchRequest, _, _>(key, start, batch, inputs, call).await
     }
 
     async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError> {

@@ -10,13 +10,14 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Identity, LastIdentity, LatestKeys, within_message};
 use crate::grpc::convert::{Path, batch, exchange, provider};
 use crate::grpc::stream::Frames;
-use crate::grpc::{FULL_ENUMERATION, MESSAGE_LIMIT, parse, status};
+use crate::grpc::{MESSAGE_LIMIT, parse, status};
+use crate::knowledge::ChangeBatch;
 use crate::pb;
 use crate::pb::knowledge_sync_provider_service_server::{
     KnowledgeSyncProviderService, KnowledgeSyncProviderServiceServer,
 };
 use crate::provider::{
-    CallError, ChangeBatchRequest, DataPart, FRAMES_IN_FLIGHT, ProcessInput, ProcessOutput, Provider,
+    CallError, ChangeBatchRequest, DataPart, FRAMES_IN_FLIGHT, ProcessInput, ProcessOutput, Provider, SessionKey,
 };
 use crate::types::SyncGuid;
 
@@ -59,6 +60,64 @@ impl ProviderServer {
             None => Ok(self.shared.identity.set(&self.provider.get_id_parameters().await.map_err(failed)?)),
         }
     }
+
+    /// Encodes a batch, and remembers its keys for loads.
+    fn encode_batch(
+        &self,
+        key: SessionKey,
+        batch: &ChangeBatch,
+        identity: &Identity,
+    ) -> Result<pb::ChangeBatch, Status> {
+        let (batch, keys) = batch::encode_batch(batch, Some(&identity.replica_id), None).map_err(refused)?;
+        self.shared.keys.set(key.sync_guid, keys);
+        Ok(batch)
+    }
+
+    /// Holds the conversation of ProcessChangeBatch, or of its full-enumeration twin.
+    async fn converse<R, U>(
+        &self,
+        mut requests: Streaming<R>,
+        full_enumeration: bool,
+    ) -> Result<Response<Frames<ProcessOutput, U>>, Status>
+    where
+        R: Into<pb::ProcessChangeBatchRequest> + Send + 'static,
+        U: From<pb::ProcessChangeBatchResponse> + 'static,
+    {
+        use pb::process_change_batch_request::Frame;
+
+        let identity = self.identity().await?;
+        let at = Path::ROOT.field("frame");
+        let start = requests.message().await?.and_then(|request| request.into().frame);
+        let (key, start) = parse(|violations| match start {
+            Some(Frame::Start(start)) => {
+                exchange::process_start(start, &identity.schema, Path::ROOT.field("start"), violations)
+            }
+            _ => violations.none(at, "must be start: it comes first"),
+        })?;
+        let batch = requests.message().await?.and_then(|request| request.into().frame);
+        let (batch, keys) = parse(|violations| match batch {
+            Some(Frame::Batch(batch)) => batch::batch(batch, &identity.schema, Path::ROOT.field("batch"), violations),
+            _ => violations.none(at, "must be batch: it comes second"),
+        })?;
+
+        let (sender, inputs) = mpsc::channel(FRAMES_IN_FLIGHT);
+        let processing = if full_enumeration {
+            self.provider.process_full_enumeration_change_batch(key, start, batch, inputs)
+        } else {
+            self.provider.process_change_batch(key, start, batch, inputs)
+        };
+        let outputs = processing.await.map_err(failed)?;
+        let (fault, faulted) = oneshot::channel();
+        let feeder = AbortOnDropHandle::new(tokio::spawn(feed(requests, sender, fault)));
+        let render = move |output| {
+            exchange::encode_process_output(output, &keys, Some(&identity.replica_id)).map(U::from).map_err(|refusal| {
+                // The batch is half applied by now, so this must not look like a call that had no effect.
+                Status::internal(refusal.message)
+            })
+        };
+        let is_last = |output: &ProcessOutput| matches!(output, ProcessOutput::Result(_));
+        Ok(Response::new(Frames::new(outputs, render, is_last, &self.stop).fed_by(feeder, faulted)))
+    }
 }
 
 fn failed(error: CallError) -> Status {
@@ -70,8 +129,8 @@ fn refused(refusal: crate::provider::Refusal) -> Status {
 }
 
 /// Hands the client's frames to the provider, which is aborted when they end: the dropped sender tells it.
-async fn feed(
-    mut requests: Streaming<pb::ProcessChangeBatchRequest>,
+async fn feed<R: Into<pb::ProcessChangeBatchRequest>>(
+    mut requests: Streaming<R>,
     inputs: mpsc::Sender<ProcessInput>,
     fault: oneshot::Sender<Status>,
 ) {
@@ -81,7 +140,7 @@ async fn feed(
             // An error here means that the client is gone: nobody is left to tell.
             Ok(None) | Err(_) => return,
         };
-        match parse(|violations| exchange::process_input(request, violations)) {
+        match parse(|violations| exchange::process_input(request.into(), violations)) {
             // A provider that has stopped listening says why in its answer.
             Ok(input) => {
                 if inputs.send(input).await.is_err() {
@@ -96,8 +155,7 @@ async fn feed(
 #[tonic::async_trait]
 impl KnowledgeSyncProviderService for ProviderServer {
     type ProcessChangeBatchStream = Frames<ProcessOutput, pb::ProcessChangeBatchResponse>;
-    type ProcessFullEnumerationChangeBatchStream =
-        tokio_stream::Empty<Result<pb::ProcessFullEnumerationChangeBatchResponse, Status>>;
+    type ProcessFullEnumerationChangeBatchStream = Frames<ProcessOutput, pb::ProcessFullEnumerationChangeBatchResponse>;
     type LoadChangeDataStream = Frames<DataPart, pb::LoadChangeDataResponse>;
 
     async fn get_id_parameters(
@@ -155,57 +213,35 @@ impl KnowledgeSyncProviderService for ProviderServer {
             parse(|violations| provider::change_batch_request(request.into_inner(), &identity.schema, violations))?;
         let request = ChangeBatchRequest { max_bytes: within_message(request.max_bytes), ..request };
         let batch = self.provider.get_change_batch(key, request).await.map_err(failed)?;
-        let (batch, keys) = batch::encode_batch(&batch, Some(&identity.replica_id), None).map_err(refused)?;
-        self.shared.keys.set(key.sync_guid, keys);
+        let batch = self.encode_batch(key, &batch, &identity)?;
         Ok(Response::new(pb::GetChangeBatchResponse { batch: Some(batch) }))
     }
 
     async fn get_full_enumeration_change_batch(
         &self,
-        _: Request<pb::GetFullEnumerationChangeBatchRequest>,
+        request: Request<pb::GetFullEnumerationChangeBatchRequest>,
     ) -> Result<Response<pb::GetFullEnumerationChangeBatchResponse>, Status> {
-        Err(status::unimplemented(FULL_ENUMERATION))
+        let identity = self.identity().await?;
+        let (key, request, lower_bound) =
+            parse(|violations| provider::full_enumeration_request(request.into_inner(), &identity.schema, violations))?;
+        let request = ChangeBatchRequest { max_bytes: within_message(request.max_bytes), ..request };
+        let batch = self.provider.get_full_enumeration_change_batch(key, request, lower_bound).await.map_err(failed)?;
+        let batch = self.encode_batch(key, &batch, &identity)?;
+        Ok(Response::new(pb::GetFullEnumerationChangeBatchResponse { batch: Some(batch) }))
     }
 
     async fn process_change_batch(
         &self,
         request: Request<Streaming<pb::ProcessChangeBatchRequest>>,
     ) -> Result<Response<Self::ProcessChangeBatchStream>, Status> {
-        use pb::process_change_batch_request::Frame;
-
-        let identity = self.identity().await?;
-        let mut requests = request.into_inner();
-        let at = Path::ROOT.field("frame");
-        let start = requests.message().await?.and_then(|request| request.frame);
-        let (key, start) = parse(|violations| match start {
-            Some(Frame::Start(start)) => exchange::process_start(start, Path::ROOT.field("start"), violations),
-            _ => violations.none(at, "must be start: it comes first"),
-        })?;
-        let batch = requests.message().await?.and_then(|request| request.frame);
-        let (batch, keys) = parse(|violations| match batch {
-            Some(Frame::Batch(batch)) => batch::batch(batch, &identity.schema, Path::ROOT.field("batch"), violations),
-            _ => violations.none(at, "must be batch: it comes second"),
-        })?;
-
-        let (sender, inputs) = mpsc::channel(FRAMES_IN_FLIGHT);
-        let outputs = self.provider.process_change_batch(key, start, batch, inputs).await.map_err(failed)?;
-        let (fault, faulted) = oneshot::channel();
-        let feeder = AbortOnDropHandle::new(tokio::spawn(feed(requests, sender, fault)));
-        let render = move |output| {
-            exchange::encode_process_output(output, &keys, Some(&identity.replica_id)).map_err(|refusal| {
-                // The batch is half applied by now, so this must not look like a call that had no effect.
-                Status::internal(refusal.message)
-            })
-        };
-        let is_last = |output: &ProcessOutput| matches!(output, ProcessOutput::Result(_));
-        Ok(Response::new(Frames::new(outputs, render, is_last, &self.stop).fed_by(feeder, faulted)))
+        self.converse(request.into_inner(), false).await
     }
 
     async fn process_full_enumeration_change_batch(
         &self,
-        _: Request<Streaming<pb::ProcessFullEnumerationChangeBatchRequest>>,
+        request: Request<Streaming<pb::ProcessFullEnumerationChangeBatchRequest>>,
     ) -> Result<Response<Self::ProcessFullEnumerationChangeBatchStream>, Status> {
-        Err(status::unimplemented(FULL_ENUMERATION))
+        self.converse(request.into_inner(), true).await
     }
 
     async fn load_change_data(

@@ -13,17 +13,19 @@ use tonic::transport::Server;
 
 use super::{DialOptions, DialOut, ProviderServer};
 use crate::knowledge::fixtures::{SCHEMA, all, assert_same, batch, change, ordered, replica, version};
-use crate::knowledge::{ChangeBatch, ChangeOutcome, Digest, ItemDataHeader, Knowledge, OutcomeKind, RecoverableError};
-use crate::pb;
+use crate::knowledge::{
+    ChangeBatch, ChangeOutcome, Digest, GroupKind, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError,
+    Resolution, ResolutionAction,
+};
 use crate::provider::{
-    BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, FRAMES_IN_FLIGHT, Load, ProcessInput,
-    ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, ProgressReport, ProgressTotals,
-    Provider, ProviderFault, ProviderInfo, ProviderLimits, Refusal, RefusalCode, Renewal, SessionKey, SessionRef,
-    SyncBatchParameters,
+    BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, FRAMES_IN_FLIGHT, FULL_ENUMERATION,
+    Load, Partner, ProcessInput, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart,
+    ProgressReport, ProgressTotals, Provider, ProviderFault, ProviderInfo, ProviderLimits, Refusal, RefusalCode,
+    Renewal, SessionKey, SessionRef, SyncBatchParameters,
 };
 use crate::types::{
-    ConflictResolutionPolicy, FullEnumerationAction, Hresult, ProviderRole, ProviderWithError, SyncGuid,
-    SyncProgressStage, SyncState,
+    CollisionConflictResolutionPolicy, ConflictResolutionPolicy, ConstraintResolveAction, Hresult, ProviderRole,
+    ProviderWithError, ResolveAction, SyncGuid, SyncProgressStage, SyncState,
 };
 
 /// Chunks of the item that is sent whole: together more than all windows and queues on the way can hold.
@@ -36,6 +38,8 @@ const DIGEST: Digest = Digest([9; 32]);
 struct Fake {
     /// Told when a stream's other end is gone.
     abandoned: Arc<Notify>,
+    /// Whether it offers full enumeration.
+    enumerates: bool,
     /// Every chunk that was handed over.
     handed_over: Arc<std::sync::atomic::AtomicUsize>,
 }
@@ -49,7 +53,12 @@ fn info() -> ProviderInfo {
         limits: ProviderLimits { max_source_sessions: 2, max_changes: 3, max_bytes: 4, max_inline_bytes: 5 },
         capabilities: vec!["SOMETHING_NEW".to_owned()],
         busy_roles: vec![ProviderRole::Destination],
+        incarnation_id: "first".to_owned(),
     }
+}
+
+fn partner() -> Partner {
+    Partner { replica_id: replica("B"), incarnation_id: "second".to_owned() }
 }
 
 fn renewal(canceled: bool) -> Renewal {
@@ -101,6 +110,7 @@ impl Provider for Fake {
     async fn begin_session(&self, request: BeginSession) -> Result<(), CallError> {
         assert_eq!(request.role, ProviderRole::Source);
         assert_eq!(request.session.token, "secret");
+        assert_eq!(request.partner, Some(partner()));
         assert_eq!(request.session.lease, Duration::from_millis(1500));
         if request.allow_mass_delete { Ok(()) } else { Err(CallError::Refused(mass_delete())) }
     }
@@ -117,6 +127,32 @@ impl Provider for Fake {
         Ok(changes(&request.destination_knowledge))
     }
 
+    async fn get_full_enumeration_change_batch(
+        &self,
+        _: SessionKey,
+        request: ChangeBatchRequest,
+        lower_bound: ItemId,
+    ) -> Result<ChangeBatch, CallError> {
+        if !self.enumerates {
+            return Err(CallError::Refused(Refusal::not_offered(FULL_ENUMERATION)));
+        }
+        let mut batch = changes(&request.destination_knowledge);
+        batch.forgotten_knowledge = Arc::new(all(&[("A", 2)]));
+        batch.groups[0].kind = GroupKind::Ordered { lower_bound, upper_bound: None };
+        Ok(batch)
+    }
+
+    async fn process_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        start: ProcessStart,
+        batch: ChangeBatch,
+        inputs: ProcessInputs,
+    ) -> Result<ProcessOutputs, CallError> {
+        assert!(self.enumerates);
+        self.process_change_batch(key, start, batch, inputs).await
+    }
+
     async fn process_change_batch(
         &self,
         _: SessionKey,
@@ -124,7 +160,7 @@ impl Provider for Fake {
         batch: ChangeBatch,
         mut inputs: ProcessInputs,
     ) -> Result<ProcessOutputs, CallError> {
-        assert_eq!(start.conflict_resolution_policy, ConflictResolutionPolicy::KeepBoth);
+        assert_eq!(start, expected_start());
         let (outputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
         let abandoned = self.abandoned.clone();
         tokio::spawn(async move {
@@ -146,14 +182,7 @@ impl Provider for Fake {
                     }
                 };
                 let kind = if error.is_some() { OutcomeKind::RecoverableError } else { OutcomeKind::Applied };
-                let outcome = ChangeOutcome {
-                    item_id: change.item_id.clone(),
-                    kind,
-                    failed_change_unit_ids: Vec::new(),
-                    conflict: false,
-                    tombstone: false,
-                    error,
-                };
+                let outcome = ChangeOutcome { error, ..ChangeOutcome::of(change.item_id.clone(), kind) };
                 outputs.send(Ok(ProcessOutput::Outcome(outcome))).await.expect("the caller listens");
             }
             let progress = ProcessOutput::Progress { completed_work: 3, total_work: 3 };
@@ -205,10 +234,26 @@ fn key() -> SessionKey {
     SessionKey { sync_guid: SyncGuid::generate(), epoch: 1 }
 }
 
-fn start() -> ProcessStart {
+fn expected_start() -> ProcessStart {
     ProcessStart {
-        conflict_resolution_policy: ConflictResolutionPolicy::KeepBoth,
-        full_enumeration_action: FullEnumerationAction::Abort,
+        resolutions: vec![
+            Resolution {
+                item_id: "i1".into(),
+                change_unit_id: None,
+                source_version: version("B", 5),
+                destination_version: version("A", 3),
+                action: ResolutionAction::Concurrency(ResolveAction::TransferAndDefer),
+            },
+            Resolution {
+                item_id: "i2".into(),
+                change_unit_id: Some("u".into()),
+                source_version: version("B", 4),
+                destination_version: version("A", 2),
+                action: ResolutionAction::Constraint(ConstraintResolveAction::TransferAndDefer, "i3".into()),
+            },
+        ],
+        collision_conflict_resolution_policy: CollisionConflictResolutionPolicy::RenameSource,
+        ..ProcessStart::new(ConflictResolutionPolicy::KeepBoth)
     }
 }
 
@@ -224,14 +269,17 @@ fn dial(address: SocketAddr) -> DialOut {
     DialOut::new(&format!("http://{address}"), DialOptions::default()).expect("it is an address")
 }
 
-async fn fetch(provider: &DialOut, key: SessionKey) -> ChangeBatch {
-    let request = ChangeBatchRequest {
+fn request() -> ChangeBatchRequest {
+    ChangeBatchRequest {
         requested_batch_size: 10,
         max_bytes: 1 << 20,
         destination_knowledge: all(&[("A", 1)]),
         max_inline_bytes: 0,
-    };
-    provider.get_change_batch(key, request).await.expect("it is served")
+    }
+}
+
+async fn fetch(provider: &DialOut, key: SessionKey) -> ChangeBatch {
+    provider.get_change_batch(key, request()).await.expect("it is served")
 }
 
 fn load(id: &str) -> Load {
@@ -246,8 +294,13 @@ async fn unary_calls_arrive_whole() {
 
     let lease = Duration::from_millis(1500);
     let session = SessionRef { key, token: "secret".to_owned(), lease, coordinator_address: None };
-    let mut request =
-        BeginSession { role: ProviderRole::Source, session, allow_mass_delete: true, operation_age: Some(lease) };
+    let mut request = BeginSession {
+        role: ProviderRole::Source,
+        session,
+        allow_mass_delete: true,
+        operation_age: Some(lease),
+        partner: Some(partner()),
+    };
     assert_eq!(provider.begin_session(request.clone()).await, Ok(()));
     request.allow_mass_delete = false;
     assert_eq!(provider.begin_session(request).await, Err(CallError::Refused(mass_delete())));
@@ -290,7 +343,35 @@ async fn a_batch_is_applied_with_data_relayed_from_a_source() {
     batch.groups[0].changes.retain(|change| change.item_id != "endless".into());
 
     let (inputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
-    let mut outputs = destination.process_change_batch(key, start(), batch, receiver).await.expect("it is served");
+    let outputs = destination.process_change_batch(key, expected_start(), batch, receiver).await.expect("it is served");
+    relay(&source, key, inputs, outputs).await;
+}
+
+#[tokio::test]
+async fn a_full_enumeration_goes_the_same_way() {
+    let enumerates = || Fake { enumerates: true, ..Fake::default() };
+    let source = dial(serve(enumerates(), CancellationToken::new()).await);
+    let destination = dial(serve(enumerates(), CancellationToken::new()).await);
+    let key = key();
+    let request = source.get_full_enumeration_change_batch(key, request(), "f".into());
+    let mut batch = request.await.expect("it is served");
+    assert_eq!(batch.groups[0].kind, GroupKind::Ordered { lower_bound: "f".into(), upper_bound: None });
+    assert_same(&batch.prerequisite_knowledge, &all(&[("A", 1)]));
+    assert_same(&batch.forgotten_knowledge, &all(&[("A", 2)]));
+    batch.groups[0].changes.retain(|change| change.item_id != "endless".into());
+
+    let (inputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
+    let outputs = destination.process_full_enumeration_change_batch(key, expected_start(), batch, receiver).await;
+    relay(&source, key, inputs, outputs.expect("it is served")).await;
+
+    let bound = ItemId::from(vec![0; 5_000]);
+    let error =
+        source.get_full_enumeration_change_batch(key, self::request(), bound).await.expect_err("it is too long");
+    assert_eq!(error.hresult(), Hresult::SYNC_E_ID_FORMAT_MISMATCH);
+}
+
+/// Answers what a destination asks for, and checks what it says of `i1` and `locked`.
+async fn relay(source: &DialOut, key: SessionKey, inputs: mpsc::Sender<ProcessInput>, mut outputs: ProcessOutputs) {
     let mut outcomes = Vec::new();
     let mut received = 0;
     let result = loop {
@@ -349,7 +430,7 @@ async fn dropping_either_end_of_the_conversation_aborts_it() {
     let provider = dial(serve(fake, CancellationToken::new()).await);
 
     let (inputs, receiver) = mpsc::channel(1);
-    let outputs = provider.process_change_batch(key(), start(), changes(&all(&[])), receiver).await;
+    let outputs = provider.process_change_batch(key(), expected_start(), changes(&all(&[])), receiver).await;
     let mut outputs = outputs.expect("it is served");
     assert!(matches!(outputs.recv().await, Some(Ok(ProcessOutput::Load(_)))));
     drop(outputs);
@@ -357,7 +438,7 @@ async fn dropping_either_end_of_the_conversation_aborts_it() {
     drop(inputs);
 
     let (inputs, receiver) = mpsc::channel(1);
-    let outputs = provider.process_change_batch(key(), start(), changes(&all(&[])), receiver).await;
+    let outputs = provider.process_change_batch(key(), expected_start(), changes(&all(&[])), receiver).await;
     let mut outputs = outputs.expect("it is served");
     assert!(matches!(outputs.recv().await, Some(Ok(ProcessOutput::Load(_)))));
     drop(inputs);
@@ -370,7 +451,7 @@ async fn dropping_either_end_of_the_conversation_aborts_it() {
 async fn a_refusal_in_the_middle_of_a_stream_comes_as_it_was_said() {
     let provider = dial(serve(Fake::default(), CancellationToken::new()).await);
     let (inputs, receiver) = mpsc::channel(1);
-    let outputs = provider.process_change_batch(key(), start(), changes(&all(&[])), receiver).await;
+    let outputs = provider.process_change_batch(key(), expected_start(), changes(&all(&[])), receiver).await;
     let mut outputs = outputs.expect("it is served");
     assert!(matches!(outputs.recv().await, Some(Ok(ProcessOutput::Load(_)))));
     inputs.send(ProcessInput::Cancel).await.expect("the provider listens");
@@ -442,14 +523,9 @@ async fn an_unread_answer_keeps_no_renewal_waiting() {
 
 #[tokio::test]
 async fn what_is_not_offered_is_named() {
-    let address = serve(Fake::default(), CancellationToken::new()).await;
-    let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}")).expect("it is an address");
-    let channel = channel.connect().await.expect("it is served");
-    let mut client = pb::knowledge_sync_provider_service_client::KnowledgeSyncProviderServiceClient::new(channel);
-    let request = pb::GetFullEnumerationChangeBatchRequest::default();
-    let status = client.get_full_enumeration_change_batch(request).await.expect_err("it is not offered");
-    let error = crate::grpc::status::into_call_error(&status, Duration::ZERO);
-    let CallError::Refused(refusal) = error else { panic!("{error:?}") };
+    let provider = dial(serve(Fake::default(), CancellationToken::new()).await);
+    let result = provider.get_full_enumeration_change_batch(key(), request(), ItemId::default()).await;
+    let Err(CallError::Refused(refusal)) = result else { panic!("{result:?}") };
     assert_eq!((refusal.code, refusal.reason.as_str()), (RefusalCode::Unimplemented, "FULL_ENUMERATION"));
 }
 

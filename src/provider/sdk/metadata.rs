@@ -18,12 +18,12 @@ mod row;
 
 pub(super) use codec::encode_knowledge;
 pub(super) use row::Candidate;
-pub use row::{Commit, Intent, Row, Snapshot};
+pub use row::{Commit, Intent, Row, Snapshot, Unit, Units};
 
 const FILE_NAME: &str = "metadata.db";
 /// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.
 const APPLICATION_ID: i32 = 0x5379_6e63;
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -41,7 +41,8 @@ CREATE TABLE items (
     creation_replica INTEGER NOT NULL,
     creation_tick INTEGER NOT NULL,
     version_replica INTEGER NOT NULL,
-    version_tick INTEGER NOT NULL
+    version_tick INTEGER NOT NULL,
+    units BLOB
 ) WITHOUT ROWID;
 CREATE INDEX items_by_digest ON items (digest);
 CREATE INDEX items_by_version ON items (version_replica, version_tick);
@@ -60,14 +61,39 @@ CREATE TABLE intents (
     creation_tick INTEGER NOT NULL,
     version_replica INTEGER NOT NULL,
     version_tick INTEGER NOT NULL,
-    learned BLOB NOT NULL
+    learned BLOB NOT NULL,
+    units BLOB,
+    left_out BLOB NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE unit_versions (
+    item_id BLOB NOT NULL,
+    change_unit_id BLOB NOT NULL,
+    version_replica INTEGER NOT NULL,
+    version_tick INTEGER NOT NULL,
+    PRIMARY KEY (item_id, change_unit_id)
+) WITHOUT ROWID;
+CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
 ";
+
+/// What leads from the schema of each version, from 1 on, to that of the next.
+const MIGRATIONS: &[&str] = &["
+ALTER TABLE items ADD COLUMN units BLOB;
+ALTER TABLE intents ADD COLUMN units BLOB;
+ALTER TABLE intents ADD COLUMN left_out BLOB NOT NULL DEFAULT x'';
+CREATE TABLE unit_versions (
+    item_id BLOB NOT NULL,
+    change_unit_id BLOB NOT NULL,
+    version_replica INTEGER NOT NULL,
+    version_tick INTEGER NOT NULL,
+    PRIMARY KEY (item_id, change_unit_id)
+) WITHOUT ROWID;
+CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
+"];
 
 macro_rules! columns {
     () => {
         "item_id, properties, size, digest, modified_s, modified_ns, fingerprint, deleted, lingering, \
-         creation_replica, creation_tick, version_replica, version_tick"
+         creation_replica, creation_tick, version_replica, version_tick, units"
     };
 }
 
@@ -152,6 +178,8 @@ impl Metadata {
         connection.set_prepared_statement_cache_capacity(32);
         if tables == 0 {
             create(&connection, identity).map_err(broken)?;
+        } else {
+            migrate(&connection, version).map_err(broken)?;
         }
         let mut metadata = Self {
             connection,
@@ -301,12 +329,14 @@ impl Metadata {
     /// What was about to be done when the last commit was made.
     pub(super) fn intents(&self) -> rusqlite::Result<Vec<(ItemId, Intent)>> {
         self.connection
-            .prepare_cached(concat!("SELECT ", columns!(), ", learned FROM intents ORDER BY item_id"))?
+            .prepare_cached(concat!("SELECT ", columns!(), ", learned, left_out FROM intents ORDER BY item_id"))?
             .query_map([], |row| {
                 let (id, read) = self.read(row)?;
-                let learned = codec::decode_vector(row.get_ref(13)?.as_blob()?)
+                let learned = codec::decode_vector(row.get_ref(14)?.as_blob()?)
                     .ok_or_else(|| corrupt("an intent's vector does not parse"))?;
-                Ok((id, Intent { row: read, learned }))
+                let left_out = codec::decode_unit_ids(row.get_ref(15)?.as_blob()?)
+                    .ok_or_else(|| corrupt("an intent's change units do not parse"))?;
+                Ok((id, Intent { row: read, learned, left_out }))
             })?
             .collect()
     }
@@ -365,13 +395,24 @@ impl Metadata {
             let mut put = transaction.prepare_cached(concat!(
                 "INSERT OR REPLACE INTO items (",
                 columns!(),
-                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
+                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
             ))?;
+            let mut merge = transaction.prepare_cached("DELETE FROM unit_versions WHERE item_id = ?1")?;
+            let mut divide = transaction.prepare_cached("INSERT INTO unit_versions VALUES (?1, ?2, ?3, ?4)")?;
             let mut settle = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
             for (id, row) in &commit.rows {
                 let versions = (key(&row.creation.replica)?, key(&row.version.replica)?);
-                write(&mut put, id, row, versions)?;
+                let units = encode_units(row, &mut key)?;
+                write(&mut put, id, row, versions, units)?;
                 put.raw_execute()?;
+                merge.execute([id.as_bytes()])?;
+                // Those that are no newer than the item are found with it.
+                for (unit, Unit { version, .. }) in row.units.iter().flatten() {
+                    if *version != row.version {
+                        let replica = key(&version.replica)?;
+                        divide.execute(params![id.as_bytes(), unit.as_bytes(), replica, version.tick as i64])?;
+                    }
+                }
                 settle.execute([id.as_bytes()])?;
             }
             for id in &commit.dropped_intents {
@@ -380,12 +421,15 @@ impl Metadata {
             let mut intend = transaction.prepare_cached(concat!(
                 "INSERT OR REPLACE INTO intents (",
                 columns!(),
-                ", learned) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
+                ", learned, left_out) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)"
             ))?;
             for (id, intent) in &commit.intents {
                 let versions = (key(&intent.row.creation.replica)?, key(&intent.row.version.replica)?);
-                write(&mut intend, id, &intent.row, versions)?;
-                intend.raw_bind_parameter(14, codec::encode_vector(&intent.learned))?;
+                let units = encode_units(&intent.row, &mut key)?;
+                write(&mut intend, id, &intent.row, versions, units)?;
+                intend.raw_bind_parameter(15, codec::encode_vector(&intent.learned))?;
+                intend.raw_bind_parameter(16, codec::encode_unit_ids(&intent.left_out))?;
                 intend.raw_execute()?;
             }
         }
@@ -426,7 +470,9 @@ impl Metadata {
 
     fn start_anew(&mut self, identity: &str) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
-        transaction.execute_batch("DELETE FROM meta; DELETE FROM replicas; DELETE FROM items; DELETE FROM intents;")?;
+        transaction.execute_batch(
+            "DELETE FROM meta; DELETE FROM replicas; DELETE FROM items; DELETE FROM intents; DELETE FROM unit_versions;",
+        )?;
         begin_replica(&transaction, identity)?;
         transaction.commit()
     }
@@ -448,6 +494,13 @@ impl Metadata {
         let state =
             ItemState { properties, size: row.get::<_, i64>(2)? as u64, digest: Digest(digest), modification_time };
         let known = KnownItem { state, fingerprint: Fingerprint(row.get(6)?), deleted: row.get(7)? };
+        let units = match row.get_ref(13)?.as_blob_or_null()? {
+            None => None,
+            Some(bytes) => Some(
+                codec::decode_units(bytes, |key, tick| self.version(key, tick as i64).ok())
+                    .ok_or_else(|| corrupt("an item's change units do not parse"))?,
+            ),
+        };
         Ok((
             ItemId::from(row.get_ref(0)?.as_blob()?),
             Row {
@@ -455,6 +508,7 @@ impl Metadata {
                 lingering: row.get(8)?,
                 creation: self.version(row.get(9)?, row.get(10)?)?,
                 version: self.version(row.get(11)?, row.get(12)?)?,
+                units,
             },
         ))
     }
@@ -473,6 +527,18 @@ fn create(connection: &Connection, identity: &str) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
+/// Brings the schema of an earlier version of this program up to date.
+fn migrate(connection: &Connection, version: i32) -> rusqlite::Result<()> {
+    let passed = usize::try_from(version - 1).map_err(|_| corrupt("it has no schema version"))?;
+    if passed >= MIGRATIONS.len() {
+        return Ok(());
+    }
+    let transaction = connection.unchecked_transaction()?;
+    MIGRATIONS[passed..].iter().try_for_each(|step| transaction.execute_batch(step))?;
+    transaction.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION};"))?;
+    transaction.commit()
+}
+
 fn begin_replica(transaction: &Transaction<'_>, identity: &str) -> rusqlite::Result<()> {
     set_meta(transaction, "identity", identity.as_bytes())?;
     set_meta(transaction, "replica_id", Uuid::new_v4().as_bytes())?;
@@ -486,12 +552,21 @@ fn set_meta(transaction: &Transaction<'_>, key: &str, value: &[u8]) -> rusqlite:
         .map(drop)
 }
 
-/// Binds the thirteen columns that `items` and `intents` share. Sizes and ticks above `i64::MAX` are refused before.
+/// The versions of a row's change units name replicas by `key`.
+fn encode_units(
+    row: &Row,
+    key: &mut impl FnMut(&ReplicaId) -> rusqlite::Result<i64>,
+) -> rusqlite::Result<Option<Vec<u8>>> {
+    row.units.as_ref().map(|units| codec::encode_units(units, key)).transpose()
+}
+
+/// Binds the fourteen columns that `items` and `intents` share. Sizes and ticks above `i64::MAX` are refused before.
 fn write(
     statement: &mut rusqlite::CachedStatement<'_>,
     id: &ItemId,
     row: &Row,
     (creation, version): (i64, i64),
+    units: Option<Vec<u8>>,
 ) -> rusqlite::Result<()> {
     let state = &row.item.state;
     let properties = serde_json::to_string(&state.properties)
@@ -508,5 +583,9 @@ fn write(
     statement.raw_bind_parameter(10, creation)?;
     statement.raw_bind_parameter(11, row.creation.tick as i64)?;
     statement.raw_bind_parameter(12, version)?;
-    statement.raw_bind_parameter(13, row.version.tick as i64)
+    statement.raw_bind_parameter(13, row.version.tick as i64)?;
+    statement.raw_bind_parameter(14, units)
 }
+
+#[cfg(test)]
+mod tests;

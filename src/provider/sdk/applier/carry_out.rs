@@ -140,7 +140,7 @@ pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(
     let intent = |(id, action): (&ItemId, &Action)| {
         let mut vector = if action.comes_first { Default::default() } else { (**learned.vector_for_item(id)).clone() };
         vector.learn(&action.after.version);
-        (id.clone(), Intent { row: action.after.clone(), learned: vector })
+        (id.clone(), Intent { row: action.after.clone(), learned: vector, left_out: Vec::new() })
     };
     to_store.map(intent).collect()
 }
@@ -220,11 +220,9 @@ pub fn outcome(change: &ItemChange, verdict: Verdict) -> ChangeOutcome {
         Verdict::Planned { conflict } => (OutcomeKind::Applied, conflict, None),
     };
     ChangeOutcome {
-        item_id: change.item_id.clone(),
-        kind,
-        failed_change_unit_ids: Vec::new(),
         conflict,
         tombstone: change.flags.is_deleted(),
         error,
+        ..ChangeOutcome::of(change.item_id.clone(), kind)
     }
 }

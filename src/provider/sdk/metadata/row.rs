@@ -1,6 +1,8 @@
 //! What the metadata holds of each item, and what a transaction changes.
 
-use crate::knowledge::{ClockVector, ItemId, Knowledge, Version};
+use std::collections::BTreeMap;
+
+use crate::knowledge::{ChangeUnitId, ClockVector, Digest, ItemId, Knowledge, Version};
 use crate::provider::sdk::{Known, KnownItem};
 
 /// What is known of one item.
@@ -12,8 +14,24 @@ pub struct Row {
     pub lingering: bool,
     /// When it was created.
     pub creation: Version,
+    /// When it was last changed; of a live item with change units, as `creation`, when it was last changed as a whole.
+    pub version: Version,
+    /// Its change units; `None` for an item that is versioned as a whole, and for every tombstone (R25).
+    pub units: Option<Units>,
+}
+
+/// The change units of an item. One that is not named has the item's version, and no value (`windows-sync.md` 4.3).
+pub type Units = BTreeMap<ChangeUnitId, Unit>;
+
+/// What is known of one change unit of an item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// SHA-256 of its value in canonical form; `None` when it was taken out of the item.
+    pub digest: Option<Digest>,
     /// When it was last changed.
     pub version: Version,
+    /// The same on its user's clock, where the store knows; decides "later wins".
+    pub modification_time: Option<jiff::Timestamp>,
 }
 
 impl Row {
@@ -35,6 +53,8 @@ pub struct Intent {
     pub row: Row,
     /// What will be learned for the item.
     pub learned: ClockVector,
+    /// Its change units of which nothing will be.
+    pub left_out: Vec<ChangeUnitId>,
 }
 
 /// All that one transaction changes.

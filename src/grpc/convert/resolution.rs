@@ -47,6 +47,7 @@ pub fn encode_conflicting_change(change: &ConflictingChange) -> pb::ConflictingC
     let unit = |unit: &ChangeUnitChange| pb::ConflictingChangeUnit {
         change_unit_id: Bytes::copy_from_slice(unit.change_unit_id.as_bytes()),
         version: Some(encode_replica_version(&unit.version)),
+        modification_time: unit.modification_time.map(time::encode_timestamp),
     };
     pb::ConflictingChange {
         item_id: encode_item_id(item_id),
@@ -88,6 +89,10 @@ pub fn conflicting_change(
         units.push(ChangeUnitChange {
             change_unit_id: change_unit_id(&unit.change_unit_id, schema, at.field("change_unit_id"), violations),
             version: replica_version(violations.required(unit.version, version_at)?, schema, version_at, violations)?,
+            modification_time: match unit.modification_time {
+                None => None,
+                Some(time) => Some(time::timestamp(time, at.field("modification_time"), violations)?),
+            },
         });
     }
     let content_digest = match content_digest {

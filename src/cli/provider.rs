@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
@@ -10,6 +11,8 @@ use super::exit::{Exit, Failure};
 use super::roots::Root;
 use super::serve::{cannot_listen, check_reach};
 use super::{output, replica};
+use crate::provider::sdk::{MetadataError, Options, ReplicaProvider};
+use crate::providers::sqlite::SqliteStore;
 use crate::server;
 
 /// Run a provider
@@ -25,6 +28,7 @@ pub(super) struct ProviderArgs {
 #[derive(Debug, Subcommand)]
 enum ProviderCommand {
     File(FileArgs),
+    Sqlite(SqliteArgs),
 }
 
 /// Offer a directory
@@ -51,6 +55,56 @@ struct FileArgs {
     /// Listen on an address that others can reach, without TLS
     #[arg(long)]
     insecure: bool,
+}
+
+/// Offer a table of a SQLite database
+///
+/// Each row is an item: its id is the row's primary key, its content the other columns as a JSON object, so that rows can be
+/// synced with a directory of JSON files, or with any other provider. The first line on stdout is the provider's address,
+/// http://HOST:PORT; logs go to stderr.
+///
+/// The database gets a table synclave_feed_TABLE and three triggers on TABLE that record which rows change, whoever changes
+/// them. To take them out again, drop that table and the triggers synclave_insert_TABLE, synclave_update_TABLE and
+/// synclave_delete_TABLE.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclave provider sqlite inventory.db --table parts
+  synclave provider sqlite /srv/app.db --table people --listen 127.0.0.1:7003 --name app")]
+struct SqliteArgs {
+    /// The database, which must be there
+    db: PathBuf,
+    /// The table, which must have a primary key
+    #[arg(long, value_name = "NAME")]
+    table: String,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
+    listen: SocketAddr,
+    /// Name for people [default: the table's]
+    #[arg(long)]
+    name: Option<String>,
+    /// Keep what it knows here instead of in DB.TABLE.synclave
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Listen on an address that others can reach, without TLS
+    #[arg(long)]
+    insecure: bool,
+}
+
+impl SqliteArgs {
+    /// Opens the table and what is known of it. Blocks.
+    fn open(self) -> Result<Arc<ReplicaProvider>, Failure> {
+        let store = SqliteStore::open(&self.db, &self.table).map_err(|error| Failure::usage(error.message))?;
+        let state_dir = self.state_dir.unwrap_or_else(|| {
+            let mut path = self.db.into_os_string();
+            path.push(format!(".{}.synclave", self.table));
+            path.into()
+        });
+        let identity = store.identity();
+        let options = Options { member_name: self.name.unwrap_or(self.table), ..Options::default() };
+        ReplicaProvider::open(Arc::new(store), &state_dir, &identity, options)
+            .map_err(|error: MetadataError| Failure::failed(error.to_string()))
+    }
 }
 
 /// What to offer, checked.
@@ -81,15 +135,30 @@ pub(super) fn member_name(root: &Root) -> String {
 }
 
 pub(super) async fn run(args: ProviderArgs, stop: CancellationToken) -> Result<Exit, Failure> {
-    let ProviderCommand::File(args) = args.command;
-    let plan = args.plan()?;
-    let listener =
-        tokio::net::TcpListener::bind(plan.listen).await.map_err(|error| cannot_listen(plan.listen, &error))?;
-    let address = listener.local_addr().map_err(|error| cannot_listen(plan.listen, &error))?;
-    let (root, state_dir, name) = (plan.root.clone(), plan.state_dir, plan.name);
-    let provider = tokio::task::spawn_blocking(move || replica::open(&root, state_dir, name))
+    match args.command {
+        ProviderCommand::File(args) => {
+            let plan = args.plan()?;
+            let (root, state_dir, name) = (plan.root, plan.state_dir, plan.name);
+            serve(plan.listen, move || replica::open(&root, state_dir, name), stop).await
+        }
+        ProviderCommand::Sqlite(args) => {
+            check_reach(args.listen, args.insecure)?;
+            serve(args.listen, move || args.open(), stop).await
+        }
+    }
+}
+
+/// Binds, opens, says where, and serves until `stop`. The address is taken before the replica is opened, which may change it.
+async fn serve(
+    listen: SocketAddr,
+    open: impl FnOnce() -> Result<Arc<ReplicaProvider>, Failure> + Send + 'static,
+    stop: CancellationToken,
+) -> Result<Exit, Failure> {
+    let listener = tokio::net::TcpListener::bind(listen).await.map_err(|error| cannot_listen(listen, &error))?;
+    let address = listener.local_addr().map_err(|error| cannot_listen(listen, &error))?;
+    let provider = tokio::task::spawn_blocking(open)
         .await
-        .map_err(|error| Failure::failed(format!("{} could not be opened: {error}", plan.root.path().display())))??;
+        .map_err(|error| Failure::failed(format!("the replica could not be opened: {error}")))??;
     output::announce(address)?;
     server::serve_provider(server::incoming(listener), provider, stop)
         .await

@@ -21,7 +21,7 @@ const MAX_EXTENSION_BYTES: usize = 32;
 const MARK: &[u8] = b".conflict-";
 
 /// `None` when the parent's path leaves no room for any name.
-pub(super) fn conflict_copy_id(id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
+pub(in crate::providers) fn conflict_copy_id(id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
     let (parent, name) = split(id.as_bytes());
     let original = without_mark(name);
     let (stem, extension) = split_extension(&original);

@@ -209,7 +209,7 @@ pub enum Error {
         source: Arc<std::io::Error>,
     },
     /// SQLite failed in a file that was fine: disk full, I/O error.
-    #[error("{} could not be read or written: {source}", path.display())]
+    #[error("{} could not be read or written: {source}; look at its disk", path.display())]
     Sqlite {
         /// The database.
         path: PathBuf,

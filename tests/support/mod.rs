@@ -111,6 +111,7 @@ impl Bench {
             direction: SyncDirection::Upload,
             conflict_resolution_policy: ConflictResolutionPolicy::SourceProviderWins,
             full_enumeration_action: FullEnumerationAction::Abort,
+            collision_conflict_resolution_policy: Default::default(),
             allow_mass_delete: false,
             max_attempts,
             max_sessions: 8,

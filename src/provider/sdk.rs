@@ -33,6 +33,7 @@ use crate::provider::{
 use crate::types::{Hresult, ProviderRole};
 
 mod applier;
+mod conflict_copy;
 mod detection;
 mod enumeration;
 mod item_store;
@@ -43,6 +44,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+pub use conflict_copy::conflict_copy_id;
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
     Staged, Staging, StoreError,

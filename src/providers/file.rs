@@ -11,7 +11,6 @@
 
 mod attributes;
 mod change;
-mod conflict_copy;
 mod content;
 mod facts;
 mod fingerprint;
@@ -36,9 +35,9 @@ use rustix::io::Errno;
 use crate::knowledge::{Digest, ItemDataHeader, ItemId};
 use crate::provider::sdk::{
     Applied, Detection, ItemError, ItemState, ItemStore, Known, KnownItem, Replaces, Staged, Staging, StoreError,
+    conflict_copy_id,
 };
 use attributes::{Attributes, agrees};
-pub(super) use conflict_copy::conflict_copy_id;
 use facts::{Facts, Kind};
 use fingerprint::Stamp;
 use holding::{Holding, MAX_SINGLE_SYNCS};

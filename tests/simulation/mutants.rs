@@ -11,8 +11,6 @@ pub(crate) enum Fault {
     ReuseRevisions,
     /// A provider goes on with a session whose lease has run out.
     IgnoreLease,
-    /// A provider takes calls of any epoch.
-    IgnoreEpoch,
     /// A provider does not remember which sessions have ended.
     ForgetEnded,
     /// A destination learns what failed.
@@ -26,7 +24,6 @@ pub(crate) enum Fault {
 pub(crate) const FAULTS: &[(Fault, Check)] = &[
     (Fault::ReuseRevisions, Check::Watcher),
     (Fault::IgnoreLease, Check::Lease),
-    (Fault::IgnoreEpoch, Check::Epoch),
     (Fault::ForgetEnded, Check::Pairing),
     (Fault::LearnFailed, Check::FalseBlame),
     (Fault::RangeTooWide, Check::Convergence),

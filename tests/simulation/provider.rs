@@ -404,9 +404,8 @@ impl World {
     /// Finds the session of a call and renews its lease.
     fn find(&mut self, index: usize, key: (SyncGuid, u64), role: Option<ProviderRole>) -> Result<&mut Live, CallError> {
         let now = self.now;
-        let any_epoch = self.fault == Some(Fault::IgnoreEpoch);
         let Some(live) = self.providers[index].sessions.get(&key.0) else { return Err(not_in_session()) };
-        if key.1 < live.epoch && !any_epoch {
+        if key.1 < live.epoch {
             return Err(stale());
         }
         match live.phase {
@@ -437,7 +436,7 @@ impl World {
             provider.ended.insert(guid, (call.epoch.max(seen), now + Duration::from_secs(600)));
             return self.reply(to, &call, Err(not_in_session()));
         };
-        if call.epoch < live.epoch && self.fault != Some(Fault::IgnoreEpoch) {
+        if call.epoch < live.epoch {
             return self.reply(to, &call, Err(stale()));
         }
         live.epoch = call.epoch;

@@ -249,6 +249,11 @@ impl Metadata {
         &self.knowledge
     }
 
+    /// Where the store's next look begins. A new replica has none.
+    pub(super) fn anchor(&self) -> rusqlite::Result<Option<Vec<u8>>> {
+        self.meta("anchor")
+    }
+
     /// Changes with every commit.
     pub(super) fn generation(&self) -> u64 {
         self.generation
@@ -435,6 +440,9 @@ impl Metadata {
         }
         if let Some(knowledge) = &commit.knowledge {
             set_meta(&transaction, "knowledge", &encode_knowledge(knowledge))?;
+        }
+        if let Some(anchor) = &commit.anchor {
+            set_meta(&transaction, "anchor", anchor)?;
         }
         set_meta(&transaction, "tick", &commit.tick.to_le_bytes())?;
         transaction.commit()?;

@@ -61,6 +61,15 @@ pub struct Permit {
     replicas: [ReplicaId; 2],
 }
 
+impl Permit {
+    /// True while neither replica is owed an EndSession: of a provider that takes several sessions another one may have ended
+    /// since this was given.
+    pub fn is_clear(&self) -> bool {
+        let state = self.admission.lock();
+        !self.replicas.iter().any(|replica| state.owed.contains_key(replica))
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = self.admission.lock();

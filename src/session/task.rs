@@ -350,7 +350,13 @@ impl SessionTask {
                     Answer::Identified(within(deadline, provider.get_id_parameters()).await)
                 }));
             }
-            Effect::Admit => self.admit(),
+            Effect::Admit => {
+                if self.permit.as_ref().is_some_and(Permit::is_clear) {
+                    return Some(Event::Admitted);
+                }
+                self.permit = None;
+                self.admit();
+            }
             Effect::Release => self.permit = None,
             Effect::Begin(role) => {
                 let provider = self.provider(role);

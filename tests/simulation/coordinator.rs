@@ -727,6 +727,10 @@ impl World {
         let Some(coordinator) = &mut self.coordinator else { return };
         let admission = coordinator.admission.clone();
         let Some(session) = coordinator.sessions.get_mut(&guid) else { return };
+        if session.permit.as_ref().is_some_and(Permit::is_clear) {
+            return session.inbox.push_back(Event::Admitted);
+        }
+        session.permit = None;
         let seats = ProviderRole::BOTH.map(|role| {
             let info = session.machine.info(role);
             Seat {

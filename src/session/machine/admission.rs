@@ -104,7 +104,7 @@ impl Machine {
             self.step = Step::Checking { unanswered };
             effects
                 .extend(ProviderRole::BOTH.into_iter().filter(|role| unanswered[*role as usize]).map(Effect::Identify));
-            self.all_checked(now, effects);
+            self.all_checked(effects);
         } else {
             self.enlist(now, effects);
         }
@@ -127,7 +127,7 @@ impl Machine {
                 });
                 self.take_info(role, info);
                 if same {
-                    self.all_checked(now, effects);
+                    self.all_checked(effects);
                 } else {
                     // Another replica than the one that is held.
                     effects.push(Effect::Release);
@@ -144,7 +144,7 @@ impl Machine {
         }
     }
 
-    fn all_checked(&mut self, now: Now, effects: &mut Vec<Effect>) {
+    fn all_checked(&mut self, effects: &mut Vec<Effect>) {
         if self.step != (Step::Checking { unanswered: [false; 2] }) {
             return;
         }
@@ -158,7 +158,11 @@ impl Machine {
                 let pause = self.timing.connect_pause_before(self.found_busy);
                 effects.push(Effect::SetTimer(Timer::AskAgain, pause));
             }
-            None => self.enlist(now, effects),
+            // The answers took their time: an EndSession may be owed by now.
+            None => {
+                self.step = Step::Admitting;
+                effects.push(Effect::Admit);
+            }
         }
     }
 

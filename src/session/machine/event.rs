@@ -135,7 +135,8 @@ pub enum Timer {
 pub enum Effect {
     /// Call GetIdParameters.
     Identify(ProviderRole),
-    /// Ask for both replicas at once; answered by `Admitted`, perhaps after `Waiting`.
+    /// Ask for both replicas at once; answered by `Admitted`, perhaps after `Waiting`. Where they are held, they are kept unless
+    /// one of them is owed an EndSession.
     Admit,
     /// Let both replicas go: the session waits for something else.
     Release,

@@ -202,10 +202,6 @@ impl World {
     fn take(&mut self, effect: Effect) {
         match effect {
             Effect::Release => self.held = false,
-            Effect::Admit => {
-                assert!(!self.held, "what is held is not asked for");
-                self.pending.push(effect);
-            }
             Effect::Begin(role) => {
                 assert!(self.held, "BeginSession goes out while both replicas are held");
                 assert_eq!(self.busy, [false; 2], "nobody is sent BeginSession who has said that it would refuse");
@@ -317,6 +313,7 @@ impl World {
                 answered(role, Answer::Identified(error.map_or_else(told, Err)))
             }
             Effect::Admit if choice == 9 => {
+                self.held = false;
                 self.pending.push(Effect::Admit);
                 Event::Waiting("SOURCE_BUSY".to_owned())
             }
@@ -453,6 +450,9 @@ fn a_provider_that_is_busy_elsewhere_is_waited_for_with_nothing_held() {
     world.answer_first(|effect| matches!(effect, Effect::Admit), 0);
     world.answer_first(identify(ProviderRole::Destination), 0);
     world.answer_first(identify(ProviderRole::Source), 0);
+    // Still held, and nothing is owed to either meanwhile.
+    assert!(world.held);
+    world.answer_first(|effect| matches!(effect, Effect::Admit), 0);
     assert_eq!((world.machine.record().state, &*world.machine.record().waiting_reason), (SyncState::Connecting, ""));
     world.calm_down();
     assert_eq!((world.machine.record().state, world.begins), (SyncState::InSync, [1, 1]));

@@ -277,7 +277,11 @@ impl World {
             }
             Body::Batch(request) => {
                 let found = self.enter(to, key, ProviderRole::Source);
-                let result = found.map(|()| Payload::Batch(Box::new(self.change_batch(to, call.sync_guid, request))));
+                // What the network doubles is late, and answered to nobody: no batch of the session.
+                let result = match call.duplicate {
+                    false => found.map(|()| Payload::Batch(Box::new(self.change_batch(to, call.sync_guid, request)))),
+                    true => found.map(|()| Payload::Nothing),
+                };
                 self.reply(to, &call, result);
             }
             Body::Load(load) => {

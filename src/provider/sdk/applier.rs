@@ -11,7 +11,7 @@
 //! A crash between any two steps leaves either the old item or the new one with an intent that explains it. An ordered group's
 //! section teaches its range up to its last item, so that what is applied is learned also when the rest never comes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use super::detection::{is_mass_delete, mass_delete};
 use super::session::{Session, Work};
 use super::{Shared, canceled, lock, metadata_failed, panicked};
 use crate::knowledge::{
-    ChangeBatch, ChangeGroup, ChangeOutcome, Digest, GroupKind, ItemChange, ItemId, Knowledge, OutcomeKind,
+    ChangeBatch, ChangeGroup, ChangeOutcome, Digest, GroupKind, ItemChange, Knowledge, OutcomeKind, Selection,
 };
 use crate::provider::{
     CallError, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Refusal, RefusalCode,
@@ -32,6 +32,7 @@ use crate::types::{FullEnumerationAction, Hresult};
 
 pub(super) mod carry_out;
 pub(super) mod fetch;
+pub(super) mod merge;
 pub(super) mod plan;
 pub(super) mod settle;
 
@@ -41,6 +42,8 @@ use fetch::Wire;
 const SECTION_CHANGES: usize = 1_000;
 /// Bytes of content that are staged before a section is applied; a larger item is a section of its own.
 const SECTION_BYTES: u64 = 256 * 1024 * 1024;
+/// What a change of some units counts for in a section at least: it may bring more than it says.
+const DIVIDED_BYTES: u64 = 256 * 1024;
 /// Outcomes and loads that may wait for the coordinator: small ones, so many that the end of a section is not a hand-over of
 /// each from thread to thread.
 const OUTPUTS_IN_FLIGHT: usize = 256;
@@ -133,6 +136,8 @@ struct Applier<'a> {
     has_prerequisite: bool,
     applied: u32,
     failed: u32,
+    /// Bytes of change units in memory.
+    held: u64,
 }
 
 /// Some changes of one group that are applied together.
@@ -169,7 +174,19 @@ impl<'a> Applier<'a> {
             return Err(out_of_date(start.full_enumeration_action).into());
         }
         let has_prerequisite = known.contains(&batch.prerequisite_knowledge);
-        Ok(Self { shared, session, start, batch, wire, progress, known, has_prerequisite, applied: 0, failed: 0 })
+        Ok(Self {
+            shared,
+            session,
+            start,
+            batch,
+            wire,
+            progress,
+            known,
+            has_prerequisite,
+            applied: 0,
+            failed: 0,
+            held: 0,
+        })
     }
 
     fn run(mut self) -> Result<ProcessResult, CallError> {
@@ -178,8 +195,8 @@ impl<'a> Applier<'a> {
         }
         let batch = self.batch;
         for group in &batch.groups {
-            // Items of the group that are not learned, ascending.
-            let mut left_out = BTreeSet::new();
+            // What of the group is not learned.
+            let mut left_out = Selection::default();
             let mut begin = 0;
             loop {
                 let end = section_end(group, begin);
@@ -201,7 +218,7 @@ impl<'a> Applier<'a> {
         })
     }
 
-    fn apply(&mut self, section: &Section<'_>, left_out: &mut BTreeSet<ItemId>) -> Result<(), CallError> {
+    fn apply(&mut self, section: &Section<'_>, left_out: &mut Selection) -> Result<(), CallError> {
         let obtained = self.fetch(section)?;
         self.wire.check()?;
         let outcomes = self.carry_out(section, obtained, left_out)?;
@@ -316,7 +333,8 @@ fn section_end(group: &ChangeGroup, begin: usize) -> usize {
     let mut bytes: u64 = 0;
     let fits = |change: &&ItemChange| {
         let first = bytes == 0;
-        bytes = bytes.saturating_add(change.data_size.unwrap_or(0));
+        let least = if change.change_units.is_empty() { 0 } else { DIVIDED_BYTES };
+        bytes = bytes.saturating_add(change.data_size.unwrap_or(0).max(least));
         first || bytes <= SECTION_BYTES
     };
     begin + group.changes[begin..].iter().take(SECTION_CHANGES).take_while(fits).count()

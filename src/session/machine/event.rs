@@ -116,6 +116,8 @@ pub enum Timer {
     Renew,
     /// Try to reach a provider again.
     Reconnect(ProviderRole),
+    /// A provider that was busy elsewhere may be free.
+    AskAgain,
     /// A cancelled call has had its grace.
     CancelGrace,
     /// EndSession has had its grace.
@@ -133,8 +135,11 @@ pub enum Timer {
 pub enum Effect {
     /// Call GetIdParameters.
     Identify(ProviderRole),
-    /// Ask for both replicas at once; answered by `Admitted`, perhaps after `Waiting`.
+    /// Ask for both replicas at once; answered by `Admitted`, perhaps after `Waiting`. Where they are held, they are kept unless
+    /// one of them is owed an EndSession.
     Admit,
+    /// Let both replicas go: the session waits for something else.
+    Release,
     /// Call BeginSession.
     Begin(ProviderRole),
     /// Call RenewSession.

@@ -26,7 +26,7 @@ pub(crate) const FAULTS: &[(Fault, Check)] = &[
     (Fault::IgnoreLease, Check::Lease),
     (Fault::ForgetEnded, Check::Pairing),
     (Fault::LearnFailed, Check::FalseBlame),
-    (Fault::RangeTooWide, Check::Convergence),
+    (Fault::RangeTooWide, Check::LostEdit),
 ];
 
 /// The check that sees a fault of the source.

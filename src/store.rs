@@ -74,15 +74,6 @@ pub enum Write {
     Request(AcceptedRequest),
     /// An EndSession is owed from now on: goes before BeginSession.
     Owe(Box<OwedEnd>),
-    /// What the owed EndSession will say. Nothing happens if the row is gone: it was settled.
-    Notice {
-        /// The session.
-        sync_guid: SyncGuid,
-        /// The provider that is owed it.
-        role: ProviderRole,
-        /// What it will be told.
-        notice: EndNotice,
-    },
     /// EndSession was answered, or the lease has lapsed.
     Settle {
         /// The session.
@@ -242,7 +233,7 @@ pub enum Error {
         source: Arc<std::io::Error>,
     },
     /// SQLite failed in a file that was fine: disk full, I/O error.
-    #[error("{} could not be read or written: {source}", path.display())]
+    #[error("{} could not be read or written: {source}; look at its disk", path.display())]
     Sqlite {
         /// The database.
         path: PathBuf,
@@ -286,8 +277,7 @@ impl Store {
     ///
     /// A file that is refused (in use, locked, of a newer release, no database, damaged) is left as it is, byte for byte.
     pub fn open(dir: &Path) -> Result<(Opened, Recovered), Error> {
-        let (file, recovered) = file::open(dir)?;
-        let operations = Operations::new(recovered.operations.iter().cloned());
+        let (file, recovered, operations) = file::open(dir)?;
         Ok((Opened { file, operations }, recovered))
     }
 

@@ -9,10 +9,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::course::{Course, Ended, Flow, Next};
+use crate::session::blame::Retry;
 use crate::session::registry::Error;
 use crate::session::task::{AtEnd, Finished};
 use crate::session::{NewSession, SessionHandle, Sessions};
-use crate::store::{LastError, Left, OperationRecord, OperationState, Store, Write};
+use crate::store::{InitiatedBy, LastError, Left, OperationRecord, OperationState, Store, Write};
 use crate::types::{
     CollisionConflictResolutionPolicy, Hresult, InitiationReason, ProviderRole, ProviderWithError, SessionKind,
     SyncGuid, SyncState,
@@ -88,7 +89,7 @@ impl OperationTask {
                     state: SyncState::InError,
                     ticks: Default::default(),
                     updates_transferred: 0,
-                    worth_retrying: matches!(failure, Error::Store(_)),
+                    retry: if matches!(failure, Error::Store(_)) { Retry::Counted } else { Retry::Never },
                     canceled: false,
                     items_due: None,
                 });
@@ -213,7 +214,11 @@ fn take_in(operation: &mut OperationRecord, finished: &Finished) -> Ended {
         state: record.state,
         ticks: finished.ticks,
         updates_transferred: record.counters.updates_transferred,
-        worth_retrying: finished.worth_retrying,
+        retry: match (finished.retry, operation.initiated_by) {
+            // One session is what was asked for.
+            (_, InitiatedBy::Session) => Retry::Never,
+            (retry, InitiatedBy::Operation) => retry,
+        },
         canceled: record.state == SyncState::Interrupted && finished.cause == "CANCELED",
         items_due: None,
     }

@@ -263,6 +263,7 @@ impl Provider for ReplicaProvider {
                 max_inline_bytes: options.max_inline_bytes,
             },
             capabilities: Vec::new(),
+            busy_roles: session::busy_roles(&self.shared),
             incarnation_id: String::new(),
         })
     }

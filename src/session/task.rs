@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::admission::{Admission, Permit, Seat};
+use super::blame::Retry;
 use super::machine::{Answer, Commit, Effect, Event, Machine, Now, Relayed, Ticks, Timer};
 use super::outbox::Outbox;
 use super::registry::StateError;
@@ -46,8 +47,8 @@ pub struct Finished {
     pub ticks: Ticks,
     /// The cause of its last transition.
     pub cause: String,
-    /// It failed, and a further session may fare better.
-    pub worth_retrying: bool,
+    /// Whether a further session may fare better, where it failed.
+    pub retry: Retry,
 }
 
 /// What is to be stored with a session's end, in the same transaction, where no conflicts and errors are left that it would
@@ -263,7 +264,7 @@ impl SessionTask {
             record: self.machine.record().clone(),
             ticks: self.machine.ticks(),
             cause: self.unwritten.last_cause().to_owned(),
-            worth_retrying: self.machine.failure().is_some_and(|failure| failure.worth_retrying),
+            retry: self.machine.failure().map_or(Retry::Never, |failure| failure.retry),
         }
     }
 
@@ -326,7 +327,7 @@ impl SessionTask {
             }
             Ok(Returned::Admitted(permit, standing)) => {
                 self.permit = Some(permit);
-                self.handle(Event::Admitted(standing)).await;
+                self.handle(Event::Admitted(Some(standing))).await;
             }
             Err(failure) if failure.is_cancelled() => {}
             Err(failure) => {
@@ -362,7 +363,14 @@ impl SessionTask {
                     Answer::Identified(within(deadline, provider.get_id_parameters()).await)
                 }));
             }
-            Effect::Admit => self.admit(),
+            Effect::Admit => {
+                if self.permit.as_ref().is_some_and(Permit::is_clear) {
+                    return Some(Event::Admitted(None));
+                }
+                self.permit = None;
+                self.admit();
+            }
+            Effect::Release => self.permit = None,
             Effect::Begin(role) => {
                 let provider = self.provider(role);
                 let begin = BeginSession {

@@ -183,7 +183,7 @@ async fn what_was_committed_is_there_again() {
     let (sync_guid, role) = (record.sync_guid, ProviderRole::Source);
     let writes = vec![
         Write::Session(Box::new(record.clone()), Some(ended.clone())),
-        Write::Notice { sync_guid, role, notice: notice.clone() },
+        Write::Owe(Box::new(OwedEnd { notice: Some(notice.clone()), ..owed.clone() })),
         Write::Settle { sync_guid, role: ProviderRole::Destination },
         Write::Settle { sync_guid: SyncGuid::generate(), role },
     ];

@@ -245,14 +245,6 @@ fn apply(
                 .prepare_cached("INSERT OR REPLACE INTO owed_ends (sync_guid, role, record) VALUES (?1, ?2, ?3)")?
                 .execute(params![owed.sync_guid.to_string(), owed.role as i64, json(&owed)?])?;
         }
-        Write::Notice { sync_guid, role, notice } => {
-            transaction
-                .prepare_cached(
-                    "UPDATE owed_ends SET record = json_set(record, '$.notice', json(?3))
-                     WHERE sync_guid = ?1 AND role = ?2",
-                )?
-                .execute(params![sync_guid.to_string(), role as i64, json(&notice)?])?;
-        }
         Write::Settle { sync_guid, role } => {
             transaction
                 .prepare_cached("DELETE FROM owed_ends WHERE sync_guid = ?1 AND role = ?2")?

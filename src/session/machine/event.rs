@@ -27,8 +27,8 @@ pub struct Now {
 pub enum Event {
     /// The session's task runs. First.
     Started,
-    /// Both replicas are free and now held for this session; what stands between them from before.
-    Admitted(Box<Standing>),
+    /// Both replicas are held for this session; what stands between them from before, `None` where they were held all along.
+    Admitted(Option<Box<Standing>>),
     /// Not yet: why, UPPER_SNAKE.
     Waiting(String),
     /// What was asked to be committed is durable.
@@ -117,6 +117,8 @@ pub enum Timer {
     Renew,
     /// Try to reach a provider again.
     Reconnect(ProviderRole),
+    /// A provider that was busy elsewhere may be free.
+    AskAgain,
     /// A cancelled call has had its grace.
     CancelGrace,
     /// EndSession has had its grace.
@@ -134,8 +136,11 @@ pub enum Timer {
 pub enum Effect {
     /// Call GetIdParameters.
     Identify(ProviderRole),
-    /// Ask for both replicas at once; answered by `Admitted`, perhaps after `Waiting`.
+    /// Ask for both replicas at once; answered by `Admitted`, perhaps after `Waiting`. Where they are held, they are kept unless
+    /// one of them is owed an EndSession.
     Admit,
+    /// Let both replicas go: the session waits for something else.
+    Release,
     /// Call BeginSession.
     Begin(ProviderRole),
     /// Call RenewSession.

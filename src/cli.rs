@@ -14,7 +14,9 @@ use crate::telemetry::{LogFormat, LogOptions};
 
 mod check;
 mod client;
+mod conflict;
 mod endpoint;
+mod errors;
 mod exit;
 mod follow;
 mod health;
@@ -110,6 +112,8 @@ enum Command {
     Provider(provider::ProviderArgs),
     Session(session::SessionArgs),
     Operation(operation::OperationArgs),
+    Conflict(conflict::ConflictArgs),
+    Errors(errors::ErrorsArgs),
     Watch(watch::WatchArgs),
     Health(health::HealthArgs),
 }
@@ -196,6 +200,8 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Provider(args) => provider::run(args, output, stop).await,
         Command::Session(args) => session::run(args, &server, output, stop).await,
         Command::Operation(args) => operation::run(args, &server, output, stop).await,
+        Command::Conflict(args) => conflict::run(args, &server, output, stop).await,
+        Command::Errors(args) => errors::run(args, &server, output, stop).await,
         Command::Watch(args) => watch::run(args, &server, output, stop).await,
         Command::Health(args) => health::run(args, &server, output, stop).await,
     }

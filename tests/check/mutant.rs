@@ -13,9 +13,9 @@ use synclave::knowledge::{
 };
 use synclave::provider::sdk::ReplicaProvider;
 use synclave::provider::{
-    BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, Load, ProcessInput, ProcessInputs,
-    ProcessOutput, ProcessOutputs, ProcessStart, Provider, ProviderInfo, Refusal, Renewal, SessionKey,
-    SyncBatchParameters,
+    BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, Load, MAX_OUTSTANDING_LOADS,
+    ProcessInput, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessStart, Provider, ProviderInfo, Refusal, Renewal,
+    SessionKey, SyncBatchParameters,
 };
 use synclave::types::{ConflictResolutionPolicy as Policy, Hresult, SyncGuid};
 use tokio::sync::mpsc;
@@ -291,6 +291,9 @@ impl Mutated {
     }
 }
 
+/// Ids of loads that the honest provider did not ask for: far above its own.
+const FIRST_AHEAD: u64 = 1_000_000;
+
 /// The frames between the kit and the honest provider, both ways.
 struct Tap {
     mutant: Mutant,
@@ -337,7 +340,7 @@ impl Tap {
             };
         }
         match self.mutant {
-            M::LoadsAllAtOnce => match self.wanted.get(&load_id) {
+            M::LoadsAllAtOnce if load_id >= FIRST_AHEAD => match self.wanted.get(&load_id) {
                 Some(wanted) => vec![data(*wanted, part)],
                 None => {
                     self.buffered.entry(load_id).or_default().push(part);
@@ -493,9 +496,13 @@ impl Tap {
         if self.mutant != M::LoadsAllAtOnce {
             return Vec::new();
         }
+        let live = self.batch.changes().filter(|(_, change)| !change.flags.is_deleted());
+        if live.count() <= MAX_OUTSTANDING_LOADS {
+            return Vec::new();
+        }
         let mut loads = Vec::new();
         for (number, (_, change)) in self.batch.changes().filter(|(_, change)| !change.flags.is_deleted()).enumerate() {
-            let load_id = 1_000_000 + number as u64;
+            let load_id = FIRST_AHEAD + number as u64;
             self.ahead.insert(change.item_id.clone(), load_id);
             loads.push(ProcessOutput::Load(Load {
                 load_id,

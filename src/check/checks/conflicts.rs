@@ -50,6 +50,16 @@ fn text_of(what: Did) -> &'static str {
     }
 }
 
+/// What the item is to be in the end: it says whether a tombstone is missing, or a live item, when nothing is sent.
+fn is_to_be_deleted(policy: Policy, local: Did, remote: Did) -> bool {
+    let [local, remote] = [local, remote].map(|did| matches!(did, Did::Delete));
+    match policy {
+        Policy::None | Policy::DestinationProviderWins => local,
+        Policy::SourceProviderWins => remote,
+        Policy::LastWriterWins | Policy::KeepBoth => local && remote,
+    }
+}
+
 /// Brings a conflict about and lets the destination settle it.
 async fn meet(bench: &Bench, policy: Policy, local: Did, remote: Did) -> Held<Met> {
     let (ours, theirs) = (bench.partner(0)?, bench.partner(1)?);
@@ -65,8 +75,7 @@ async fn meet(bench: &Bench, policy: Policy, local: Did, remote: Did) -> Held<Me
         return Err(Stop::NotOffered("the store cannot keep both".to_owned()));
     }
     let seen = bench.look_with(&applied.knowledge, &[&base.item]).await?;
-    let deleted = matches!(local, Did::Delete) || matches!(remote, Did::Delete);
-    let rule = if deleted { Rule::TombstoneStored } else { Rule::Complete };
+    let rule = if is_to_be_deleted(policy, local, remote) { Rule::TombstoneStored } else { Rule::Complete };
     let seen = bench.sent(rule, seen, &base.item)?;
     Ok(Met { local: local_state, remote: remote_state, before: known, outcome, knowledge: applied.knowledge, seen })
 }

@@ -4,14 +4,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message as _;
 
 use crate::check::bench::Bench;
 use crate::check::book::{Held, Stop};
 use crate::check::conversation::{Said, start};
-use crate::check::partner::{Change, UNORDERED, Written, batch, of_items};
+use crate::check::partner::{Change, Written, batch, of_items};
 use crate::check::rule::Rule;
 use crate::check::session::{Ask, encoded};
-use crate::knowledge::{ItemId, Knowledge};
+use crate::knowledge::{GroupKind, ItemId, Knowledge};
 use crate::pb;
 use crate::types::{ConflictResolutionPolicy as Policy, ProviderRole};
 
@@ -200,7 +201,7 @@ pub(super) async fn representations(bench: &Bench) -> Held {
 
 /// More items than loads may be outstanding; then batches that have to be cut by their bytes.
 pub(super) async fn many_items(bench: &Bench) -> Held {
-    let partner = bench.partner(0)?;
+    let partner = bench.new_partner()?;
     let mut changes: Vec<Change> = Vec::new();
     for number in 0..MANY {
         let version = partner.next();
@@ -209,8 +210,9 @@ pub(super) async fn many_items(bench: &Bench) -> Held {
     }
     let session = bench.begin(ProviderRole::Destination).await?;
     let known = session.parameters().await?;
-    let made_with = known.union(&bench.own_versions(&changes)?);
-    let all = batch(&known, made_with, UNORDERED, &changes);
+    // The whole range at once, so that the provider's knowledge has no exceptions for so many items.
+    let whole = GroupKind::Ordered { lower_bound: ItemId::from(""), upper_bound: None };
+    let all = batch(&known, known.union(&partner.own_knowledge(known.item_format())), whole, &changes);
     let mut conversation = session.process(Rule::Applies, start(Policy::None), all).await?;
     let answers: HashMap<_, _> =
         changes.iter().map(|change| (change.change.item_id.clone(), change.answer.clone())).collect();
@@ -238,12 +240,14 @@ pub(super) async fn many_items(bench: &Bench) -> Held {
     bench.all_applied(&applied, &changes)?;
 
     let items: Vec<&ItemId> = changes.iter().map(|change| &change.change.item_id).collect();
-    let mut known = applied.knowledge;
+    let made_with = applied.knowledge;
+    let mut known = made_with.clone();
     known.exclude_items(items.iter().copied());
-    // The knowledge comes twice in a batch, and there is to be room for some of the items, not for all.
-    let knowledge = prost::Message::encoded_len(&encoded(&known)?) as u64;
-    let ask = Ask { size: 10_000, max_bytes: 4 * knowledge + 48 * 1024, max_inline_bytes: 64 * 1024 };
-    for ask in [ask, Ask { max_inline_bytes: 100, ..ask }] {
+    // A batch has both, and there is to be room for some of the items beside them, not for all.
+    let knowledge = (encoded(&made_with)?.encoded_len() + encoded(&known)?.encoded_len()) as u64;
+    // With data in the batch and without: a provider need not send it so.
+    let ask = Ask { size: 10_000, max_bytes: knowledge + 48 * 1024, max_inline_bytes: 64 * 1024 };
+    for ask in [ask, Ask { max_bytes: knowledge + 4 * 1024, max_inline_bytes: 100, ..ask }] {
         let sent = listed(bench, &known, ask).await?;
         let missing = items.iter().find(|item| !sent.contains(**item));
         bench.require(Rule::Complete, missing.is_none(), || {

@@ -42,14 +42,19 @@ async fn hanging<'s>(session: &'s Session<'_>) -> Held<(Conversation<'s>, Vec<Ch
     }
 }
 
-/// Reads the stream to its end: by a result, or by E_ABORT.
-async fn over(conversation: &mut Conversation<'_>, bench: &Bench, rule: Rule, begun: Instant) -> Held {
+/// Reads the stream to its end: by a result, or by E_ABORT. The items that were reported applied on the way.
+async fn over(conversation: &mut Conversation<'_>, bench: &Bench, rule: Rule, begun: Instant) -> Held<Vec<ItemId>> {
+    let mut reported = Vec::new();
     loop {
         let left = (SOON * 3).saturating_sub(begun.elapsed());
         let end = match conversation.try_next(left).await {
             Ok(said) => match said? {
                 Some(Said::Result(_)) => "a result".to_owned(),
                 None => "the end of the stream".to_owned(),
+                Some(Said::Outcome(outcome)) if outcome.kind == OutcomeKind::Applied => {
+                    reported.push(outcome.item_id);
+                    continue;
+                }
                 Some(Said::Load(_) | Said::Outcome(_) | Said::Progress) => continue,
             },
             Err(Fault::Refused(refusal)) => {
@@ -66,7 +71,8 @@ async fn over(conversation: &mut Conversation<'_>, bench: &Bench, rule: Rule, be
             }
         };
         let took = begun.elapsed();
-        return bench.require(rule, took <= SOON, || format!("it took {took:?} until {end} came"));
+        bench.require(rule, took <= SOON, || format!("it took {took:?} until {end} came"))?;
+        return Ok(reported);
     }
 }
 
@@ -136,15 +142,9 @@ pub(super) async fn no_roll_back(bench: &Bench) -> Held {
         .await?;
     bench.all_applied(&applied, &changes)?;
     let (mut conversation, ..) = hanging(&session).await?;
+    let begun = Instant::now();
     conversation.cancel();
-    let mut reported = Vec::new();
-    while let Ok(said) = conversation.try_next(bench.wire.patience()).await {
-        match said? {
-            Some(Said::Outcome(outcome)) if outcome.kind == OutcomeKind::Applied => reported.push(outcome.item_id),
-            Some(Said::Load(_) | Said::Outcome(_) | Said::Progress) => {}
-            Some(Said::Result(_)) | None => break,
-        }
-    }
+    let mut reported = over(&mut conversation, bench, Rule::Canceled, begun).await?;
     drop(conversation);
     ended_session(bench, &session).end().await?;
     reported.push(changes[0].change.item_id.clone());

@@ -1,8 +1,8 @@
 //! The conformance kit: plays coordinator and partner against a live provider, and holds it to the rules.
 //!
 //! A *rule* ([`Rule`]) is one thing that must hold, with the id that `docs/conformance.md` and `windows-sync.md` name it by. A
-//! *check* is one scenario, an async function over a [`Bench`](bench::Bench); on its way it looks at many rules, and each is
-//! marked in the [`book`] where it is looked at. A check stops at the first broken rule. So blame goes to what is broken and
+//! *check* is one scenario, an async function over a `Bench`; on its way it looks at many rules, and each is
+//! marked in the `book` where it is looked at. A check stops at the first broken rule. So blame goes to what is broken and
 //! not to the scenario that met it, and what could not be come to is said to be not reached.
 //!
 //! ```text

@@ -406,8 +406,9 @@ impl Store {
     /// Writes all that waits and lets go of the files. Blocks for one transaction or a few; later commits get
     /// [`Error::Closed`].
     pub fn close(&self) {
-        self.queue.close();
+        // First: two connections that close at once each take the other for open, and neither folds the WAL.
         *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.queue.close();
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer
             && writer.join().is_err()

@@ -130,18 +130,30 @@ impl Machine {
                     self.all_checked(effects);
                 } else {
                     // Another replica than the one that is held.
-                    effects.push(Effect::Release);
+                    self.stop_checking(now, effects);
                     self.ask_for_admission(now, effects);
                 }
             }
             // As if it had not been reached before.
             error => {
-                effects.push(Effect::Release);
+                self.stop_checking(now, effects);
                 self.infos[role as usize] = None;
-                self.step = Step::Identifying { since: now.instant, attempt: 1 };
                 self.identified(role, error, now, effects);
             }
         }
+    }
+
+    /// Lets both replicas go. Whoever is still being asked is not known until it answers: asked a second time meanwhile, its
+    /// older word could come last.
+    fn stop_checking(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let Step::Checking { unanswered } = self.step else { return };
+        for role in ProviderRole::BOTH {
+            if unanswered[role as usize] {
+                self.infos[role as usize] = None;
+            }
+        }
+        effects.push(Effect::Release);
+        self.step = Step::Identifying { since: now.instant, attempt: 1 };
     }
 
     fn all_checked(&mut self, effects: &mut Vec<Effect>) {

@@ -495,9 +495,38 @@ fn a_provider_that_speaks_for_another_replica_after_a_wait_is_admitted_anew() {
     world.answer_first(|effect| matches!(effect, Effect::Admit), 0);
     let other = ProviderInfo { replica_id: ReplicaId::from(vec![7; 16]), ..info(ProviderRole::Source) };
     let sent = world.now.instant;
-    world.pending.clear();
+    world.pending.retain(|effect| !matches!(effect, Effect::Identify(ProviderRole::Source)));
     world.feed(Event::Answered { role: ProviderRole::Source, sent, answer: Answer::Identified(Ok(other)) });
-    assert!(!world.held && matches!(world.pending[..], [Effect::Admit]), "{:?}", world.pending);
+    assert!(!world.held);
+    world.answer_first(|effect| matches!(effect, Effect::Identify(ProviderRole::Destination)), 0);
+    assert!(matches!(world.pending[..], [Effect::Admit]), "{:?}", world.pending);
+}
+
+/// A provider that is asked a second time while the first answer is on its way may answer in either order, and the later word
+/// be the older one.
+#[test]
+fn nobody_is_asked_again_before_the_first_answer_has_come() {
+    let mut world = World::new(Shape::Coordinated);
+    while world.machine.step != Step::Admitting {
+        world.step(0);
+    }
+    world.feed(Event::Waiting("SOURCE_BUSY".to_owned()));
+    world.answer_first(|effect| matches!(effect, Effect::Admit), 0);
+    const UNREACHABLE: u8 = 10;
+    world.answer_first(|effect| matches!(effect, Effect::Identify(ProviderRole::Source)), UNREACHABLE);
+    world.timer(Timer::Reconnect(ProviderRole::Source));
+    world.answer_first(|effect| matches!(effect, Effect::Identify(ProviderRole::Source)), 0);
+    assert!(matches!(world.pending[..], [Effect::Identify(ProviderRole::Destination)]), "{:?}", world.pending);
+    world.calm_down();
+    assert_eq!((world.machine.record().state, world.begins), (SyncState::InSync, [1, 1]));
+}
+
+/// Found by the random histories.
+#[test]
+fn a_late_word_of_a_busy_provider_is_heard() {
+    let mut world = World::new(Shape::Coordinated);
+    [0, 73, 10, 90, 79, 176, 169, 106, 31].into_iter().for_each(|dice| world.step(dice));
+    world.calm_down();
 }
 
 #[test]

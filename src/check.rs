@@ -66,7 +66,7 @@ pub enum SetupError {
     #[error(transparent)]
     Address(#[from] AddressError),
     /// Nobody answers there.
-    #[error("the provider cannot be reached: {0}; start it and give its address")]
+    #[error("the provider {0}; start it and give its address")]
     Unreachable(String),
 }
 

@@ -12,7 +12,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use crate::grpc::address::AddressError;
-use crate::grpc::provider::{DialOptions, DialOut};
+use crate::grpc::provider::{Connections, DialOptions, DialOut};
 use crate::grpc::simple_provider::{Either, Members, StoreOptions};
 use crate::operation::Operations;
 use crate::provider::{CallError, Provider, Refusal, RefusalCode};
@@ -164,8 +164,8 @@ async fn forget_in_background(store: Weak<Store>, retention: Retention) {
 #[derive(Default)]
 pub struct Providers {
     local: HashMap<Endpoint, LocalProvider>,
-    options: DialOptions,
-    /// One connection per address, shared by all sessions that use it at the time.
+    connections: Connections,
+    /// One for each address, shared by all sessions that use it at the time.
     dialled: Mutex<HashMap<String, Weak<dyn Provider>>>,
     /// What is known of simple stores; `None`: they are not spoken for.
     members: Option<Arc<Members>>,
@@ -188,7 +188,7 @@ impl std::fmt::Debug for LocalProvider {
 impl Providers {
     /// Only what can be dialled.
     pub fn new(options: DialOptions) -> Self {
-        Self { options, ..Self::default() }
+        Self { connections: Connections::new(options), ..Self::default() }
     }
 
     /// Speaks also for simple stores, and keeps what is known of each in a directory of its own below `data_dir`.
@@ -229,8 +229,8 @@ impl Providers {
             return Ok(provider);
         }
         let provider: Arc<dyn Provider> = match &self.members {
-            Some(members) => Arc::new(Either::new(address, self.options, members.clone()).map_err(cannot_dial)?),
-            None => Arc::new(DialOut::new(address, self.options).map_err(cannot_dial)?),
+            Some(members) => Arc::new(Either::new(address, &self.connections, members.clone()).map_err(cannot_dial)?),
+            None => Arc::new(DialOut::over(self.connections.to(address).map_err(cannot_dial)?)),
         };
         dialled.retain(|_, provider| provider.strong_count() > 0);
         dialled.insert(address.clone(), Arc::downgrade(&provider));

@@ -9,11 +9,13 @@ use crate::provider::{MAX_MESSAGE_BYTES, ProviderInfo};
 use crate::types::SyncGuid;
 
 mod client;
+mod connections;
 mod server;
 #[cfg(test)]
 mod tests;
 
-pub use client::{DialOptions, DialOut};
+pub use client::DialOut;
+pub use connections::{Connections, DialOptions};
 pub use server::ProviderServer;
 
 /// Sessions whose latest keys are kept. A source is in a handful at once; beyond the bound, which only sessions that never end

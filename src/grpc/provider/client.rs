@@ -10,10 +10,11 @@ use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
+use super::connections::{self, DialOptions};
 use super::{Identity, LastIdentity, LatestKeys, within_message};
-use crate::grpc::address::{self, AddressError};
+use crate::grpc::address::AddressError;
 use crate::grpc::convert::knowledge::ReplicaKeys;
 use crate::grpc::convert::{self, Violations, batch, exchange, provider, time};
 use crate::grpc::{MESSAGE_LIMIT, status};
@@ -26,33 +27,6 @@ use crate::provider::{
     SyncBatchParameters,
 };
 use crate::types::Hresult;
-
-/// Bytes that a peer may send on one stream before we have read them: what a slow destination makes us hold of an item.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-
-/// And on all streams of the connection: more than one stream's, so that RenewSession gets through beside a stalled one.
-const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
-
-/// How a provider is dialled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DialOptions {
-    /// A connection that is not made in so long is given up: the provider is unreachable. Default 5 s.
-    pub connect_timeout: Duration,
-    /// An HTTP/2 ping goes out this often while calls are under way. Default 10 s.
-    pub keepalive_interval: Duration,
-    /// A ping that is not answered in so long breaks the connection. Default 10 s.
-    pub keepalive_timeout: Duration,
-}
-
-impl Default for DialOptions {
-    fn default() -> Self {
-        Self {
-            connect_timeout: Duration::from_secs(5),
-            keepalive_interval: Duration::from_secs(10),
-            keepalive_timeout: Duration::from_secs(10),
-        }
-    }
-}
 
 /// A provider behind an address. Connects at the first call, and again at the first call after a connection broke.
 ///
@@ -67,24 +41,22 @@ pub struct DialOut {
 }
 
 impl DialOut {
-    /// A provider at `http://HOST:PORT`. Nothing is dialled yet; must be called within a tokio runtime.
+    /// A provider at `http://HOST:PORT`, over a connection of its own. Nothing is dialled yet; must be called within a tokio
+    /// runtime.
     ///
     /// # Errors
     ///
     /// When the text is no such address; `https://` is refused for now.
     pub fn new(address: &str, dial: DialOptions) -> Result<Self, AddressError> {
-        let channel = Endpoint::from(address::parse(address)?)
-            .connect_timeout(dial.connect_timeout)
-            .http2_keep_alive_interval(dial.keepalive_interval)
-            .keep_alive_timeout(dial.keepalive_timeout)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .tcp_nodelay(true)
-            .connect_lazy();
+        Ok(Self::over(connections::channel(address, dial)?))
+    }
+
+    /// A provider at the other end of a connection.
+    pub fn over(channel: Channel) -> Self {
         let client = KnowledgeSyncProviderServiceClient::new(channel)
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT);
-        Ok(Self { client, identity: LastIdentity::default(), keys: LatestKeys::default(), pumps: TaskTracker::new() })
+        Self { client, identity: LastIdentity::default(), keys: LatestKeys::default(), pumps: TaskTracker::new() }
     }
 
     /// What the provider last said of itself; asks when it has not been asked yet.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Calls, Members, lock};
 use crate::grpc::address::AddressError;
-use crate::grpc::provider::{DialOptions, DialOut};
+use crate::grpc::provider::{Connections, DialOut};
 use crate::knowledge::{ChangeBatch, ItemId};
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, Load, ProcessInputs, ProcessOutputs,
@@ -33,8 +33,8 @@ impl Either {
     ///
     /// # Errors
     /// When the text is no such address.
-    pub fn new(address: &str, options: DialOptions, members: Arc<Members>) -> Result<Self, AddressError> {
-        let dialled = Arc::new(DialOut::new(address, options)?);
+    pub fn new(address: &str, connections: &Connections, members: Arc<Members>) -> Result<Self, AddressError> {
+        let dialled = Arc::new(DialOut::over(connections.to(address)?));
         let calls = members.calls(address)?;
         Ok(Self { dialled, calls, members, answered: Mutex::new(None) })
     }

@@ -169,13 +169,13 @@ fn plan_and_run(scratch: &Scratch, a: &Path, b: &Path, options: &[&str], updates
         let planned = || plan.of("change").filter(to);
         assert_eq!(number(&totals["bytes"]), planned().map(|change| number(&change["bytes"])).sum::<u64>());
         assert_eq!(number(&totals["conflicts"]), planned().filter(|it| it["conflict"] == true).count() as u64);
-        let mut counters = vec!["tombstonesGenerated"];
-        if updates == Updates::Equal {
-            counters.push("updatesTransferred");
-        }
-        // An item that fails is tried again as the clock has it, and its bytes and conflicts are counted each time.
-        if plan.of("leftOut").next().is_none() && run.infos().len() <= 4 {
-            counters.extend(["bytesTransferred", "conflictsGenerated"]);
+        // What is left for a further session is tried again, as the clock has it, and counted each time.
+        let mut counters = Vec::new();
+        if run.infos().iter().filter(to_member).count() <= 1 {
+            counters.extend(["tombstonesGenerated", "bytesTransferred", "conflictsGenerated"]);
+            if updates == Updates::Equal {
+                counters.push("updatesTransferred");
+            }
         }
         // Some of what comes is in vain: content that is there already, and what was tried once before.
         assert!(number(&totals["bytes"]) <= sum("bytesTransferred"), "bytes of {member}: {context}");
@@ -284,7 +284,7 @@ fn the_plan_is_what_the_run_does() {
         for round in [2 * round as u64, 2 * round as u64 + 1] {
             edit_both(&a, &b, &mut random, round);
             let (plan, _) = plan_and_run(&scratch, &a, &b, &options, Updates::Equal);
-            assert!(plan.of("change").count() > 20, "there was something to plan");
+            assert!(plan.of("change").count() > 5, "there was something to plan");
             assert!(plan.of("skipped").any(|it| it["item"] == format!("fifo-{round}")), "{}", plan.ended.stdout);
         }
         let copies = |root: &Path| tree::conflict_copies(&tree::read(root)).len();

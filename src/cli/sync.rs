@@ -86,6 +86,26 @@ pub(super) struct SyncPlan {
     pub(super) data_dir: PathBuf,
 }
 
+impl SyncPlan {
+    /// Checks both ends against each other and against the place for state.
+    pub(super) fn check(a: SyncEnd, b: SyncEnd, data_dir: Option<PathBuf>) -> Result<Self, Failure> {
+        match (&a, &b) {
+            (SyncEnd::Directory(a), SyncEnd::Directory(b)) => roots::check_apart(a, b)?,
+            (SyncEnd::Provider(a), SyncEnd::Provider(b)) if a == b => {
+                return Err(Failure::usage(format!("{a} is given twice; give two different replicas")));
+            }
+            _ => {}
+        }
+        let data_dir = roots::data_dir(data_dir)?;
+        for end in [&a, &b] {
+            if let SyncEnd::Directory(root) = end {
+                roots::check_outside(&data_dir, root)?;
+            }
+        }
+        Ok(Self { ends: [a, b], data_dir })
+    }
+}
+
 impl SyncArgs {
     fn plan(&self) -> Result<SyncPlan, Failure> {
         let a = match Target::parse(&self.a) {
@@ -96,20 +116,7 @@ impl SyncArgs {
             Target::Directory(path) => SyncEnd::Directory(Root::existing_or_new(&path)?),
             Target::Provider(endpoint) => SyncEnd::Provider(endpoint),
         };
-        match (&a, &b) {
-            (SyncEnd::Directory(a), SyncEnd::Directory(b)) => roots::check_apart(a, b)?,
-            (SyncEnd::Provider(a), SyncEnd::Provider(b)) if a == b => {
-                return Err(Failure::usage(format!("{a} is given twice; give two different replicas")));
-            }
-            _ => {}
-        }
-        let data_dir = roots::data_dir(self.data_dir.clone())?;
-        for end in [&a, &b] {
-            if let SyncEnd::Directory(root) = end {
-                roots::check_outside(&data_dir, root)?;
-            }
-        }
-        Ok(SyncPlan { ends: [a, b], data_dir })
+        SyncPlan::check(a, b, self.data_dir.clone())
     }
 
     /// A and B as the user named them.
@@ -172,7 +179,8 @@ async fn dry_run(args: &SyncArgs, sync: &SyncPlan, output: Output, stop: &Cancel
     plan.failure().map_or(Ok(plan.exit()), Err)
 }
 
-async fn operate(
+/// Runs one operation to its end; Ctrl-C cancels it.
+pub(super) async fn operate(
     server: &Server,
     request: pb::StartOperationRequest,
     stop: &CancellationToken,

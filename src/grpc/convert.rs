@@ -14,6 +14,7 @@ pub mod exchange;
 pub mod knowledge;
 pub mod operation;
 pub mod provider;
+pub mod range_digests;
 pub mod resolution;
 pub mod session;
 pub mod sync_info;

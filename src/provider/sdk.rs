@@ -7,6 +7,7 @@
 //! - `detection`: local changes become versions when a session begins (R14);
 //! - `enumeration`, `loading`: the source's side, what a destination lacks and the data of one item;
 //! - `applier`: the destination's side;
+//! - `range_digests`: comparison with another replica, and what is damaged;
 //! - `units`: items whose members are versioned each on their own;
 //! - `metadata`: the book that all of them keep.
 //!
@@ -28,8 +29,8 @@ use uuid::Uuid;
 use crate::knowledge::{ChangeBatch, IdParameters, ReplicaId};
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, Load, MAX_KNOWLEDGE_BYTES,
-    ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits, Refusal, RefusalCode, Renewal,
-    SessionKey, SyncBatchParameters,
+    ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits, RANGE_DIGESTS, RangeDigests,
+    RangeDigestsRequest, Refusal, RefusalCode, Renewal, RepairItems, SessionKey, SyncBatchParameters,
 };
 use crate::types::{Hresult, ProviderRole};
 
@@ -40,6 +41,7 @@ mod enumeration;
 mod item_store;
 mod loading;
 mod metadata;
+mod range_digests;
 mod report;
 mod session;
 #[cfg(test)]
@@ -266,7 +268,7 @@ impl Provider for ReplicaProvider {
                 max_bytes: 0,
                 max_inline_bytes: options.max_inline_bytes,
             },
-            capabilities: Vec::new(),
+            capabilities: vec![RANGE_DIGESTS.to_owned()],
             busy_roles: session::busy_roles(&self.shared),
             incarnation_id: String::new(),
         })
@@ -333,6 +335,34 @@ impl Provider for ReplicaProvider {
             loading::load(&shared, &work.session, &load, &sender);
         });
         Ok(receiver)
+    }
+
+    async fn get_range_digests(
+        &self,
+        key: SessionKey,
+        request: RangeDigestsRequest,
+    ) -> Result<RangeDigests, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || {
+            // Whole, as above.
+            let (work, shared) = (work, shared);
+            range_digests::range_digests(&shared, &work, &request)
+        })
+        .await
+        .map_err(panicked)?
+    }
+
+    async fn repair_items(&self, key: SessionKey, request: RepairItems) -> Result<RepairItems, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || {
+            // Whole, as above.
+            let (work, shared) = (work, shared);
+            range_digests::repair(&shared, &work, &request)
+        })
+        .await
+        .map_err(panicked)?
     }
 
     async fn end_session(&self, request: EndSession) -> Result<(), CallError> {

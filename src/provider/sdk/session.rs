@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::enumeration::{Enumeration, Meeting, ReadAhead};
+use super::range_digests::Checked;
 use super::{KnownItem, Shared, canceled, detection, lock, panicked};
 use crate::knowledge::{Digest, ItemId};
 use crate::provider::{
@@ -80,6 +81,8 @@ pub(super) struct Session {
     pub(super) read_ahead: Mutex<Option<ReadAhead>>,
     /// Contents that this session deleted or displaced, which the store may still have until its end.
     pub(super) deleted: Mutex<HashMap<Digest, (ItemId, KnownItem)>>,
+    /// What it has read of the replica's content, to compare it.
+    pub(super) checked: Mutex<Checked>,
     standing: Mutex<Standing>,
     work: TaskTracker,
     /// It has left the registry.
@@ -225,6 +228,7 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
         enumeration: Mutex::new(None),
         read_ahead: Mutex::new(None),
         deleted: Mutex::new(HashMap::new()),
+        checked: Mutex::default(),
         standing: Mutex::new(Standing {
             phase: Phase::Beginning,
             epoch,

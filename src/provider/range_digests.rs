@@ -84,7 +84,7 @@ pub struct RangeDigest {
 pub struct ItemDigest {
     /// Which.
     pub item_id: ItemId,
-    /// Its version; `None` for an item with change units.
+    /// Its version; `None` for an item with change units, and for one that waits to be brought anew.
     pub version: Option<Version>,
     /// Bytes of content.
     pub content_size: u64,

@@ -4,8 +4,9 @@ use bytes::Bytes;
 
 use super::batch::digest;
 use super::knowledge::item_id;
+use super::resolution::{encode_replica_version, replica_version};
 use super::{Path, Violations, provider};
-use crate::knowledge::{Digest, IdParameters, ItemId, ReplicaId, Version};
+use crate::knowledge::{Digest, IdParameters, ItemId};
 use crate::pb;
 use crate::provider::{
     ContentCheck, ItemDigest, ItemRange, RangeDigest, RangeDigests, RangeDigestsRequest, RepairItems, SessionKey,
@@ -80,10 +81,7 @@ fn encode_item(item: ItemDigest) -> pb::ItemDigest {
     };
     pb::ItemDigest {
         item_id: encode_id(&item_id),
-        version: version.map(|version| pb::ReplicaVersion {
-            replica_id: Bytes::copy_from_slice(version.replica.as_bytes()),
-            tick_count: version.tick,
-        }),
+        version: version.as_ref().map(encode_replica_version),
         content_size,
         content_digest: encode_digest(&content_digest),
         content_state: content_state.into(),
@@ -115,7 +113,7 @@ fn item(item: pb::ItemDigest, schema: &IdParameters, at: Path<'_>, violations: &
     };
     Some(ItemDigest {
         item_id: item_id(&id, schema, at.field("item_id"), violations),
-        version: version.map(|version| Version::new(ReplicaId::from(&version.replica_id[..]), version.tick_count)),
+        version: version.and_then(|version| replica_version(version, schema, at.field("version"), violations)),
         content_size,
         content_digest: digest(&content_digest, at.field("content_digest"), violations)?,
         content,

@@ -211,7 +211,8 @@ fn describe(session: &Session, item_id: ItemId, row: Row, checksum: bool) -> Ite
     let digest = item_digest(&item_id, state.size, &actual, whole.then_some(&state.properties));
     ItemDigest {
         item_id,
-        version: whole.then_some(row.version),
+        // What waits to be brought anew has none.
+        version: Some(row.version).filter(|version| whole && version.tick > 0),
         content_size: state.size,
         content_digest: state.digest,
         content,

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
+use super::options::TombstoneAge;
 use super::roots::Root;
 use super::serve::{cannot_listen, check_reach};
 use super::{output, replica};
@@ -48,6 +49,9 @@ struct FileArgs {
     /// Keep what it knows here instead of in DIR/.synclave
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Forget a deletion after so long: 60d, 12h or never. A replica that has not seen it by then must compare all items
+    #[arg(long, default_value = "60d", value_name = "AGE")]
+    tombstone_age: TombstoneAge,
     /// Listen on an address that others can reach, without TLS
     #[arg(long)]
     insecure: bool,
@@ -64,6 +68,8 @@ pub(super) struct FilePlan {
     pub(super) name: String,
     /// Instead of `.synclave` in the root.
     pub(super) state_dir: Option<PathBuf>,
+    /// When deletions are forgotten.
+    pub(super) tombstone_age: TombstoneAge,
 }
 
 impl FileArgs {
@@ -71,7 +77,7 @@ impl FileArgs {
         check_reach(self.listen, self.insecure)?;
         let root = Root::existing(&self.dir)?;
         let name = self.name.unwrap_or_else(|| member_name(&root));
-        Ok(FilePlan { root, listen: self.listen, name, state_dir: self.state_dir })
+        Ok(FilePlan { root, listen: self.listen, name, state_dir: self.state_dir, tombstone_age: self.tombstone_age })
     }
 }
 
@@ -87,7 +93,7 @@ pub(super) async fn run(args: ProviderArgs, stop: CancellationToken) -> Result<E
         tokio::net::TcpListener::bind(plan.listen).await.map_err(|error| cannot_listen(plan.listen, &error))?;
     let address = listener.local_addr().map_err(|error| cannot_listen(plan.listen, &error))?;
     let (root, state_dir, name) = (plan.root.clone(), plan.state_dir, plan.name);
-    let provider = tokio::task::spawn_blocking(move || replica::open(&root, state_dir, name))
+    let provider = tokio::task::spawn_blocking(move || replica::open(&root, state_dir, name, plan.tombstone_age))
         .await
         .map_err(|error| Failure::failed(format!("{} could not be opened: {error}", plan.root.path().display())))??;
     output::announce(address)?;

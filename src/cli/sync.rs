@@ -10,7 +10,7 @@ use super::client::{Server, unary};
 use super::endpoint::{self, Target};
 use super::exit::{Exit, Failure};
 use super::local::LocalCoordinator;
-use super::options::Conflict;
+use super::options::{Conflict, FullEnumeration, TombstoneAge};
 use super::output::{self, Output};
 use super::roots::{self, Root};
 use super::summary::Summary;
@@ -49,6 +49,12 @@ pub(super) struct SyncArgs {
     /// Turn the safety stop against mass deletion off
     #[arg(long)]
     allow_mass_delete: bool,
+    /// What to do when B, or A, has not seen deletions that the other has forgotten since
+    #[arg(long, value_enum, default_value = "abort", value_name = "ACTION")]
+    full_enumeration: FullEnumeration,
+    /// Forget a deletion after so long: 60d, 12h or never. A replica that has not seen it by then must compare all items
+    #[arg(long, default_value = "60d", value_name = "AGE")]
+    tombstone_age: TombstoneAge,
     /// Where state is kept; one process at a time [default: $XDG_STATE_HOME/synclave or ~/.local/state/synclave]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -70,6 +76,8 @@ pub(super) struct SyncPlan {
     pub(super) ends: [SyncEnd; 2],
     /// Where state is kept; made when it is not there.
     pub(super) data_dir: PathBuf,
+    /// When the directories' providers forget deletions.
+    pub(super) tombstone_age: TombstoneAge,
 }
 
 impl SyncArgs {
@@ -95,7 +103,7 @@ impl SyncArgs {
                 roots::check_outside(&data_dir, root)?;
             }
         }
-        Ok(SyncPlan { ends: [a, b], data_dir })
+        Ok(SyncPlan { ends: [a, b], data_dir, tombstone_age: self.tombstone_age })
     }
 
     fn request(&self, endpoints: &[Endpoint; 2]) -> pb::StartOperationRequest {
@@ -107,6 +115,7 @@ impl SyncArgs {
             destination: Some(endpoint::to_pb(destination)),
             direction: direction.into(),
             conflict_resolution_policy: Some(pb::ConflictResolutionPolicy::from(self.conflict).into()),
+            full_enumeration_action: Some(pb::FullEnumerationAction::from(self.full_enumeration).into()),
             allow_mass_delete: self.allow_mass_delete,
             ..Default::default()
         }

@@ -7,6 +7,7 @@
 //! - `detection`: local changes become versions when a session begins (R14);
 //! - `enumeration`, `loading`: the source's side, what a destination lacks and the data of one item;
 //! - `applier`: the destination's side;
+//! - `forgetting`: tombstones that are old enough are cleaned up;
 //! - `metadata`: the book that all of them keep.
 //!
 //! All of the store's methods and all of SQLite run on blocking threads. One lock guards the metadata, held for a statement or
@@ -24,17 +25,18 @@ use tokio::sync::mpsc;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::knowledge::{ChangeBatch, IdParameters, ReplicaId};
+use crate::knowledge::{ChangeBatch, IdParameters, ItemId, ReplicaId};
 use crate::provider::{
-    BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, Load, MAX_KNOWLEDGE_BYTES,
-    ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits, Refusal, RefusalCode, Renewal,
-    SessionKey, SyncBatchParameters,
+    BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, FULL_ENUMERATION, Load,
+    MAX_KNOWLEDGE_BYTES, ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits, Refusal,
+    RefusalCode, Renewal, SessionKey, SyncBatchParameters,
 };
 use crate::types::{Hresult, ProviderRole};
 
 mod applier;
 mod detection;
 mod enumeration;
+mod forgetting;
 mod item_store;
 mod loading;
 mod metadata;
@@ -43,6 +45,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+pub use forgetting::DEFAULT_TOMBSTONE_AGE;
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
     Staged, Staging, StoreError,
@@ -53,15 +56,17 @@ pub use report::{ConflictCopy, Report};
 /// The decisions of detection and application, apart from threads, files and the wire: the provider runs them over SQLite,
 /// `tests/simulation` over replicas in memory.
 pub mod decision {
+    pub use super::applier::absent::{Absence, Absent, absence, judge};
     pub use super::applier::carry_out::{change_item, conclusion, intents, order, outcome};
     pub use super::applier::fetch::Obtained;
-    pub use super::applier::learned;
     pub use super::applier::plan::{Action, Ground, Plan, Step, Verdict};
     pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
+    pub use super::applier::{learned, learned_partially};
     pub use super::detection::{Book, fold};
     pub use super::metadata::{Commit, Intent, Row, Snapshot};
 }
 
+use applier::Processing;
 use metadata::Metadata;
 use session::Registry;
 
@@ -78,6 +83,9 @@ pub struct Options {
     pub max_inline_bytes: u64,
     /// Sessions as source at once, beside one as destination; 0 or 1: one session at a time in all.
     pub max_source_sessions: u32,
+    /// Tombstones are cleaned up that were recorded so long ago, with a resolution of seconds; `None`: never. A replica that
+    /// has not seen a deletion by then is out of date and must compare all items.
+    pub tombstone_age: Option<Duration>,
 }
 
 impl Default for Options {
@@ -88,6 +96,7 @@ impl Default for Options {
             max_changes: 0,
             max_inline_bytes: 64 * 1024,
             max_source_sessions: 1,
+            tombstone_age: Some(DEFAULT_TOMBSTONE_AGE),
         }
     }
 }
@@ -254,7 +263,7 @@ impl Provider for ReplicaProvider {
                 max_bytes: 0,
                 max_inline_bytes: options.max_inline_bytes,
             },
-            capabilities: Vec::new(),
+            capabilities: vec![FULL_ENUMERATION.to_owned()],
             incarnation_id: String::new(),
         })
     }
@@ -307,7 +316,36 @@ impl Provider for ReplicaProvider {
     ) -> Result<ProcessOutputs, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
         let turn = work.session.turn.clone().lock_owned().await;
-        applier::process(&self.shared, work, turn, start, batch, inputs)
+        applier::process(&self.shared, work, turn, Processing::ChangeBatch, start, batch, inputs)
+    }
+
+    async fn get_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        request: ChangeBatchRequest,
+        lower_bound: ItemId,
+    ) -> Result<ChangeBatch, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || {
+            // Whole, as above.
+            let (work, shared) = (work, shared);
+            enumeration::full_enumeration_batch(&shared, &work, request, lower_bound)
+        })
+        .await
+        .map_err(panicked)?
+    }
+
+    async fn process_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        start: ProcessStart,
+        batch: ChangeBatch,
+        inputs: ProcessInputs,
+    ) -> Result<ProcessOutputs, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
+        let turn = work.session.turn.clone().lock_owned().await;
+        applier::process(&self.shared, work, turn, Processing::FullEnumeration, start, batch, inputs)
     }
 
     async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError> {

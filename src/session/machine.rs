@@ -32,12 +32,14 @@ mod end;
 mod event;
 mod external;
 mod link;
+mod recovery;
 #[cfg(test)]
 mod tests;
 
 use change_loop::{BatchInHand, Rate};
 use end::Ends;
 pub use event::{Answer, Commit, Effect, Event, Now, RelayError, Relayed, Ticks, Timer};
+use recovery::Recovery;
 
 /// Commits of the final state that may fail before the session ends without it; the next start then ends it.
 const MAX_FINAL_ATTEMPTS: u32 = 10;
@@ -74,6 +76,7 @@ pub struct Machine {
     heard: [Option<Instant>; 2],
     batch: BatchInHand,
     left_out: u64,
+    recovery: Recovery,
     ended_by_caller: bool,
     failure: Option<Failure>,
     concluded: Option<Instant>,
@@ -99,6 +102,7 @@ impl Machine {
             heard: [None; 2],
             batch: BatchInHand::default(),
             left_out: 0,
+            recovery: Recovery::default(),
             ended_by_caller: false,
             failure: None,
             concluded: None,

@@ -14,6 +14,7 @@ use crate::knowledge::{Digest, IdParameters, ItemId, Knowledge, ReplicaId, Versi
 use crate::provider::sdk::{Fingerprint, ItemState, KnownItem};
 
 mod codec;
+mod forgetting;
 mod row;
 
 pub(super) use codec::encode_knowledge;
@@ -23,7 +24,7 @@ pub use row::{Commit, Intent, Row, Snapshot};
 const FILE_NAME: &str = "metadata.db";
 /// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.
 const APPLICATION_ID: i32 = 0x5379_6e63;
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -60,8 +61,19 @@ CREATE TABLE intents (
     creation_tick INTEGER NOT NULL,
     version_replica INTEGER NOT NULL,
     version_tick INTEGER NOT NULL,
-    learned BLOB NOT NULL
+    learned BLOB NOT NULL,
+    forgets INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
+CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX tombstones_by_age ON tombstones (since);
+";
+
+/// From schema 1: how old a tombstone is was not recorded, so it is taken to be new.
+const MIGRATION_2: &str = "
+ALTER TABLE intents ADD COLUMN forgets INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX tombstones_by_age ON tombstones (since);
+INSERT INTO tombstones (item_id, since) SELECT item_id, unixepoch() FROM items WHERE deleted = 1;
 ";
 
 macro_rules! columns {
@@ -70,6 +82,7 @@ macro_rules! columns {
          creation_replica, creation_tick, version_replica, version_tick"
     };
 }
+use columns;
 
 /// Why the metadata cannot be opened. The file is left as it was.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +126,7 @@ pub(super) struct Metadata {
     replica: ReplicaId,
     tick: u64,
     knowledge: Arc<Knowledge>,
+    forgotten: Arc<Knowledge>,
     generation: u64,
     replica_of_key: HashMap<i64, ReplicaId>,
     key_of_replica: HashMap<ReplicaId, i64>,
@@ -152,12 +166,15 @@ impl Metadata {
         connection.set_prepared_statement_cache_capacity(32);
         if tables == 0 {
             create(&connection, identity).map_err(broken)?;
+        } else if version < SCHEMA_VERSION {
+            migrate(&connection, version).map_err(broken)?;
         }
         let mut metadata = Self {
             connection,
             replica: ReplicaId::default(),
             tick: 0,
             knowledge: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
+            forgotten: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
             generation: 0,
             replica_of_key: HashMap::new(),
             key_of_replica: HashMap::new(),
@@ -186,6 +203,12 @@ impl Metadata {
             knowledge.set_local_tick(&self.replica, self.tick);
         }
         self.knowledge = Arc::new(knowledge);
+        self.forgotten = Arc::new(match self.meta("forgotten")? {
+            Some(bytes) => {
+                codec::decode_knowledge(&bytes).ok_or_else(|| corrupt("the forgotten knowledge does not parse"))?
+            }
+            None => Knowledge::new(IdParameters::BUILT_IN.item_id),
+        });
         self.replica_of_key.clear();
         self.key_of_replica.clear();
         let mut statement = self.connection.prepare("SELECT key, id FROM replicas")?;
@@ -219,6 +242,11 @@ impl Metadata {
     /// What the replica knows, with its local tick.
     pub(super) fn knowledge(&self) -> &Arc<Knowledge> {
         &self.knowledge
+    }
+
+    /// Upper bound of the tombstones that were cleaned up; never more than the knowledge.
+    pub(super) fn forgotten(&self) -> &Arc<Knowledge> {
+        &self.forgotten
     }
 
     /// Changes with every commit.
@@ -301,12 +329,12 @@ impl Metadata {
     /// What was about to be done when the last commit was made.
     pub(super) fn intents(&self) -> rusqlite::Result<Vec<(ItemId, Intent)>> {
         self.connection
-            .prepare_cached(concat!("SELECT ", columns!(), ", learned FROM intents ORDER BY item_id"))?
+            .prepare_cached(concat!("SELECT ", columns!(), ", learned, forgets FROM intents ORDER BY item_id"))?
             .query_map([], |row| {
                 let (id, read) = self.read(row)?;
                 let learned = codec::decode_vector(row.get_ref(13)?.as_blob()?)
                     .ok_or_else(|| corrupt("an intent's vector does not parse"))?;
-                Ok((id, Intent { row: read, learned }))
+                Ok((id, Intent { row: read, learned, forgets: row.get(14)? }))
             })?
             .collect()
     }
@@ -368,10 +396,20 @@ impl Metadata {
                 ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
             ))?;
             let mut settle = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
+            let mut remove = transaction.prepare_cached("DELETE FROM items WHERE item_id = ?1")?;
+            let mut bury = transaction
+                .prepare_cached("INSERT OR REPLACE INTO tombstones (item_id, since) VALUES (?1, unixepoch())")?;
             for (id, row) in &commit.rows {
                 let versions = (key(&row.creation.replica)?, key(&row.version.replica)?);
                 write(&mut put, id, row, versions)?;
                 put.raw_execute()?;
+                settle.execute([id.as_bytes()])?;
+                if row.item.deleted {
+                    bury.execute([id.as_bytes()])?;
+                }
+            }
+            for id in &commit.removed {
+                remove.execute([id.as_bytes()])?;
                 settle.execute([id.as_bytes()])?;
             }
             for id in &commit.dropped_intents {
@@ -380,20 +418,28 @@ impl Metadata {
             let mut intend = transaction.prepare_cached(concat!(
                 "INSERT OR REPLACE INTO intents (",
                 columns!(),
-                ", learned) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
+                ", learned, forgets) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
             ))?;
             for (id, intent) in &commit.intents {
                 let versions = (key(&intent.row.creation.replica)?, key(&intent.row.version.replica)?);
                 write(&mut intend, id, &intent.row, versions)?;
                 intend.raw_bind_parameter(14, codec::encode_vector(&intent.learned))?;
+                intend.raw_bind_parameter(15, intent.forgets)?;
                 intend.raw_execute()?;
             }
         }
         if let Some(knowledge) = &commit.knowledge {
             set_meta(&transaction, "knowledge", &encode_knowledge(knowledge))?;
         }
+        let forgotten = commit.forgotten.map(|forgotten| self.forgotten.union(&forgotten));
+        if let Some(forgotten) = &forgotten {
+            set_meta(&transaction, "forgotten", &encode_knowledge(forgotten))?;
+        }
         set_meta(&transaction, "tick", &commit.tick.to_le_bytes())?;
         transaction.commit()?;
+        if let Some(forgotten) = forgotten {
+            self.forgotten = Arc::new(forgotten);
+        }
         for (replica, key) in interned {
             self.replica_of_key.insert(key, replica.clone());
             self.key_of_replica.insert(replica, key);
@@ -426,7 +472,9 @@ impl Metadata {
 
     fn start_anew(&mut self, identity: &str) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
-        transaction.execute_batch("DELETE FROM meta; DELETE FROM replicas; DELETE FROM items; DELETE FROM intents;")?;
+        transaction.execute_batch(
+            "DELETE FROM meta; DELETE FROM replicas; DELETE FROM items; DELETE FROM intents; DELETE FROM tombstones;",
+        )?;
         begin_replica(&transaction, identity)?;
         transaction.commit()
     }
@@ -470,6 +518,15 @@ fn create(connection: &Connection, identity: &str) -> rusqlite::Result<()> {
     begin_replica(&transaction, identity)?;
     transaction
         .execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"))?;
+    transaction.commit()
+}
+
+fn migrate(connection: &Connection, from: i32) -> rusqlite::Result<()> {
+    let transaction = connection.unchecked_transaction()?;
+    if from < 2 {
+        transaction.execute_batch(MIGRATION_2)?;
+    }
+    transaction.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION};"))?;
     transaction.commit()
 }
 

@@ -35,6 +35,8 @@ pub struct Intent {
     pub row: Row,
     /// What will be learned for the item.
     pub learned: ClockVector,
+    /// Nothing will be left of the item, its tombstone is forgotten at the source: the row is only the one that goes.
+    pub forgets: bool,
 }
 
 /// All that one transaction changes.
@@ -42,12 +44,16 @@ pub struct Intent {
 pub struct Commit {
     /// New or changed rows; an intent for the same item is settled by it and goes.
     pub rows: Vec<(ItemId, Row)>,
+    /// Items of which nothing is left; their intents are settled too.
+    pub removed: Vec<ItemId>,
     /// What is about to be done.
     pub intents: Vec<(ItemId, Intent)>,
     /// Intents that came to nothing.
     pub dropped_intents: Vec<ItemId>,
     /// `None`: unchanged.
     pub knowledge: Option<Knowledge>,
+    /// What is forgotten beyond before; `None`: nothing.
+    pub forgotten: Option<Knowledge>,
     /// The local tick; never lower than before.
     pub tick: u64,
 }

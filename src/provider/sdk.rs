@@ -61,7 +61,7 @@ pub mod decision {
     pub use super::applier::fetch::Obtained;
     pub use super::applier::plan::{Action, Ground, Plan, Step, Verdict};
     pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
-    pub use super::applier::{learned, learned_partially};
+    pub use super::applier::{Learning, learned, learns_forgotten};
     pub use super::detection::{Book, fold};
     pub use super::metadata::{Commit, Intent, Row, Snapshot};
 }

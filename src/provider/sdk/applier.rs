@@ -51,13 +51,25 @@ const OUTPUTS_IN_FLIGHT: usize = 256;
 /// Between two signs of life while a batch is applied; the coordinator wants one every 10 s.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What sort of batch it is, and how its destination learns.
+/// What sort of batch it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Processing {
-    /// ProcessChangeBatch.
+    /// Of ProcessChangeBatch.
     ChangeBatch,
-    /// ProcessFullEnumerationChangeBatch.
+    /// Of ProcessFullEnumerationChangeBatch.
     FullEnumeration,
+}
+
+/// How a destination learns from a batch (`windows-sync.md` 4.9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learning {
+    /// Also of items that a group does not list and speaks for.
+    All,
+    /// SFEA_PARTIAL_SYNC: of the items that are applied, and of no others; the destination is out of date and stays so.
+    ItemsOnly,
+    /// As `All`, of a full enumeration: range by range. The last batch teaches its range like every other, and not all that the
+    /// source knows by then: what the source changed meanwhile below that range was not sent.
+    Recovery,
 }
 
 /// Starts to process a batch. It stops soon when its session is cancelled or either channel is dropped.
@@ -149,10 +161,7 @@ struct Applier<'a> {
     forgotten: Arc<Knowledge>,
     /// Whether `known` contains the whole prerequisite, so that no item has to be asked for (R19).
     has_prerequisite: bool,
-    /// A batch of a full enumeration.
-    full_enumeration: bool,
-    /// Out of date and to stay so: only the items that are applied are learned (`windows-sync.md` 4.9, SFEA_PARTIAL_SYNC).
-    partial: bool,
+    learning: Learning,
     /// What the source has forgotten of what is learned is forgotten here too: its tombstones were never seen.
     learns_forgotten: bool,
     applied: u32,
@@ -189,15 +198,18 @@ impl<'a> Applier<'a> {
             }
             (metadata.knowledge().clone(), metadata.forgotten().clone())
         };
-        let full_enumeration = processing == Processing::FullEnumeration;
-        if full_enumeration {
-            recovery::only_group(batch)?;
-        }
-        let partial = !full_enumeration && known.is_out_of_date(batch);
-        if partial && start.full_enumeration_action != FullEnumerationAction::PartialSync {
-            return Err(out_of_date().into());
-        }
-        let learns_forgotten = !partial && (full_enumeration || !known.contains(&batch.forgotten_knowledge));
+        let learning = match processing {
+            Processing::FullEnumeration => {
+                recovery::only_group(batch)?;
+                Learning::Recovery
+            }
+            Processing::ChangeBatch if !known.is_out_of_date(batch) => Learning::All,
+            Processing::ChangeBatch if start.full_enumeration_action == FullEnumerationAction::PartialSync => {
+                Learning::ItemsOnly
+            }
+            Processing::ChangeBatch => return Err(out_of_date().into()),
+        };
+        let learns_forgotten = learns_forgotten(learning, &known, batch);
         let has_prerequisite = known.contains(&batch.prerequisite_knowledge);
         Ok(Self {
             shared,
@@ -209,8 +221,7 @@ impl<'a> Applier<'a> {
             known,
             forgotten,
             has_prerequisite,
-            full_enumeration,
-            partial,
+            learning,
             learns_forgotten,
             applied: 0,
             failed: 0,
@@ -221,7 +232,10 @@ impl<'a> Applier<'a> {
         if !self.session.allow_mass_delete {
             self.check_mass_delete()?;
         }
-        let mut not_gone = if self.full_enumeration { self.let_absent_go()? } else { BTreeSet::new() };
+        let mut not_gone = match self.learning {
+            Learning::Recovery => self.let_absent_go()?,
+            Learning::All | Learning::ItemsOnly => BTreeSet::new(),
+        };
         let batch = self.batch;
         for group in &batch.groups {
             // Items of the group that are not learned, ascending.
@@ -284,11 +298,7 @@ impl<'a> Applier<'a> {
 
     fn learned(&self, section: &Section<'_>) -> Knowledge {
         let prerequisite = (!self.has_prerequisite).then_some((&*self.batch.prerequisite_knowledge, &*self.known));
-        let learned = learned(section.group, section.end, prerequisite);
-        if self.full_enumeration && mutant::is(Mutant::LearnRecoveryTooEarly) {
-            return (*section.group.made_with_knowledge).clone();
-        }
-        if self.partial { learned_partially(section.group, section.end, &learned) } else { learned }
+        learned(section.group, section.end, prerequisite, self.learning)
     }
 
     /// The safety stop, before anything of the batch is carried out. What is still to come counts where the source says.
@@ -332,7 +342,7 @@ impl<'a> Applier<'a> {
             row.filter(|row| !row.item.deleted).iter().for_each(&mut count);
         }
         drop(metadata);
-        if self.full_enumeration {
+        if self.learning == Learning::Recovery {
             Self::rows_that_go(&self.absence()?).for_each(&mut count);
         }
         Ok(deletions)
@@ -343,7 +353,15 @@ impl<'a> Applier<'a> {
 /// which failed in an earlier section is in reach again, to be left out again.
 ///
 /// `prerequisite` is the batch's, with what the destination has, unless it is known to have all of it (R19).
-pub fn learned(group: &ChangeGroup, end: usize, prerequisite: Option<(&Knowledge, &Knowledge)>) -> Knowledge {
+pub fn learned(
+    group: &ChangeGroup,
+    end: usize,
+    prerequisite: Option<(&Knowledge, &Knowledge)>,
+    learning: Learning,
+) -> Knowledge {
+    if learning == Learning::Recovery && mutant::is(Mutant::LearnRecoveryTooEarly) {
+        return (*group.made_with_knowledge).clone();
+    }
     let whole = end == group.changes.len();
     let listed = &group.changes[..end];
     let (kind, changes) = match &group.kind {
@@ -359,9 +377,23 @@ pub fn learned(group: &ChangeGroup, end: usize, prerequisite: Option<(&Knowledge
     };
     let made_with_knowledge = group.made_with_knowledge.clone();
     let learned = Knowledge::learned_from(&ChangeGroup { kind, made_with_knowledge, changes });
-    match prerequisite {
+    let learned = match prerequisite {
         None => learned,
         Some((prerequisite, known)) => learned.project_with_prerequisite(prerequisite, known),
+    };
+    match learning {
+        Learning::All | Learning::Recovery => learned,
+        Learning::ItemsOnly => learned.project_onto_items(listed.iter().map(|change| &change.item_id)),
+    }
+}
+
+/// Whether a destination takes over what the source has forgotten of what it learns: it never saw those tombstones. One that
+/// knows all of the source's forgotten knowledge has seen them.
+pub fn learns_forgotten(learning: Learning, known: &Knowledge, batch: &ChangeBatch) -> bool {
+    match learning {
+        Learning::All => !known.contains(&batch.forgotten_knowledge),
+        Learning::ItemsOnly => false,
+        Learning::Recovery => true,
     }
 }
 
@@ -373,12 +405,6 @@ fn section_end(group: &ChangeGroup, begin: usize) -> usize {
         first || bytes <= SECTION_BYTES
     };
     begin + group.changes[begin..].iter().take(SECTION_CHANGES).take_while(fits).count()
-}
-
-/// What an out-of-date destination learns in a partial sync: of the first `end` changes of a group, the items that are applied,
-/// and nothing of those that are not listed (`windows-sync.md` 4.9).
-pub fn learned_partially(group: &ChangeGroup, end: usize, learned: &Knowledge) -> Knowledge {
-    learned.project_onto_items(group.changes[..end].iter().map(|change| &change.item_id))
 }
 
 /// R18.

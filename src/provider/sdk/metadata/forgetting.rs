@@ -6,7 +6,6 @@ use rusqlite::params;
 
 use super::{Metadata, Row, columns, encode_knowledge, set_meta};
 use crate::knowledge::{ClockVector, ItemId, Knowledge, Version};
-use crate::mutant::{self, Mutant};
 
 impl Metadata {
     /// Cleans up tombstones that are recorded since `until` (seconds since the epoch, by this machine's clock) or longer, the
@@ -35,11 +34,7 @@ impl Metadata {
         }
         let mut versions = ClockVector::new();
         old.iter().filter_map(|(_, version)| version.as_ref()).for_each(|version| versions.learn(version));
-        let forgotten = if mutant::is(Mutant::ForgetSilently) {
-            (*self.forgotten).clone()
-        } else {
-            self.forgotten.forget_to_versions(&self.knowledge, &versions)
-        };
+        let forgotten = self.forgotten.forget_to_versions(&self.knowledge, &versions);
         let transaction = self.connection.transaction()?;
         {
             let mut remove = transaction.prepare_cached("DELETE FROM items WHERE item_id = ?1 AND deleted = 1")?;

@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use crate::store::SyncDirection;
 use crate::types::{
-    ConflictResolutionPolicy, Endpoint, FullEnumerationAction, OperationId, SessionKind, SyncGuid, SyncState,
+    CollisionConflictResolutionPolicy, ConflictResolutionPolicy, Endpoint, FullEnumerationAction, OperationId,
+    SessionKind, SyncGuid, SyncState,
 };
 
 /// How conflicts are settled where a request leaves it open: no edit is lost.
@@ -43,6 +44,9 @@ pub struct BeginSession {
     pub conflict_resolution_policy: ConflictResolutionPolicy,
     /// What to do with an out-of-date destination.
     pub full_enumeration_action: FullEnumerationAction,
+    /// How collisions are settled.
+    #[serde(skip_serializing_if = "is_default")]
+    pub collision_conflict_resolution_policy: CollisionConflictResolutionPolicy,
     /// The safety stop is off.
     pub allow_mass_delete: bool,
     /// The lease that the caller of an external session wishes for.
@@ -65,12 +69,19 @@ pub struct StartOperation {
     pub conflict_resolution_policy: ConflictResolutionPolicy,
     /// What to do with an out-of-date destination.
     pub full_enumeration_action: FullEnumerationAction,
+    /// How collisions are settled.
+    #[serde(skip_serializing_if = "is_default")]
+    pub collision_conflict_resolution_policy: CollisionConflictResolutionPolicy,
     /// The safety stop is off.
     pub allow_mass_delete: bool,
     /// Failures in a row that end it; 0: no limit.
     pub max_attempts: u32,
     /// Sessions that end it, at least 1.
     pub max_sessions: u32,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// SessionService.EndSession.

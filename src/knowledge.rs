@@ -9,6 +9,7 @@ mod conflict;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod id;
+mod resolution;
 mod set;
 
 pub use batch::{
@@ -19,4 +20,7 @@ pub use breach::BatchBreach;
 pub use clock_vector::ClockVector;
 pub use conflict::{Conflict, Decision, DestinationItem, UnitDecision, decide, decide_unit};
 pub use id::{ChangeUnitId, IdFormat, IdParameters, ItemId, ReplicaId, Version};
+pub use resolution::{
+    ConflictingChange, ConstraintConflict, Illegal, Resolution, ResolutionAction, check_action, check_constraint_action,
+};
 pub use set::{Fragment, Knowledge, KnowledgeError, Range, Selection};

@@ -11,11 +11,11 @@ use tokio::sync::mpsc;
 
 use crate::knowledge::{
     ChangeBatch, ChangeOutcome, ChangeUnitId, Digest, IdParameters, ItemDataHeader, ItemId, Knowledge,
-    RecoverableError, ReplicaId, Version,
+    RecoverableError, ReplicaId, Resolution, Version,
 };
 use crate::types::{
-    ConflictResolutionPolicy, Epoch, FullEnumerationAction, Hresult, ProviderRole, ProviderWithError, SyncGuid,
-    SyncProgressStage, SyncState,
+    CollisionConflictResolutionPolicy, ConflictResolutionPolicy, Epoch, FullEnumerationAction, Hresult, ProviderRole,
+    ProviderWithError, SyncGuid, SyncProgressStage, SyncState,
 };
 
 pub mod sdk;
@@ -206,12 +206,28 @@ pub struct ChangeBatchRequest {
 }
 
 /// Start of ProcessChangeBatch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessStart {
     /// How conflicts are settled.
     pub conflict_resolution_policy: ConflictResolutionPolicy,
     /// What to do when the destination is out of date.
     pub full_enumeration_action: FullEnumerationAction,
+    /// How collisions are settled.
+    pub collision_conflict_resolution_policy: CollisionConflictResolutionPolicy,
+    /// Decisions about deferred conflicts of items in the batch. Each holds only while both versions are those that it names.
+    pub resolutions: Vec<Resolution>,
+}
+
+impl ProcessStart {
+    /// Without decisions; collisions are deferred, and a destination that is out of date ends the session.
+    pub fn new(conflict_resolution_policy: ConflictResolutionPolicy) -> Self {
+        Self {
+            conflict_resolution_policy,
+            full_enumeration_action: FullEnumerationAction::Abort,
+            collision_conflict_resolution_policy: CollisionConflictResolutionPolicy::None,
+            resolutions: Vec::new(),
+        }
+    }
 }
 
 /// A destination's demand for one item's data.

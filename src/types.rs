@@ -54,6 +54,14 @@ guid! {
     SyncGuid
 }
 guid! {
+    /// Identifies a conflict: one pair of versions of one item, between two replicas.
+    ConflictId
+}
+guid! {
+    /// Identifies an item that could not be carried over from one replica to another.
+    ItemErrorId
+}
+guid! {
     /// Identifies what was asked for: the sessions of one cause share it.
     OperationId
 }
@@ -183,6 +191,93 @@ pub enum ConflictResolutionPolicy {
     LastWriterWins = 16,
     /// The later modification time wins, and the other stays beside it as a new item.
     KeepBoth = 17,
+}
+
+/// What to do with one concurrency conflict (SYNC_RESOLVE_ACTION, and one of our own).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ResolveAction {
+    /// It stays deferred.
+    Defer = 0,
+    /// The destination's item stays.
+    AcceptDestinationProvider = 1,
+    /// The source's item replaces the destination's.
+    AcceptSourceProvider = 2,
+    /// The destination merges both.
+    Merge = 3,
+    /// The source's data is kept at the destination, and the conflict stays.
+    TransferAndDefer = 4,
+    /// The later modification time wins, and the other stays beside it as a new item.
+    KeepBoth = 16,
+}
+
+/// Why a destination cannot save an item as it came (CONSTRAINT_CONFLICT_REASON).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ConstraintConflictReason {
+    /// Any other constraint of the store.
+    Other = 0,
+    /// Another item is in its place.
+    Collision = 1,
+    /// The item that would hold it is not there.
+    NoParent = 2,
+    /// In the bindings, without a meaning that is known (`windows-sync.md` 6.3).
+    Identity = 3,
+}
+
+/// What to do with one constraint conflict (SYNC_CONSTRAINT_RESOLVE_ACTION). The trap of `windows-sync.md` 6.3: 3 and 4 are not
+/// the 3 and 4 of [`ResolveAction`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ConstraintResolveAction {
+    /// It stays deferred.
+    Defer = 0,
+    /// The destination's item stays, and the source's gets a tombstone.
+    AcceptDestinationProvider = 1,
+    /// The item in the way is deleted, and the source's is saved.
+    AcceptSourceProvider = 2,
+    /// The source's data is kept at the destination, and the conflict stays.
+    TransferAndDefer = 3,
+    /// The two items become one.
+    Merge = 4,
+    /// The source's item is saved under another name.
+    RenameSource = 5,
+    /// The item in the way gets another name.
+    RenameDestination = 6,
+}
+
+/// How collisions are settled (COLLISION_CONFLICT_RESOLUTION_POLICY). The native numbers are not documented (`windows-sync.md`
+/// 6.3): each has that of the action which it assigns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum CollisionConflictResolutionPolicy {
+    /// They are deferred.
+    #[default]
+    None = 0,
+    /// [`ConstraintResolveAction::AcceptDestinationProvider`] for all.
+    DestinationProviderWins = 1,
+    /// [`ConstraintResolveAction::AcceptSourceProvider`] for all.
+    SourceProviderWins = 2,
+    /// [`ConstraintResolveAction::Merge`] for all.
+    Merge = 4,
+    /// [`ConstraintResolveAction::RenameSource`] for all.
+    RenameSource = 5,
+    /// [`ConstraintResolveAction::RenameDestination`] for all.
+    RenameDestination = 6,
+}
+
+impl CollisionConflictResolutionPolicy {
+    /// The action that it assigns to every collision.
+    pub fn action(self) -> ConstraintResolveAction {
+        match self {
+            Self::None => ConstraintResolveAction::Defer,
+            Self::DestinationProviderWins => ConstraintResolveAction::AcceptDestinationProvider,
+            Self::SourceProviderWins => ConstraintResolveAction::AcceptSourceProvider,
+            Self::Merge => ConstraintResolveAction::Merge,
+            Self::RenameSource => ConstraintResolveAction::RenameSource,
+            Self::RenameDestination => ConstraintResolveAction::RenameDestination,
+        }
+    }
 }
 
 /// Which side a session's failure is laid to.

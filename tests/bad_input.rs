@@ -205,6 +205,7 @@ fn a_request_with_every_field_wrong_gets_all_violations_at_once() {
         allow_mass_delete: true,
         max_attempts: Some(0),
         max_sessions: Some(0),
+        collision_conflict_resolution_policy: Some(3),
     };
     let all = [
         "request_id",
@@ -213,6 +214,7 @@ fn a_request_with_every_field_wrong_gets_all_violations_at_once() {
         "direction",
         "conflict_resolution_policy",
         "full_enumeration_action",
+        "collision_conflict_resolution_policy",
         "max_sessions",
     ];
     assert_fields(&violations(client.wait(client.operations().start_operation(start.clone()))), &all);
@@ -230,8 +232,9 @@ fn a_request_with_every_field_wrong_gets_all_violations_at_once() {
         full_enumeration_action: Some(3),
         allow_mass_delete: true,
         lease: span(-1, 0),
+        collision_conflict_resolution_policy: Some(3),
     };
-    let mut fields = all[..6].to_vec();
+    let mut fields = all[..7].to_vec();
     fields[3] = "kind";
     fields.push("lease");
     assert_fields(&violations(client.wait(client.sessions().begin_session(begin))), &fields);

@@ -89,6 +89,36 @@ impl SessionService for Script {
 
 #[tonic::async_trait]
 impl OperationService for Script {
+    type LoadConflictDataStream = tokio_stream::Pending<Result<pb::LoadConflictDataResponse, Status>>;
+
+    async fn get_conflict(
+        &self,
+        _: Request<pb::GetConflictRequest>,
+    ) -> Result<Response<pb::GetConflictResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn load_conflict_data(
+        &self,
+        _: Request<pb::LoadConflictDataRequest>,
+    ) -> Result<Response<Self::LoadConflictDataStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_item_errors(
+        &self,
+        _: Request<pb::ListItemErrorsRequest>,
+    ) -> Result<Response<pb::ListItemErrorsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn retry_item_errors(
+        &self,
+        _: Request<pb::RetryItemErrorsRequest>,
+    ) -> Result<Response<pb::RetryItemErrorsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     type SynchronizeStream = Pin<Box<dyn Stream<Item = Result<pb::SynchronizeResponse, Status>> + Send>>;
 
     async fn start_operation(

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{Server, unary};
 use super::exit::{Exit, Failure};
-use super::options::{Conflict, Direction, FullEnumeration, Page};
+use super::options::{Collision, Conflict, Direction, FullEnumeration, Page};
 use super::output::Output;
 use super::summary::{Findings, Summary};
 use super::wait::{self, OnStop};
@@ -58,6 +58,9 @@ struct StartArgs {
     /// How conflicts are settled [default: the server's, keep-both]
     #[arg(long, value_enum, value_name = "POLICY")]
     conflict: Option<Conflict>,
+    /// How collisions are settled, such as a file and a directory of one name [default: the server's, none]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    collision: Option<Collision>,
     /// What to do with a destination that is out of date [default: abort]
     #[arg(long, value_enum, value_name = "ACTION")]
     full_enumeration: Option<FullEnumeration>,
@@ -147,6 +150,9 @@ impl StartArgs {
             destination: Some(endpoint::provider(&self.destination)?),
             direction: direction.into(),
             conflict_resolution_policy: self.conflict.map(|policy| pb::ConflictResolutionPolicy::from(policy).into()),
+            collision_conflict_resolution_policy: self
+                .collision
+                .map(|policy| pb::CollisionConflictResolutionPolicy::from(policy).into()),
             full_enumeration_action: self.full_enumeration.map(|action| pb::FullEnumerationAction::from(action).into()),
             allow_mass_delete: self.allow_mass_delete,
             max_attempts: self.max_attempts,

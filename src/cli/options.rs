@@ -34,6 +34,36 @@ impl From<Conflict> for pb::ConflictResolutionPolicy {
     }
 }
 
+/// How collisions are settled: two items of which a store can only have one, such as a file and a directory of one name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Collision {
+    /// The destination's item stays, and the source's is deleted everywhere
+    DestinationWins,
+    /// The destination's item is deleted everywhere, and the source's takes its place
+    SourceWins,
+    /// The two become one, where the stores can merge them
+    Merge,
+    /// The source's item gets a name of its own
+    RenameSource,
+    /// The destination's item gets a name of its own
+    RenameDestination,
+    /// Collisions are deferred: both sides stay as they are, and are not in sync
+    None,
+}
+
+impl From<Collision> for pb::CollisionConflictResolutionPolicy {
+    fn from(collision: Collision) -> Self {
+        match collision {
+            Collision::DestinationWins => Self::DestinationProviderWins,
+            Collision::SourceWins => Self::SourceProviderWins,
+            Collision::Merge => Self::Merge,
+            Collision::RenameSource => Self::RenameSource,
+            Collision::RenameDestination => Self::RenameDestination,
+            Collision::None => Self::None,
+        }
+    }
+}
+
 /// What to do with a destination that is out of date: one that has not seen deletions which the source has forgotten since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum FullEnumeration {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::{Server, unary};
 use super::endpoint;
 use super::exit::{Exit, Failure};
-use super::options::{self, Conflict, FullEnumeration, Page, State};
+use super::options::{self, Collision, Conflict, FullEnumeration, Page, State};
 use super::output::Output;
 use super::summary::End;
 use super::{render, wait};
@@ -62,6 +62,9 @@ struct BeginArgs {
     /// How conflicts are settled [default: the server's, keep-both]
     #[arg(long, value_enum, value_name = "POLICY")]
     conflict: Option<Conflict>,
+    /// How collisions are settled, such as a file and a directory of one name [default: the server's, none]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    collision: Option<Collision>,
     /// What to do with a destination that is out of date [default: abort]
     #[arg(long, value_enum, value_name = "ACTION")]
     full_enumeration: Option<FullEnumeration>,
@@ -176,6 +179,9 @@ impl BeginArgs {
             source: Some(endpoint::provider(&self.source)?),
             destination: Some(endpoint::provider(&self.destination)?),
             conflict_resolution_policy: self.conflict.map(|policy| pb::ConflictResolutionPolicy::from(policy).into()),
+            collision_conflict_resolution_policy: self
+                .collision
+                .map(|policy| pb::CollisionConflictResolutionPolicy::from(policy).into()),
             full_enumeration_action: self.full_enumeration.map(|action| pb::FullEnumerationAction::from(action).into()),
             allow_mass_delete: self.allow_mass_delete,
             lease: self.lease.map(options::to_pb),

@@ -10,7 +10,7 @@ use super::client::{Server, unary};
 use super::endpoint::{self, Target};
 use super::exit::{Exit, Failure};
 use super::local::LocalCoordinator;
-use super::options::{Conflict, FullEnumeration, TombstoneAge};
+use super::options::{Collision, Conflict, FullEnumeration, TombstoneAge};
 use super::output::{self, Output};
 use super::roots::{self, Root};
 use super::summary::Summary;
@@ -46,6 +46,9 @@ pub(super) struct SyncArgs {
     /// How conflicts are settled
     #[arg(long, value_enum, default_value = "keep-both", value_name = "POLICY")]
     conflict: Conflict,
+    /// How collisions are settled, such as a file and a directory of one name
+    #[arg(long, value_enum, default_value = "none", value_name = "POLICY")]
+    collision: Collision,
     /// Turn the safety stop against mass deletion off
     #[arg(long)]
     allow_mass_delete: bool,
@@ -116,6 +119,9 @@ impl SyncArgs {
             direction: direction.into(),
             conflict_resolution_policy: Some(pb::ConflictResolutionPolicy::from(self.conflict).into()),
             full_enumeration_action: Some(pb::FullEnumerationAction::from(self.full_enumeration).into()),
+            collision_conflict_resolution_policy: Some(
+                pb::CollisionConflictResolutionPolicy::from(self.collision).into(),
+            ),
             allow_mass_delete: self.allow_mass_delete,
             ..Default::default()
         }

@@ -13,6 +13,7 @@ pub mod exchange;
 pub mod knowledge;
 pub mod operation;
 pub mod provider;
+pub mod resolution;
 pub mod session;
 pub mod sync_info;
 pub mod time;

@@ -3,7 +3,7 @@
 use tonic::Status;
 
 use super::convert::provider::guid;
-use super::convert::session::{action, ends, page, policy, request_id};
+use super::convert::session::{action, collision, ends, page, policy, request_id};
 use super::convert::{Path, Violations, enums};
 use super::parse;
 use crate::command::{DEFAULT_MAX_ATTEMPTS, DEFAULT_MAX_SESSIONS, PageRequest, StartOperation};
@@ -47,6 +47,7 @@ fn decode(request: pb::StartOperationRequest, at: Path<'_>, violations: &mut Vio
         allow_mass_delete,
         max_attempts,
         max_sessions,
+        collision_conflict_resolution_policy: collision_policy,
     } = request;
     let id = request_id(&id, at.field("request_id"), violations);
     let ends = ends(source, destination, at, violations);
@@ -55,6 +56,8 @@ fn decode(request: pb::StartOperationRequest, at: Path<'_>, violations: &mut Vio
     let conflict_resolution_policy = policy(conflict_resolution_policy, policy_at, violations);
     let action_at = at.field("full_enumeration_action");
     let full_enumeration_action = action(full_enumeration_action, action_at, violations);
+    let collision_conflict_resolution_policy =
+        collision(collision_policy, at.field("collision_conflict_resolution_policy"), violations);
     if max_sessions == Some(0) {
         violations.add(at.field("max_sessions"), "must be at least 1");
     }
@@ -66,6 +69,7 @@ fn decode(request: pb::StartOperationRequest, at: Path<'_>, violations: &mut Vio
         direction,
         conflict_resolution_policy,
         full_enumeration_action,
+        collision_conflict_resolution_policy,
         allow_mass_delete,
         max_attempts: max_attempts.unwrap_or(DEFAULT_MAX_ATTEMPTS),
         max_sessions: max_sessions.unwrap_or(DEFAULT_MAX_SESSIONS),

@@ -3,7 +3,7 @@
 use tonic::Status;
 
 use super::convert::provider::guid;
-use super::convert::session::{action, ends, page, policy, request_id};
+use super::convert::session::{action, collision, ends, page, policy, request_id};
 use super::convert::{Path, enums, time};
 use super::parse;
 use crate::command::{BeginSession, CancelSession, EndSession, ListSessionEvents, ListSessions};
@@ -29,6 +29,7 @@ pub fn begin_session(request: pb::BeginSessionRequest) -> Result<BeginSession, S
         full_enumeration_action,
         allow_mass_delete,
         lease,
+        collision_conflict_resolution_policy: collision_policy,
     } = request;
     let command = parse(|violations| {
         let root = Path::ROOT;
@@ -39,6 +40,8 @@ pub fn begin_session(request: pb::BeginSessionRequest) -> Result<BeginSession, S
         let conflict_resolution_policy = policy(conflict_resolution_policy, policy_at, violations);
         let action_at = root.field("full_enumeration_action");
         let full_enumeration_action = action(full_enumeration_action, action_at, violations);
+        let collision_at = root.field("collision_conflict_resolution_policy");
+        let collision_conflict_resolution_policy = collision(collision_policy, collision_at, violations);
         let lease_at = root.field("lease");
         let lease = lease.and_then(|span| time::duration(span, lease_at, violations));
         if lease.is_some_and(|lease| lease.is_zero()) {
@@ -55,6 +58,7 @@ pub fn begin_session(request: pb::BeginSessionRequest) -> Result<BeginSession, S
             destination,
             conflict_resolution_policy,
             full_enumeration_action,
+            collision_conflict_resolution_policy,
             allow_mass_delete,
             lease,
         })

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{ChangeUnitId, ItemId, Knowledge, Version};
+use super::{ChangeUnitId, ConflictingChange, ConstraintConflict, ItemId, Knowledge, Version};
 use crate::types::Hresult;
 
 /// SHA-256 of an item's content.
@@ -129,12 +129,14 @@ impl ItemChange {
 }
 
 /// One changed part of an item.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeUnitChange {
     /// Which part.
     pub change_unit_id: ChangeUnitId,
     /// Its version.
     pub version: Version,
+    /// When a user last changed it, where known; else the item's time counts.
+    pub modification_time: Option<jiff::Timestamp>,
 }
 
 /// What is said of an item's data before its content.
@@ -179,12 +181,32 @@ pub struct ChangeOutcome {
     pub kind: OutcomeKind,
     /// The units that failed; empty means the item as a whole.
     pub failed_change_unit_ids: Vec<ChangeUnitId>,
-    /// A concurrency conflict was met.
+    /// A concurrency or a constraint conflict was met.
     pub conflict: bool,
     /// The change was a deletion.
     pub tombstone: bool,
     /// Why, for [`OutcomeKind::RecoverableError`].
     pub error: Option<RecoverableError>,
+    /// What the destination has, for [`OutcomeKind::Deferred`]; of a constraint conflict, the item in the way.
+    pub destination: Option<Box<ConflictingChange>>,
+    /// Why it could not be saved, for a constraint conflict that is deferred.
+    pub constraint: Option<ConstraintConflict>,
+}
+
+impl ChangeOutcome {
+    /// An outcome of the item as a whole, without anything that needs more words.
+    pub fn of(item_id: ItemId, kind: OutcomeKind) -> Self {
+        Self {
+            item_id,
+            kind,
+            failed_change_unit_ids: Vec::new(),
+            conflict: false,
+            tombstone: false,
+            error: None,
+            destination: None,
+            constraint: None,
+        }
+    }
 }
 
 /// Why one item was left out.

@@ -77,8 +77,11 @@ pub(crate) fn deletion(name: &str, created: Version, deleted: Version) -> ItemCh
 }
 
 pub(crate) fn unit_change(name: &str, created: Version, units: &[(&str, Version)]) -> ItemChange {
-    let units =
-        units.iter().map(|(id, version)| ChangeUnitChange { change_unit_id: unit(id), version: version.clone() });
+    let units = units.iter().map(|(id, version)| ChangeUnitChange {
+        change_unit_id: unit(id),
+        version: version.clone(),
+        modification_time: None,
+    });
     ItemChange { change_version: None, change_units: units.collect(), ..change(name, created) }
 }
 

@@ -268,6 +268,7 @@ impl Operations {
                 direction: SyncDirection::Upload,
                 conflict_resolution_policy,
                 full_enumeration_action: new.full_enumeration_action,
+                collision_conflict_resolution_policy: new.collision_conflict_resolution_policy,
                 allow_mass_delete: new.allow_mass_delete,
                 max_attempts: 1,
                 max_sessions: 1,
@@ -285,6 +286,7 @@ impl Operations {
             destination,
             conflict_resolution_policy,
             full_enumeration_action: new.full_enumeration_action,
+            collision_conflict_resolution_policy: new.collision_conflict_resolution_policy,
             allow_mass_delete: new.allow_mass_delete,
             operation_began: Instant::now(),
         };
@@ -379,6 +381,7 @@ fn accepted(initiated_by: InitiatedBy, new: StartOperation) -> OperationRecord {
         direction: new.direction,
         conflict_resolution_policy: new.conflict_resolution_policy,
         full_enumeration_action: new.full_enumeration_action,
+        collision_conflict_resolution_policy: new.collision_conflict_resolution_policy,
         allow_mass_delete: new.allow_mass_delete,
         max_attempts: new.max_attempts,
         max_sessions: new.max_sessions,

@@ -119,6 +119,7 @@ impl OperationTask {
             destination: destination.clone(),
             conflict_resolution_policy: self.record.conflict_resolution_policy,
             full_enumeration_action: self.record.full_enumeration_action,
+            collision_conflict_resolution_policy: self.record.collision_conflict_resolution_policy,
             allow_mass_delete: self.record.allow_mass_delete,
             operation_began,
         };

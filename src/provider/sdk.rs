@@ -63,7 +63,7 @@ pub mod decision {
     pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
     pub use super::applier::{Learning, learned, learns_forgotten};
     pub use super::detection::{Book, fold};
-    pub use super::metadata::{Commit, Intent, Row, Snapshot};
+    pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};
 }
 
 use applier::Processing;

@@ -43,7 +43,7 @@ fn opened() -> Referee {
 
 fn outcome(name: &str, kind: OutcomeKind) -> ChangeOutcome {
     let item_id = item(name);
-    ChangeOutcome { item_id, kind, failed_change_unit_ids: Vec::new(), conflict: false, tombstone: false, error: None }
+    ChangeOutcome::of(item_id, kind)
 }
 
 fn result(learned: &Knowledge) -> ProcessResult {

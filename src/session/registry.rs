@@ -21,8 +21,8 @@ use crate::knowledge::ReplicaId;
 use crate::provider::{CallError, ProgressReport, ProviderFault};
 use crate::store::{Counters, Member, OwedEnd, Recovered, SessionEvent, SessionRecord, Store, Write};
 use crate::types::{
-    ConflictResolutionPolicy, Endpoint, FullEnumerationAction, Hresult, InitiationReason, OperationId, ProviderRole,
-    SessionKind, SyncGuid, SyncState,
+    CollisionConflictResolutionPolicy, ConflictResolutionPolicy, Endpoint, FullEnumerationAction, Hresult,
+    InitiationReason, OperationId, ProviderRole, SessionKind, SyncGuid, SyncState,
 };
 
 /// The longest lease that the caller of an external session is granted. Both ends are taken until it has run out.
@@ -49,6 +49,8 @@ pub struct NewSession {
     pub conflict_resolution_policy: ConflictResolutionPolicy,
     /// What to do with an out-of-date destination.
     pub full_enumeration_action: FullEnumerationAction,
+    /// How collisions are settled.
+    pub collision_conflict_resolution_policy: CollisionConflictResolutionPolicy,
     /// The safety stop is off.
     pub allow_mass_delete: bool,
     /// When the operation began, or was taken up again by this process: later changes need not be seen by it.
@@ -323,6 +325,7 @@ fn accepted(new: &NewSession, lease: Duration, now: Timestamp) -> SessionRecord 
         destination: member(&new.destination),
         conflict_resolution_policy: new.conflict_resolution_policy,
         full_enumeration_action: new.full_enumeration_action,
+        collision_conflict_resolution_policy: new.collision_conflict_resolution_policy,
         allow_mass_delete: new.allow_mass_delete,
         lease_ms: (new.kind == SessionKind::External).then(granted),
         state: SyncState::Initialized,

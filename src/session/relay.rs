@@ -97,7 +97,7 @@ impl Relay {
             ..Relayed::default()
         };
         let (inputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
-        let (destination, start) = (&self.destination, self.start);
+        let (destination, start) = (&self.destination, self.start.clone());
         let opening = if self.full_enumeration {
             destination.process_full_enumeration_change_batch(self.key, start, batch, receiver)
         } else {

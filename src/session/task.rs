@@ -473,6 +473,8 @@ impl SessionTask {
             start: ProcessStart {
                 conflict_resolution_policy: record.conflict_resolution_policy,
                 full_enumeration_action: record.full_enumeration_action,
+                collision_conflict_resolution_policy: record.collision_conflict_resolution_policy,
+                resolutions: Vec::new(),
             },
             full_enumeration,
             timing: self.parts.timing,

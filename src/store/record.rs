@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::knowledge::ReplicaId;
 use crate::types::{
-    ConflictResolutionPolicy, Endpoint, Epoch, FullEnumerationAction, Hresult, InitiationReason, OperationId,
-    ProviderRole, ProviderWithError, SessionKind, SyncGuid, SyncState,
+    CollisionConflictResolutionPolicy, ConflictResolutionPolicy, Endpoint, Epoch, FullEnumerationAction, Hresult,
+    InitiationReason, OperationId, ProviderRole, ProviderWithError, SessionKind, SyncGuid, SyncState,
 };
 
 /// One end of a session, as far as it is known.
@@ -56,6 +56,9 @@ pub struct SessionRecord {
     pub conflict_resolution_policy: ConflictResolutionPolicy,
     /// What to do with an out-of-date destination.
     pub full_enumeration_action: FullEnumerationAction,
+    /// How collisions are settled.
+    #[serde(default)]
+    pub collision_conflict_resolution_policy: CollisionConflictResolutionPolicy,
     /// The safety stop is off.
     pub allow_mass_delete: bool,
     /// Of an external session: how long its caller may be silent, in milliseconds, as granted.
@@ -263,6 +266,9 @@ pub struct OperationRecord {
     pub conflict_resolution_policy: ConflictResolutionPolicy,
     /// What to do with an out-of-date destination.
     pub full_enumeration_action: FullEnumerationAction,
+    /// How collisions are settled.
+    #[serde(default)]
+    pub collision_conflict_resolution_policy: CollisionConflictResolutionPolicy,
     /// The safety stop is off.
     pub allow_mass_delete: bool,
     /// Failures in a row that end it; 0: no limit.

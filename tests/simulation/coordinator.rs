@@ -414,6 +414,7 @@ impl World {
             destination: member(ends[1]),
             conflict_resolution_policy: self.operations[operation].policy,
             full_enumeration_action: self.operations[operation].action,
+            collision_conflict_resolution_policy: Default::default(),
             allow_mass_delete: false,
             state: SyncState::Initialized,
             epoch: 1,
@@ -522,6 +523,8 @@ impl World {
                 let start = ProcessStart {
                     conflict_resolution_policy: record.conflict_resolution_policy,
                     full_enumeration_action: record.full_enumeration_action,
+                    collision_conflict_resolution_policy: record.collision_conflict_resolution_policy,
+                    resolutions: Vec::new(),
                 };
                 let epoch = record.epoch;
                 let to = session.ends[1];

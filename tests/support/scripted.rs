@@ -284,16 +284,13 @@ impl Scripted {
                 state.items.insert(change.item_id.clone(), (version, content));
             }
             let outcome = ChangeOutcome {
-                item_id: change.item_id.clone(),
-                kind,
-                failed_change_unit_ids: Vec::new(),
                 conflict: self.twist == Twist::Resolves,
-                tombstone: false,
                 error: fails.then(|| RecoverableError {
                     hresult: Hresult::E_FAIL,
                     item_display_name: change.item_id.to_string(),
                     error_description: "cannot".to_owned(),
                 }),
+                ..ChangeOutcome::of(change.item_id.clone(), kind)
             };
             let times = match (self.twist, index) {
                 (Twist::OutcomeMissing, 0) => 0,

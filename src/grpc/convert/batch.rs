@@ -7,14 +7,16 @@ use bytes::Bytes;
 use super::knowledge::{
     ReplicaKeys, change_unit_id, decode_change_unit_ids, encode_change_unit_ids, encode_knowledge, item_id, knowledge,
 };
+use super::resolution::{conflicting_change, encode_conflicting_change};
 use super::{Path, Violations, enums, time};
 use crate::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ChangeUnitChange, Digest, GroupKind, IdParameters,
-    ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Version,
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ChangeUnitChange, ConstraintConflict, Digest, GroupKind,
+    IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId,
+    Version,
 };
 use crate::pb;
 use crate::provider::Refusal;
-use crate::types::Hresult;
+use crate::types::{ConstraintConflictReason, Hresult};
 
 /// Encodes a batch, and gives the keys that its versions have: a load of one of its items names the version by them.
 ///
@@ -81,6 +83,7 @@ fn encode_change(change: &ItemChange, keys: &ReplicaKeys) -> pb::ItemChange {
     let unit = |unit: &ChangeUnitChange| pb::ChangeUnitChange {
         change_unit_id: Bytes::copy_from_slice(unit.change_unit_id.as_bytes()),
         version: Some(version(&unit.version)),
+        modification_time: unit.modification_time.map(time::encode_timestamp),
     };
     pb::ItemChange {
         item_id: encode_item_id(&change.item_id),
@@ -218,11 +221,13 @@ fn change(
         version => keys.version(version, version_at, violations).map(Some),
     };
     let decode_unit = |(index, unit): (usize, pb::ChangeUnitChange)| {
-        let pb::ChangeUnitChange { change_unit_id: id, version } = unit;
+        let pb::ChangeUnitChange { change_unit_id: id, version, modification_time } = unit;
         let unit_at = units_at.index(index);
         let change_unit_id = change_unit_id(&id, schema, unit_at.field("change_unit_id"), violations);
         let version = keys.version(version, unit_at.field("version"), violations)?;
-        Some(ChangeUnitChange { change_unit_id, version })
+        let modification_time =
+            modification_time.and_then(|value| time::timestamp(value, unit_at.field("modification_time"), violations));
+        Some(ChangeUnitChange { change_unit_id, version, modification_time })
     };
     let units: Vec<Option<ChangeUnitChange>> = change_units.into_iter().enumerate().map(decode_unit).collect();
     let winner_item_id = winner_item_id.map(|id| self::item_id(&id, schema, at.field("winner_item_id"), violations));
@@ -245,11 +250,11 @@ fn change(
     })
 }
 
-fn encode_item_id(id: &ItemId) -> Bytes {
+pub(super) fn encode_item_id(id: &ItemId) -> Bytes {
     Bytes::copy_from_slice(id.as_bytes())
 }
 
-fn encode_digest(digest: &Digest) -> Bytes {
+pub(super) fn encode_digest(digest: &Digest) -> Bytes {
     Bytes::copy_from_slice(&digest.0)
 }
 
@@ -313,7 +318,12 @@ pub fn recoverable_error(error: pb::RecoverableError) -> RecoverableError {
 
 /// Encodes the destination's word on one change.
 pub fn encode_outcome(outcome: ChangeOutcome) -> pb::ChangeOutcome {
-    let ChangeOutcome { item_id, kind, failed_change_unit_ids, conflict, tombstone, error } = outcome;
+    let ChangeOutcome { item_id, kind, failed_change_unit_ids, conflict, tombstone, error, destination, constraint } =
+        outcome;
+    let (reason, conflicting_item_id) = match constraint {
+        None => (None, None),
+        Some(ConstraintConflict { reason, conflicting_item_id }) => (Some(reason), conflicting_item_id),
+    };
     pb::ChangeOutcome {
         item_id: encode_item_id(&item_id),
         outcome: pb::ChangeOutcomeKind::from(kind).into(),
@@ -321,10 +331,13 @@ pub fn encode_outcome(outcome: ChangeOutcome) -> pb::ChangeOutcome {
         conflict,
         tombstone,
         recoverable_error: error.map(encode_recoverable_error),
+        destination_change: destination.map(|change| encode_conflicting_change(&change)),
+        constraint_conflict_reason: reason.map(|reason| pb::ConstraintConflictReason::from(reason).into()),
+        conflicting_item_id: conflicting_item_id.as_ref().map(encode_item_id),
     }
 }
 
-/// Decodes the destination's word on one change. RECOVERABLE_ERROR needs its error.
+/// Decodes the destination's word on one change. RECOVERABLE_ERROR needs its error, COLLISION the item in the way.
 pub fn outcome(
     outcome: pb::ChangeOutcome,
     schema: &IdParameters,
@@ -338,6 +351,9 @@ pub fn outcome(
         conflict,
         tombstone,
         recoverable_error,
+        destination_change,
+        constraint_conflict_reason,
+        conflicting_item_id,
     } = outcome;
     let kind_at = at.field("outcome");
     if kind == pb::ChangeOutcomeKind::Unspecified as i32 {
@@ -349,6 +365,17 @@ pub fn outcome(
     }
     let units_at = at.field("failed_change_unit_ids");
     let failed_change_unit_ids = decode_change_unit_ids(&failed_change_unit_ids, schema, units_at, violations);
+    let destination = destination_change
+        .map(|change| conflicting_change(change, schema, at.field("destination_change"), violations).map(Box::new));
+    let in_the_way = conflicting_item_id.map(|id| item_id(&id, schema, at.field("conflicting_item_id"), violations));
+    let constraint = constraint_conflict_reason.map(|reason| {
+        let reason_at = at.field("constraint_conflict_reason");
+        let reason = enums::constraint_conflict_reason(Some(reason), reason_at, violations)?;
+        if reason == ConstraintConflictReason::Collision && in_the_way.is_none() {
+            violations.add(at.field("conflicting_item_id"), "is missing: a collision is with an item");
+        }
+        Some(ConstraintConflict { reason, conflicting_item_id: in_the_way })
+    });
     Some(ChangeOutcome {
         item_id: item_id(&id, schema, at.field("item_id"), violations),
         kind: kind?,
@@ -356,6 +383,8 @@ pub fn outcome(
         conflict,
         tombstone,
         error: recoverable_error.map(self::recoverable_error),
+        destination: destination.flatten(),
+        constraint: constraint.flatten(),
     })
 }
 

@@ -5,7 +5,8 @@ use crate::knowledge::OutcomeKind;
 use crate::pb;
 use crate::store::{OperationState, SyncDirection};
 use crate::types::{
-    ConflictResolutionPolicy, FullEnumerationAction, InitiationReason, ProviderRole, ProviderWithError, SessionKind,
+    CollisionConflictResolutionPolicy, ConflictResolutionPolicy, ConstraintConflictReason, ConstraintResolveAction,
+    FullEnumerationAction, InitiationReason, ProviderRole, ProviderWithError, ResolveAction, SessionKind,
     SyncProgressStage, SyncState,
 };
 
@@ -79,6 +80,41 @@ mirrored!(
     conflict_resolution_policy,
     ConflictResolutionPolicy,
     ConflictResolutionPolicy { None, DestinationProviderWins, SourceProviderWins, LastWriterWins, KeepBoth }
+);
+mirrored!(
+    resolve_action,
+    ResolveAction,
+    SyncResolveAction { Defer, AcceptDestinationProvider, AcceptSourceProvider, Merge, TransferAndDefer, KeepBoth }
+);
+mirrored!(
+    constraint_resolve_action,
+    ConstraintResolveAction,
+    SyncConstraintResolveAction {
+        Defer,
+        AcceptDestinationProvider,
+        AcceptSourceProvider,
+        TransferAndDefer,
+        Merge,
+        RenameSource,
+        RenameDestination
+    }
+);
+mirrored!(
+    constraint_conflict_reason,
+    ConstraintConflictReason,
+    ConstraintConflictReason { Other, Collision, NoParent, Identity }
+);
+mirrored!(
+    collision_conflict_resolution_policy,
+    CollisionConflictResolutionPolicy,
+    CollisionConflictResolutionPolicy {
+        None,
+        DestinationProviderWins,
+        SourceProviderWins,
+        Merge,
+        RenameSource,
+        RenameDestination
+    }
 );
 chosen!(provider_with_error, ProviderWithError, ProviderWithError { Source, Destination, Coordinator });
 chosen!(session_kind, SessionKind, SessionKind { Coordinated, External });

@@ -11,38 +11,70 @@ use super::knowledge::{
     ReplicaKeys, decode_change_unit_ids, encode_change_unit_ids, encode_knowledge, item_id, knowledge,
 };
 use super::provider::{encode_fault, fault, session_key};
+use super::resolution::{encode_resolution, resolution};
 use super::{Path, Violations, enums};
 use crate::knowledge::{Digest, IdParameters, ReplicaId};
 use crate::pb;
 use crate::provider::{
     DataPart, Load, ProcessInput, ProcessOutput, ProcessResult, ProcessStart, Refusal, RefusalCode, SessionKey,
 };
-use crate::types::{Hresult, SyncGuid};
+use crate::types::{CollisionConflictResolutionPolicy, Hresult, SyncGuid};
 
 /// Encodes the start of ProcessChangeBatch.
 pub fn encode_process_start(key: SessionKey, start: ProcessStart) -> pb::ProcessStart {
-    let ProcessStart { conflict_resolution_policy, full_enumeration_action } = start;
+    let ProcessStart {
+        conflict_resolution_policy,
+        full_enumeration_action,
+        collision_conflict_resolution_policy: collision,
+        resolutions,
+    } = start;
     pb::ProcessStart {
         sync_guid: key.sync_guid.to_string(),
         epoch: key.epoch,
         conflict_resolution_policy: Some(pb::ConflictResolutionPolicy::from(conflict_resolution_policy).into()),
         full_enumeration_action: Some(pb::FullEnumerationAction::from(full_enumeration_action).into()),
+        resolutions: resolutions.iter().map(encode_resolution).collect(),
+        collision_conflict_resolution_policy: Some(pb::CollisionConflictResolutionPolicy::from(collision).into()),
     }
 }
 
 /// Decodes the start of ProcessChangeBatch.
 pub fn process_start(
     start: pb::ProcessStart,
+    schema: &IdParameters,
     at: Path<'_>,
     violations: &mut Violations,
 ) -> Option<(SessionKey, ProcessStart)> {
-    let pb::ProcessStart { sync_guid, epoch, conflict_resolution_policy, full_enumeration_action } = start;
+    let pb::ProcessStart {
+        sync_guid,
+        epoch,
+        conflict_resolution_policy,
+        full_enumeration_action,
+        resolutions,
+        collision_conflict_resolution_policy: collision,
+    } = start;
     let key = session_key(&sync_guid, epoch, at, violations);
     let policy_at = at.field("conflict_resolution_policy");
     let policy = enums::conflict_resolution_policy(conflict_resolution_policy, policy_at, violations);
     let action_at = at.field("full_enumeration_action");
     let action = enums::full_enumeration_action(full_enumeration_action, action_at, violations);
-    Some((key?, ProcessStart { conflict_resolution_policy: policy?, full_enumeration_action: action? }))
+    let collision_at = at.field("collision_conflict_resolution_policy");
+    let collision = match collision {
+        None => Some(CollisionConflictResolutionPolicy::None),
+        some => enums::collision_conflict_resolution_policy(some, collision_at, violations),
+    };
+    let resolutions_at = at.field("resolutions");
+    let mut decided = Vec::with_capacity(resolutions.len());
+    for (index, value) in resolutions.into_iter().enumerate() {
+        decided.push(resolution(value, schema, resolutions_at.index(index), violations));
+    }
+    let start = ProcessStart {
+        conflict_resolution_policy: policy?,
+        full_enumeration_action: action?,
+        collision_conflict_resolution_policy: collision?,
+        resolutions: decided.into_iter().collect::<Option<_>>()?,
+    };
+    Some((key?, start))
 }
 
 /// Encodes a frame to the destination.

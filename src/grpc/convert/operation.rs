@@ -24,6 +24,10 @@ pub fn encode_operation(record: &OperationRecord) -> pb::Operation {
         allow_mass_delete: record.allow_mass_delete,
         max_attempts: record.max_attempts,
         max_sessions: record.max_sessions,
+        collision_conflict_resolution_policy: Some(
+            pb::CollisionConflictResolutionPolicy::from(record.collision_conflict_resolution_policy).into(),
+        ),
+        ..Default::default()
     }
 }
 

@@ -8,7 +8,7 @@ use crate::command::{self, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, PageRequest};
 use crate::grpc::address;
 use crate::pb;
 use crate::store::{SessionEvent, SessionRecord};
-use crate::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction};
+use crate::types::{CollisionConflictResolutionPolicy, ConflictResolutionPolicy, Endpoint, FullEnumerationAction};
 
 /// Encodes where a provider is.
 pub fn encode_endpoint(endpoint: &Endpoint) -> pb::Endpoint {
@@ -69,6 +69,11 @@ pub fn policy(value: Option<i32>, at: Path<'_>, violations: &mut Violations) -> 
 /// Decodes an action that may be left open.
 pub fn action(value: Option<i32>, at: Path<'_>, violations: &mut Violations) -> FullEnumerationAction {
     value.and_then(|value| enums::full_enumeration_action(Some(value), at, violations)).unwrap_or_default()
+}
+
+/// Decodes a policy for collisions that may be left open.
+pub fn collision(value: Option<i32>, at: Path<'_>, violations: &mut Violations) -> CollisionConflictResolutionPolicy {
+    value.and_then(|value| enums::collision_conflict_resolution_policy(Some(value), at, violations)).unwrap_or_default()
 }
 
 /// Decodes which part of a list is wanted.

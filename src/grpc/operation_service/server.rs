@@ -119,6 +119,36 @@ impl OperationService for OperationServer {
         Err(status::unimplemented(CONFLICTS))
     }
 
+    type LoadConflictDataStream = ReceiverStream<Result<pb::LoadConflictDataResponse, Status>>;
+
+    async fn get_conflict(
+        &self,
+        _: Request<pb::GetConflictRequest>,
+    ) -> Result<Response<pb::GetConflictResponse>, Status> {
+        Err(status::unimplemented(CONFLICTS))
+    }
+
+    async fn load_conflict_data(
+        &self,
+        _: Request<pb::LoadConflictDataRequest>,
+    ) -> Result<Response<Self::LoadConflictDataStream>, Status> {
+        Err(status::unimplemented(CONFLICTS))
+    }
+
+    async fn list_item_errors(
+        &self,
+        _: Request<pb::ListItemErrorsRequest>,
+    ) -> Result<Response<pb::ListItemErrorsResponse>, Status> {
+        Err(status::unimplemented(CONFLICTS))
+    }
+
+    async fn retry_item_errors(
+        &self,
+        _: Request<pb::RetryItemErrorsRequest>,
+    ) -> Result<Response<pb::RetryItemErrorsResponse>, Status> {
+        Err(status::unimplemented(CONFLICTS))
+    }
+
     async fn resolve_conflict(
         &self,
         _: Request<pb::ResolveConflictRequest>,

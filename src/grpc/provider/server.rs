@@ -89,7 +89,9 @@ impl ProviderServer {
         let at = Path::ROOT.field("frame");
         let start = requests.message().await?.and_then(|request| request.into().frame);
         let (key, start) = parse(|violations| match start {
-            Some(Frame::Start(start)) => exchange::process_start(start, Path::ROOT.field("start"), violations),
+            Some(Frame::Start(start)) => {
+                exchange::process_start(start, &identity.schema, Path::ROOT.field("start"), violations)
+            }
             _ => violations.none(at, "must be start: it comes first"),
         })?;
         let batch = requests.message().await?.and_then(|request| request.into().frame);

@@ -15,6 +15,7 @@ use super::{DialOptions, DialOut, ProviderServer};
 use crate::knowledge::fixtures::{SCHEMA, all, assert_same, batch, change, ordered, replica, version};
 use crate::knowledge::{
     ChangeBatch, ChangeOutcome, Digest, GroupKind, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError,
+    Resolution, ResolutionAction,
 };
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, FRAMES_IN_FLIGHT, FULL_ENUMERATION,
@@ -23,8 +24,8 @@ use crate::provider::{
     Renewal, SessionKey, SessionRef, SyncBatchParameters,
 };
 use crate::types::{
-    ConflictResolutionPolicy, FullEnumerationAction, Hresult, ProviderRole, ProviderWithError, SyncGuid,
-    SyncProgressStage, SyncState,
+    CollisionConflictResolutionPolicy, ConflictResolutionPolicy, ConstraintResolveAction, Hresult, ProviderRole,
+    ProviderWithError, ResolveAction, SyncGuid, SyncProgressStage, SyncState,
 };
 
 /// Chunks of the item that is sent whole: together more than all windows and queues on the way can hold.
@@ -158,7 +159,7 @@ impl Provider for Fake {
         batch: ChangeBatch,
         mut inputs: ProcessInputs,
     ) -> Result<ProcessOutputs, CallError> {
-        assert_eq!(start.conflict_resolution_policy, ConflictResolutionPolicy::KeepBoth);
+        assert_eq!(start, expected_start());
         let (outputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
         let abandoned = self.abandoned.clone();
         tokio::spawn(async move {
@@ -180,14 +181,7 @@ impl Provider for Fake {
                     }
                 };
                 let kind = if error.is_some() { OutcomeKind::RecoverableError } else { OutcomeKind::Applied };
-                let outcome = ChangeOutcome {
-                    item_id: change.item_id.clone(),
-                    kind,
-                    failed_change_unit_ids: Vec::new(),
-                    conflict: false,
-                    tombstone: false,
-                    error,
-                };
+                let outcome = ChangeOutcome { error, ..ChangeOutcome::of(change.item_id.clone(), kind) };
                 outputs.send(Ok(ProcessOutput::Outcome(outcome))).await.expect("the caller listens");
             }
             let progress = ProcessOutput::Progress { completed_work: 3, total_work: 3 };
@@ -239,10 +233,26 @@ fn key() -> SessionKey {
     SessionKey { sync_guid: SyncGuid::generate(), epoch: 1 }
 }
 
-fn start() -> ProcessStart {
+fn expected_start() -> ProcessStart {
     ProcessStart {
-        conflict_resolution_policy: ConflictResolutionPolicy::KeepBoth,
-        full_enumeration_action: FullEnumerationAction::Abort,
+        resolutions: vec![
+            Resolution {
+                item_id: "i1".into(),
+                change_unit_id: None,
+                source_version: version("B", 5),
+                destination_version: version("A", 3),
+                action: ResolutionAction::Concurrency(ResolveAction::TransferAndDefer),
+            },
+            Resolution {
+                item_id: "i2".into(),
+                change_unit_id: Some("u".into()),
+                source_version: version("B", 4),
+                destination_version: version("A", 2),
+                action: ResolutionAction::Constraint(ConstraintResolveAction::TransferAndDefer, "i3".into()),
+            },
+        ],
+        collision_conflict_resolution_policy: CollisionConflictResolutionPolicy::RenameSource,
+        ..ProcessStart::new(ConflictResolutionPolicy::KeepBoth)
     }
 }
 
@@ -332,7 +342,7 @@ async fn a_batch_is_applied_with_data_relayed_from_a_source() {
     batch.groups[0].changes.retain(|change| change.item_id != "endless".into());
 
     let (inputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
-    let outputs = destination.process_change_batch(key, start(), batch, receiver).await.expect("it is served");
+    let outputs = destination.process_change_batch(key, expected_start(), batch, receiver).await.expect("it is served");
     relay(&source, key, inputs, outputs).await;
 }
 
@@ -350,7 +360,7 @@ async fn a_full_enumeration_goes_the_same_way() {
     batch.groups[0].changes.retain(|change| change.item_id != "endless".into());
 
     let (inputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
-    let outputs = destination.process_full_enumeration_change_batch(key, start(), batch, receiver).await;
+    let outputs = destination.process_full_enumeration_change_batch(key, expected_start(), batch, receiver).await;
     relay(&source, key, inputs, outputs.expect("it is served")).await;
 
     let bound = ItemId::from(vec![0; 5_000]);
@@ -419,7 +429,7 @@ async fn dropping_either_end_of_the_conversation_aborts_it() {
     let provider = dial(serve(fake, CancellationToken::new()).await);
 
     let (inputs, receiver) = mpsc::channel(1);
-    let outputs = provider.process_change_batch(key(), start(), changes(&all(&[])), receiver).await;
+    let outputs = provider.process_change_batch(key(), expected_start(), changes(&all(&[])), receiver).await;
     let mut outputs = outputs.expect("it is served");
     assert!(matches!(outputs.recv().await, Some(Ok(ProcessOutput::Load(_)))));
     drop(outputs);
@@ -427,7 +437,7 @@ async fn dropping_either_end_of_the_conversation_aborts_it() {
     drop(inputs);
 
     let (inputs, receiver) = mpsc::channel(1);
-    let outputs = provider.process_change_batch(key(), start(), changes(&all(&[])), receiver).await;
+    let outputs = provider.process_change_batch(key(), expected_start(), changes(&all(&[])), receiver).await;
     let mut outputs = outputs.expect("it is served");
     assert!(matches!(outputs.recv().await, Some(Ok(ProcessOutput::Load(_)))));
     drop(inputs);
@@ -440,7 +450,7 @@ async fn dropping_either_end_of_the_conversation_aborts_it() {
 async fn a_refusal_in_the_middle_of_a_stream_comes_as_it_was_said() {
     let provider = dial(serve(Fake::default(), CancellationToken::new()).await);
     let (inputs, receiver) = mpsc::channel(1);
-    let outputs = provider.process_change_batch(key(), start(), changes(&all(&[])), receiver).await;
+    let outputs = provider.process_change_batch(key(), expected_start(), changes(&all(&[])), receiver).await;
     let mut outputs = outputs.expect("it is served");
     assert!(matches!(outputs.recv().await, Some(Ok(ProcessOutput::Load(_)))));
     inputs.send(ProcessInput::Cancel).await.expect("the provider listens");

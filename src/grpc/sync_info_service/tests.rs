@@ -27,6 +27,7 @@ fn record(revision: u64) -> SessionRecord {
         destination: member("main"),
         conflict_resolution_policy: ConflictResolutionPolicy::KeepBoth,
         full_enumeration_action: FullEnumerationAction::Abort,
+        collision_conflict_resolution_policy: Default::default(),
         allow_mass_delete: false,
         lease_ms: None,
         state: SyncState::InProgress,

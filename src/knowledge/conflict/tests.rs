@@ -132,7 +132,11 @@ fn e5_a_change_does_not_come_round() {
 fn e6_only_units_changed_on_both_sides_conflict() {
     let made_with = all(&[("A", 6), ("B", 2)]);
     let known = all(&[("A", 3), ("B", 5)]);
-    let of = |unit: &str, tick| ChangeUnitChange { change_unit_id: unit.into(), version: version("A", tick) };
+    let of = |unit: &str, tick| ChangeUnitChange {
+        change_unit_id: unit.into(),
+        version: version("A", tick),
+        modification_time: None,
+    };
     let decide = |change, at: Version| decide_unit(&item("i1"), &change, &made_with, &known, &at);
     assert_eq!(decide(of("c1", 6), version("B", 2)), UnitDecision::Update);
     assert_eq!(decide(of("c2", 6), version("B", 5)), UnitDecision::Conflict);

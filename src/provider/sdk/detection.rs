@@ -230,11 +230,12 @@ impl<'a> Fold<'a> {
             }
             Some(row) if !row.item.deleted => {
                 let version = self.next_version();
-                self.set(id, Row { item, lingering: false, creation: row.creation.clone(), version });
+                let creation = row.creation.clone();
+                self.set(id, Row { item, lingering: false, creation, version, units: None });
             }
             _ => {
                 let version = self.next_version();
-                self.set(id, Row { item, lingering: false, creation: version.clone(), version });
+                self.set(id, Row { item, lingering: false, creation: version.clone(), version, units: None });
             }
         }
     }
@@ -290,7 +291,7 @@ impl<'a> Fold<'a> {
         if !before.item.deleted {
             let version = self.next_version();
             let item = KnownItem { deleted: true, ..before.item };
-            self.set(id, Row { item, lingering: false, version, ..before });
+            self.set(id, Row { item, lingering: false, version, units: None, ..before });
         } else if before.lingering {
             self.set(id, Row { lingering: false, ..before });
         }
@@ -331,7 +332,7 @@ impl<'a> Fold<'a> {
             if inhabited.contains(&id) {
                 let version = self.next_version();
                 let item = row.in_store();
-                self.set(id, Row { item, lingering: false, creation: version.clone(), version });
+                self.set(id, Row { item, lingering: false, creation: version.clone(), version, units: None });
                 continue;
             }
             match self.store.delete(&id, &row.in_store()) {

@@ -19,12 +19,12 @@ mod row;
 
 pub(super) use codec::encode_knowledge;
 pub(super) use row::Candidate;
-pub use row::{Commit, Intent, Row, Snapshot};
+pub use row::{Commit, Intent, Row, Snapshot, Unit, Units};
 
 const FILE_NAME: &str = "metadata.db";
 /// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.
 const APPLICATION_ID: i32 = 0x5379_6e63;
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -42,7 +42,8 @@ CREATE TABLE items (
     creation_replica INTEGER NOT NULL,
     creation_tick INTEGER NOT NULL,
     version_replica INTEGER NOT NULL,
-    version_tick INTEGER NOT NULL
+    version_tick INTEGER NOT NULL,
+    units BLOB
 ) WITHOUT ROWID;
 CREATE INDEX items_by_digest ON items (digest);
 CREATE INDEX items_by_version ON items (version_replica, version_tick);
@@ -62,24 +63,50 @@ CREATE TABLE intents (
     version_replica INTEGER NOT NULL,
     version_tick INTEGER NOT NULL,
     learned BLOB NOT NULL,
+    units BLOB,
+    left_out BLOB NOT NULL,
     forgets INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
+CREATE TABLE unit_versions (
+    item_id BLOB NOT NULL,
+    change_unit_id BLOB NOT NULL,
+    version_replica INTEGER NOT NULL,
+    version_tick INTEGER NOT NULL,
+    PRIMARY KEY (item_id, change_unit_id)
+) WITHOUT ROWID;
+CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
 CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX tombstones_by_age ON tombstones (since);
 ";
 
-/// From schema 1: how old a tombstone is was not recorded, so it is taken to be new.
-const MIGRATION_2: &str = "
+/// What leads from the schema of each version, from 1 on, to that of the next.
+const MIGRATIONS: &[&str] = &[
+    "
+ALTER TABLE items ADD COLUMN units BLOB;
+ALTER TABLE intents ADD COLUMN units BLOB;
+ALTER TABLE intents ADD COLUMN left_out BLOB NOT NULL DEFAULT x'';
+CREATE TABLE unit_versions (
+    item_id BLOB NOT NULL,
+    change_unit_id BLOB NOT NULL,
+    version_replica INTEGER NOT NULL,
+    version_tick INTEGER NOT NULL,
+    PRIMARY KEY (item_id, change_unit_id)
+) WITHOUT ROWID;
+CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
+",
+    // How old a tombstone is was not recorded, so it is taken to be new.
+    "
 ALTER TABLE intents ADD COLUMN forgets INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX tombstones_by_age ON tombstones (since);
 INSERT INTO tombstones (item_id, since) SELECT item_id, unixepoch() FROM items WHERE deleted = 1;
-";
+",
+];
 
 macro_rules! columns {
     () => {
         "item_id, properties, size, digest, modified_s, modified_ns, fingerprint, deleted, lingering, \
-         creation_replica, creation_tick, version_replica, version_tick"
+         creation_replica, creation_tick, version_replica, version_tick, units"
     };
 }
 use columns;
@@ -166,7 +193,7 @@ impl Metadata {
         connection.set_prepared_statement_cache_capacity(32);
         if tables == 0 {
             create(&connection, identity).map_err(broken)?;
-        } else if version < SCHEMA_VERSION {
+        } else {
             migrate(&connection, version).map_err(broken)?;
         }
         let mut metadata = Self {
@@ -329,12 +356,14 @@ impl Metadata {
     /// What was about to be done when the last commit was made.
     pub(super) fn intents(&self) -> rusqlite::Result<Vec<(ItemId, Intent)>> {
         self.connection
-            .prepare_cached(concat!("SELECT ", columns!(), ", learned, forgets FROM intents ORDER BY item_id"))?
+            .prepare_cached(concat!("SELECT ", columns!(), ", learned, left_out, forgets FROM intents ORDER BY item_id"))?
             .query_map([], |row| {
                 let (id, read) = self.read(row)?;
-                let learned = codec::decode_vector(row.get_ref(13)?.as_blob()?)
+                let learned = codec::decode_vector(row.get_ref(14)?.as_blob()?)
                     .ok_or_else(|| corrupt("an intent's vector does not parse"))?;
-                Ok((id, Intent { row: read, learned, forgets: row.get(14)? }))
+                let left_out = codec::decode_unit_ids(row.get_ref(15)?.as_blob()?)
+                    .ok_or_else(|| corrupt("an intent's change units do not parse"))?;
+                Ok((id, Intent { row: read, learned, left_out, forgets: row.get(16)? }))
             })?
             .collect()
     }
@@ -393,16 +422,27 @@ impl Metadata {
             let mut put = transaction.prepare_cached(concat!(
                 "INSERT OR REPLACE INTO items (",
                 columns!(),
-                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
+                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
             ))?;
+            let mut merge = transaction.prepare_cached("DELETE FROM unit_versions WHERE item_id = ?1")?;
+            let mut divide = transaction.prepare_cached("INSERT INTO unit_versions VALUES (?1, ?2, ?3, ?4)")?;
             let mut settle = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
             let mut remove = transaction.prepare_cached("DELETE FROM items WHERE item_id = ?1")?;
             let mut bury = transaction
                 .prepare_cached("INSERT OR REPLACE INTO tombstones (item_id, since) VALUES (?1, unixepoch())")?;
             for (id, row) in &commit.rows {
                 let versions = (key(&row.creation.replica)?, key(&row.version.replica)?);
-                write(&mut put, id, row, versions)?;
+                let units = encode_units(row, &mut key)?;
+                write(&mut put, id, row, versions, units)?;
                 put.raw_execute()?;
+                merge.execute([id.as_bytes()])?;
+                // Those that are no newer than the item are found with it.
+                for (unit, Unit { version, .. }) in row.units.iter().flatten() {
+                    if *version != row.version {
+                        let replica = key(&version.replica)?;
+                        divide.execute(params![id.as_bytes(), unit.as_bytes(), replica, version.tick as i64])?;
+                    }
+                }
                 settle.execute([id.as_bytes()])?;
                 if row.item.deleted {
                     bury.execute([id.as_bytes()])?;
@@ -410,6 +450,7 @@ impl Metadata {
             }
             for id in &commit.removed {
                 remove.execute([id.as_bytes()])?;
+                merge.execute([id.as_bytes()])?;
                 settle.execute([id.as_bytes()])?;
             }
             for id in &commit.dropped_intents {
@@ -418,13 +459,16 @@ impl Metadata {
             let mut intend = transaction.prepare_cached(concat!(
                 "INSERT OR REPLACE INTO intents (",
                 columns!(),
-                ", learned, forgets) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
+                ", learned, left_out, forgets) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)"
             ))?;
             for (id, intent) in &commit.intents {
                 let versions = (key(&intent.row.creation.replica)?, key(&intent.row.version.replica)?);
-                write(&mut intend, id, &intent.row, versions)?;
-                intend.raw_bind_parameter(14, codec::encode_vector(&intent.learned))?;
-                intend.raw_bind_parameter(15, intent.forgets)?;
+                let units = encode_units(&intent.row, &mut key)?;
+                write(&mut intend, id, &intent.row, versions, units)?;
+                intend.raw_bind_parameter(15, codec::encode_vector(&intent.learned))?;
+                intend.raw_bind_parameter(16, codec::encode_unit_ids(&intent.left_out))?;
+                intend.raw_bind_parameter(17, intent.forgets)?;
                 intend.raw_execute()?;
             }
         }
@@ -473,7 +517,8 @@ impl Metadata {
     fn start_anew(&mut self, identity: &str) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         transaction.execute_batch(
-            "DELETE FROM meta; DELETE FROM replicas; DELETE FROM items; DELETE FROM intents; DELETE FROM tombstones;",
+            "DELETE FROM meta; DELETE FROM replicas; DELETE FROM items; DELETE FROM intents; DELETE FROM unit_versions; \
+             DELETE FROM tombstones;",
         )?;
         begin_replica(&transaction, identity)?;
         transaction.commit()
@@ -496,6 +541,13 @@ impl Metadata {
         let state =
             ItemState { properties, size: row.get::<_, i64>(2)? as u64, digest: Digest(digest), modification_time };
         let known = KnownItem { state, fingerprint: Fingerprint(row.get(6)?), deleted: row.get(7)? };
+        let units = match row.get_ref(13)?.as_blob_or_null()? {
+            None => None,
+            Some(bytes) => Some(
+                codec::decode_units(bytes, |key, tick| self.version(key, tick as i64).ok())
+                    .ok_or_else(|| corrupt("an item's change units do not parse"))?,
+            ),
+        };
         Ok((
             ItemId::from(row.get_ref(0)?.as_blob()?),
             Row {
@@ -503,6 +555,7 @@ impl Metadata {
                 lingering: row.get(8)?,
                 creation: self.version(row.get(9)?, row.get(10)?)?,
                 version: self.version(row.get(11)?, row.get(12)?)?,
+                units,
             },
         ))
     }
@@ -521,11 +574,14 @@ fn create(connection: &Connection, identity: &str) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
-fn migrate(connection: &Connection, from: i32) -> rusqlite::Result<()> {
-    let transaction = connection.unchecked_transaction()?;
-    if from < 2 {
-        transaction.execute_batch(MIGRATION_2)?;
+/// Brings the schema of an earlier version of this program up to date.
+fn migrate(connection: &Connection, version: i32) -> rusqlite::Result<()> {
+    let passed = usize::try_from(version - 1).map_err(|_| corrupt("it has no schema version"))?;
+    if passed >= MIGRATIONS.len() {
+        return Ok(());
     }
+    let transaction = connection.unchecked_transaction()?;
+    MIGRATIONS[passed..].iter().try_for_each(|step| transaction.execute_batch(step))?;
     transaction.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION};"))?;
     transaction.commit()
 }
@@ -543,12 +599,21 @@ fn set_meta(transaction: &Transaction<'_>, key: &str, value: &[u8]) -> rusqlite:
         .map(drop)
 }
 
-/// Binds the thirteen columns that `items` and `intents` share. Sizes and ticks above `i64::MAX` are refused before.
+/// The versions of a row's change units name replicas by `key`.
+fn encode_units(
+    row: &Row,
+    key: &mut impl FnMut(&ReplicaId) -> rusqlite::Result<i64>,
+) -> rusqlite::Result<Option<Vec<u8>>> {
+    row.units.as_ref().map(|units| codec::encode_units(units, key)).transpose()
+}
+
+/// Binds the fourteen columns that `items` and `intents` share. Sizes and ticks above `i64::MAX` are refused before.
 fn write(
     statement: &mut rusqlite::CachedStatement<'_>,
     id: &ItemId,
     row: &Row,
     (creation, version): (i64, i64),
+    units: Option<Vec<u8>>,
 ) -> rusqlite::Result<()> {
     let state = &row.item.state;
     let properties = serde_json::to_string(&state.properties)
@@ -565,5 +630,9 @@ fn write(
     statement.raw_bind_parameter(10, creation)?;
     statement.raw_bind_parameter(11, row.creation.tick as i64)?;
     statement.raw_bind_parameter(12, version)?;
-    statement.raw_bind_parameter(13, row.version.tick as i64)
+    statement.raw_bind_parameter(13, row.version.tick as i64)?;
+    statement.raw_bind_parameter(14, units)
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,6 +61,7 @@ fn record(shape: Shape) -> SessionRecord {
         destination: member("destination", dialled[1]),
         conflict_resolution_policy: ConflictResolutionPolicy::KeepBoth,
         full_enumeration_action: FullEnumerationAction::Abort,
+        collision_conflict_resolution_policy: Default::default(),
         allow_mass_delete: false,
         lease_ms: (shape != Shape::Coordinated).then_some(CALLER_LEASE.as_millis() as u64),
         state: SyncState::Initialized,

@@ -31,7 +31,7 @@ pub fn judge(id: &ItemId, row: &Row, made_with: &Knowledge) -> Absent {
     if mutant::is(Mutant::KeepAbsent) {
         return Absent::New;
     }
-    if made_with.contains_change(id, &row.version) || mutant::is(Mutant::DeleteUnknown) {
+    if row.is_known_by(id, made_with) || mutant::is(Mutant::DeleteUnknown) {
         Absent::Forgotten
     } else if !row.item.deleted && made_with.contains_change(id, &row.creation) {
         Absent::Contested
@@ -71,7 +71,12 @@ pub fn absence(
             Absent::New => continue,
             Absent::Forgotten => Action {
                 index,
-                after: Row { item: KnownItem { deleted: true, ..row.item.clone() }, lingering: false, ..row.clone() },
+                after: Row {
+                    item: KnownItem { deleted: true, ..row.item.clone() },
+                    lingering: false,
+                    units: None,
+                    ..row.clone()
+                },
                 step: if row.is_there() { Step::Delete } else { Step::None },
                 before: Some(row),
                 comes_first: false,
@@ -83,7 +88,7 @@ pub fn absence(
                 let version = Version::new(replica.clone(), absence.tick);
                 Action {
                     index,
-                    after: Row { version, ..row.clone() },
+                    after: Row { version, units: None, ..row.clone() },
                     step: Step::None,
                     before: Some(row),
                     comes_first: false,

@@ -141,7 +141,10 @@ pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(
     let intent = |(id, action): (&ItemId, &Action)| {
         let mut vector = if action.comes_first { Default::default() } else { (**learned.vector_for_item(id)).clone() };
         vector.learn(&action.after.version);
-        (id.clone(), Intent { row: action.after.clone(), learned: vector, forgets: action.forgets })
+        (
+            id.clone(),
+            Intent { row: action.after.clone(), learned: vector, left_out: Vec::new(), forgets: action.forgets },
+        )
     };
     to_store.map(intent).collect()
 }
@@ -225,11 +228,9 @@ pub fn outcome(change: &ItemChange, verdict: Verdict) -> ChangeOutcome {
         Verdict::Planned { conflict } => (OutcomeKind::Applied, conflict, None),
     };
     ChangeOutcome {
-        item_id: change.item_id.clone(),
-        kind,
-        failed_change_unit_ids: Vec::new(),
         conflict,
         tombstone: change.flags.is_deleted(),
         error,
+        ..ChangeOutcome::of(change.item_id.clone(), kind)
     }
 }

@@ -122,7 +122,7 @@ impl Ticks {
 
 /// The place for a conflict's loser.
 enum CopyName {
-    Free(ItemId, Option<Row>),
+    Free(ItemId, Box<Option<Row>>),
     /// A name that it could have holds the same content already.
     Kept,
     /// The store cannot keep both, or has no name left.
@@ -270,6 +270,7 @@ impl Ground<'_> {
                     let version = ticks.version(NewVersion::Local);
                     let after = row_of(loser, version.clone(), version);
                     let step = Step::Put(content);
+                    let before = *before;
                     actions.insert(
                         name,
                         Action { index, before, after, step, comes_first: true, keeps_loser: true, forgets: false },
@@ -318,7 +319,7 @@ impl Ground<'_> {
             match (self.rows)(&name)? {
                 Some(row) if row.is_there() && row.item.state.same_content(loser) => return Ok(CopyName::Kept),
                 Some(row) if row.is_there() && !mutant::is(Mutant::CopyOverOther) => {}
-                row => return Ok(CopyName::Free(name, row)),
+                row => return Ok(CopyName::Free(name, Box::new(row))),
             }
         }
         Ok(CopyName::None)
@@ -333,7 +334,7 @@ type Planned = (Option<Row>, Row, Step);
 
 fn row_of(state: ItemState, creation: Version, version: Version) -> Row {
     let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: false };
-    Row { item, lingering: false, creation, version }
+    Row { item, lingering: false, creation, version, units: None }
 }
 
 /// The source's state is written, with as little as it takes.
@@ -365,7 +366,7 @@ fn delete(change: &ItemChange, before: Option<Row>, version: Version) -> Planned
         Some(row) => {
             let step = if row.item.deleted { Step::None } else { Step::Delete };
             let item = KnownItem { deleted: true, ..row.item.clone() };
-            let after = Row { item, version, ..row.clone() };
+            let after = Row { item, version, units: None, ..row.clone() };
             (Some(row), after, step)
         }
         None => {

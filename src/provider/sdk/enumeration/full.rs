@@ -36,7 +36,7 @@ pub(in crate::provider::sdk) fn full_enumeration_batch(
             metadata.rows_from(&lower_bound, limits.changes_left().saturating_add(1)).map_err(metadata_failed)?;
         let mut whole = rows.len() as u64 <= u64::from(limits.changes_left());
         for (id, row) in rows {
-            let is_known = known.contains_change(&id, &row.version);
+            let is_known = row.is_known_by(&id, known);
             let Some(listed) = limits.take_row(&metadata, id, row, is_known).map_err(metadata_failed)? else {
                 whole = false;
                 break;

@@ -4,7 +4,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::knowledge::{ChangeUnitId, ClockVector, Fragment, IdFormat, ItemId, Knowledge, Range, ReplicaId};
+use super::row::{Unit, Units};
+use crate::knowledge::{
+    ChangeUnitId, ClockVector, Digest, Fragment, IdFormat, ItemId, Knowledge, Range, ReplicaId, Version,
+};
 
 const FORMAT: u8 = 1;
 
@@ -98,6 +101,65 @@ pub(super) fn decode_vector(bytes: &[u8]) -> Option<ClockVector> {
     reader.0.is_empty().then(|| ClockVector::from_iter(elements))
 }
 
+/// A unit has a value, and so a digest.
+const HAS_DIGEST: u64 = 1;
+/// A unit has a time.
+const HAS_TIME: u64 = 2;
+
+/// Encodes the change units of an item; `key` gives the number of a version's replica.
+pub(super) fn encode_units<E>(units: &Units, mut key: impl FnMut(&ReplicaId) -> Result<i64, E>) -> Result<Vec<u8>, E> {
+    let mut writer = Writer(vec![FORMAT]);
+    writer.number(units.len() as u64);
+    for (id, unit) in units {
+        writer.bytes(id.as_bytes());
+        let digest = if unit.digest.is_some() { HAS_DIGEST } else { 0 };
+        let time = if unit.modification_time.is_some() { HAS_TIME } else { 0 };
+        writer.number(digest | time);
+        writer.number(key(&unit.version.replica)? as u64);
+        writer.number(unit.version.tick);
+        if let Some(digest) = &unit.digest {
+            writer.0.extend_from_slice(&digest.0);
+        }
+        if let Some(time) = unit.modification_time {
+            writer.0.extend_from_slice(&time.as_nanosecond().to_le_bytes());
+        }
+    }
+    Ok(writer.0)
+}
+
+/// The reverse of [`encode_units`]; `version` makes a version of a replica's number and a tick.
+pub(super) fn decode_units(bytes: &[u8], version: impl Fn(i64, u64) -> Option<Version>) -> Option<Units> {
+    let mut reader = Reader(bytes.strip_prefix(&[FORMAT])?);
+    let units = reader.list(|reader| {
+        let id = ChangeUnitId::from(reader.bytes()?);
+        let has = reader.number()?;
+        let key = i64::try_from(reader.number()?).ok()?;
+        let version = version(key, reader.number()?)?;
+        let digest = if has & HAS_DIGEST != 0 { Some(Digest(reader.array()?)) } else { None };
+        let nanoseconds = if has & HAS_TIME != 0 { Some(i128::from_le_bytes(reader.array()?)) } else { None };
+        let modification_time = nanoseconds.map(jiff::Timestamp::from_nanosecond).transpose().ok()?;
+        Some((id, Unit { digest, version, modification_time }))
+    })?;
+    reader.0.is_empty().then(|| units.into_iter().collect())
+}
+
+/// Encodes ids of change units; none are no bytes at all.
+pub(super) fn encode_unit_ids(units: &[ChangeUnitId]) -> Vec<u8> {
+    let mut writer = Writer(Vec::new());
+    units.iter().for_each(|unit| writer.bytes(unit.as_bytes()));
+    writer.0
+}
+
+/// The reverse of [`encode_unit_ids`].
+pub(super) fn decode_unit_ids(bytes: &[u8]) -> Option<Vec<ChangeUnitId>> {
+    let mut reader = Reader(bytes);
+    let mut units = Vec::new();
+    while !reader.0.is_empty() {
+        units.push(ChangeUnitId::from(reader.bytes()?));
+    }
+    Some(units)
+}
+
 struct Writer(Vec<u8>);
 
 impl Writer {
@@ -136,6 +198,12 @@ impl<'a> Reader<'a> {
         let (bytes, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
         Some(bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (bytes, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*bytes)
     }
 
     /// A count and so many elements. Nothing is reserved for the count, which may be a lie.

@@ -1,6 +1,8 @@
 //! What the metadata holds of each item, and what a transaction changes.
 
-use crate::knowledge::{ClockVector, ItemId, Knowledge, Version};
+use std::collections::BTreeMap;
+
+use crate::knowledge::{ChangeUnitId, ClockVector, Digest, ItemId, Knowledge, Version};
 use crate::provider::sdk::{Known, KnownItem};
 
 /// What is known of one item.
@@ -12,14 +14,37 @@ pub struct Row {
     pub lingering: bool,
     /// When it was created.
     pub creation: Version,
+    /// When it was last changed; of a live item with change units, as `creation`, when it was last changed as a whole.
+    pub version: Version,
+    /// Its change units; `None` for an item that is versioned as a whole, and for every tombstone (R25).
+    pub units: Option<Units>,
+}
+
+/// The change units of an item. One that is not named has the item's version, and no value (`windows-sync.md` 4.3).
+pub type Units = BTreeMap<ChangeUnitId, Unit>;
+
+/// What is known of one change unit of an item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// SHA-256 of its value in canonical form; `None` when it was taken out of the item.
+    pub digest: Option<Digest>,
     /// When it was last changed.
     pub version: Version,
+    /// The same on its user's clock, where the store knows; decides "later wins".
+    pub modification_time: Option<jiff::Timestamp>,
 }
 
 impl Row {
     /// True when the store is expected to hold the item.
     pub fn is_there(&self) -> bool {
         !self.item.deleted || self.lingering
+    }
+
+    /// True when a replica that knows `knowledge` has, or had, all of this state.
+    pub fn is_known_by(&self, id: &ItemId, knowledge: &Knowledge) -> bool {
+        let mut units = self.units.iter().flatten();
+        knowledge.contains_change(id, &self.version)
+            && units.all(|(unit, of)| knowledge.contains_change_unit(id, unit, &of.version))
     }
 
     /// The item as the store must find it; meaningful when it [is there](Self::is_there).
@@ -35,6 +60,8 @@ pub struct Intent {
     pub row: Row,
     /// What will be learned for the item.
     pub learned: ClockVector,
+    /// Its change units of which nothing will be.
+    pub left_out: Vec<ChangeUnitId>,
     /// Nothing will be left of the item, its tombstone is forgotten at the source: the row is only the one that goes.
     pub forgets: bool,
 }

@@ -1,7 +1,7 @@
 use super::harness::{PLAN, Plan, Replica, begin, end, key, request, settle, sync};
 use crate::knowledge::OutcomeKind;
 use crate::provider::{ProcessOutput, ProcessStart, Provider};
-use crate::types::{ConflictResolutionPolicy, FullEnumerationAction, ProviderRole};
+use crate::types::{ConflictResolutionPolicy, ProviderRole};
 
 #[tokio::test]
 async fn creations_updates_and_deletions_travel() {
@@ -193,10 +193,7 @@ async fn a_local_edit_that_was_not_detected_is_never_overwritten() {
     a.provider.begin_session(begin(ProviderRole::Source, session, false)).await.unwrap();
     let batch = a.provider.get_change_batch(session, request(b.knowledge(), PLAN)).await.unwrap();
     let (_inputs, receiver) = tokio::sync::mpsc::channel(8);
-    let start = ProcessStart {
-        conflict_resolution_policy: ConflictResolutionPolicy::SourceProviderWins,
-        full_enumeration_action: FullEnumerationAction::Abort,
-    };
+    let start = ProcessStart::new(ConflictResolutionPolicy::SourceProviderWins);
     let mut outputs = b.provider.process_change_batch(session, start, batch, receiver).await.unwrap();
     let mut kinds = Vec::new();
     while let Some(output) = outputs.recv().await {

@@ -13,7 +13,7 @@ use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataPart, EndSession, FRAMES_IN_FLIGHT, MAX_MESSAGE_BYTES,
     ProcessInput, ProcessOutput, ProcessResult, ProcessStart, Provider, SessionKey, SessionRef,
 };
-use crate::types::{ConflictResolutionPolicy, FullEnumerationAction, Hresult, ProviderRole, SyncGuid, SyncState};
+use crate::types::{ConflictResolutionPolicy, Hresult, ProviderRole, SyncGuid, SyncState};
 
 pub(super) const LEASE: Duration = Duration::from_secs(60);
 
@@ -176,8 +176,7 @@ async fn process(
     batch: ChangeBatch,
     report: &mut Report,
 ) -> Result<ProcessResult, CallError> {
-    let start =
-        ProcessStart { conflict_resolution_policy: plan.policy, full_enumeration_action: FullEnumerationAction::Abort };
+    let start = ProcessStart::new(plan.policy);
     let (inputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
     let mut outputs = destination.process_change_batch(key, start, batch, receiver).await?;
     while let Some(output) = outputs.recv().await {

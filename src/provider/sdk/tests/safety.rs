@@ -5,7 +5,7 @@ use super::memory::MemoryStore;
 use crate::knowledge::{ChangeBatch, ChangeOutcome, Digest, ItemDataHeader, OutcomeKind};
 use crate::provider::sdk::{MetadataError, Options, ReplicaProvider};
 use crate::provider::{CallError, DataPart, ProcessInput, ProcessOutput, ProcessStart, Provider};
-use crate::types::{FullEnumerationAction, Hresult, ProviderRole};
+use crate::types::{Hresult, ProviderRole};
 
 #[track_caller]
 fn reason<T: std::fmt::Debug>(result: Result<T, CallError>) -> String {
@@ -25,8 +25,7 @@ async fn spoilt(spoil: impl FnOnce(&mut ChangeBatch), parts: Vec<DataPart>) -> R
     let known = b.knowledge();
     let mut batch = a.provider.get_change_batch(session, request(known, Plan { inline: 0, ..PLAN })).await?;
     spoil(&mut batch);
-    let start =
-        ProcessStart { conflict_resolution_policy: PLAN.policy, full_enumeration_action: FullEnumerationAction::Abort };
+    let start = ProcessStart::new(PLAN.policy);
     let (inputs, receiver) = tokio::sync::mpsc::channel(8);
     let mut outputs = b.provider.process_change_batch(session, start, batch, receiver).await?;
     let mut outcomes = Vec::new();

@@ -1,0 +1,86 @@
+use tempfile::TempDir;
+
+use super::*;
+use crate::knowledge::{ChangeUnitId, ClockVector};
+
+/// The schema of version 1, as it was, with an item and an intent in it.
+const VERSION_1: &str = "
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE replicas (key INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE);
+CREATE TABLE items (
+    item_id BLOB PRIMARY KEY, properties TEXT NOT NULL, size INTEGER NOT NULL, digest BLOB NOT NULL, modified_s INTEGER,
+    modified_ns INTEGER, fingerprint BLOB NOT NULL, deleted INTEGER NOT NULL, lingering INTEGER NOT NULL,
+    creation_replica INTEGER NOT NULL, creation_tick INTEGER NOT NULL, version_replica INTEGER NOT NULL,
+    version_tick INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX items_by_digest ON items (digest);
+CREATE INDEX items_by_version ON items (version_replica, version_tick);
+CREATE INDEX items_lingering ON items (item_id) WHERE lingering = 1;
+CREATE TABLE intents (
+    item_id BLOB PRIMARY KEY, properties TEXT NOT NULL, size INTEGER NOT NULL, digest BLOB NOT NULL, modified_s INTEGER,
+    modified_ns INTEGER, fingerprint BLOB NOT NULL, deleted INTEGER NOT NULL, lingering INTEGER NOT NULL,
+    creation_replica INTEGER NOT NULL, creation_tick INTEGER NOT NULL, version_replica INTEGER NOT NULL,
+    version_tick INTEGER NOT NULL, learned BLOB NOT NULL
+) WITHOUT ROWID;
+INSERT INTO meta VALUES ('identity', CAST('here' AS BLOB)), ('replica_id', x'000102030405060708090a0b0c0d0e0f'),
+    ('tick', x'0700000000000000');
+INSERT INTO replicas VALUES (1, x'000102030405060708090a0b0c0d0e0f');
+INSERT INTO items VALUES (CAST('i' AS BLOB), '{}', 3, zeroblob(32), 5, 0, x'aa', 0, 0, 1, 2, 1, 7);
+INSERT INTO intents VALUES (CAST('j' AS BLOB), '{}', 4, zeroblob(32), NULL, NULL, x'', 0, 0, 1, 2, 1, 6, x'0100');
+PRAGMA application_id = 1400467043;
+PRAGMA user_version = 1;
+";
+
+fn unit(version: &Version, value: Option<u8>, seconds: Option<i64>) -> Unit {
+    Unit {
+        digest: value.map(|byte| Digest([byte; 32])),
+        version: version.clone(),
+        modification_time: seconds.map(|seconds| jiff::Timestamp::new(seconds, -7).unwrap()),
+    }
+}
+
+#[test]
+fn a_file_of_version_1_opens_with_all_that_is_in_it() {
+    let directory = TempDir::new().unwrap();
+    Connection::open(directory.path().join(FILE_NAME)).unwrap().execute_batch(VERSION_1).unwrap();
+    for _ in 0..2 {
+        let metadata = Metadata::open(directory.path(), "here").unwrap();
+        assert_eq!(metadata.tick(), 7);
+        let row = metadata.row(&"i".into()).unwrap().unwrap();
+        assert_eq!((row.version.tick, row.item.state.size, row.units), (7, 3, None));
+        let intents = metadata.intents().unwrap();
+        assert_eq!((intents.len(), &intents[0].1.left_out), (1, &Vec::new()));
+    }
+}
+
+#[test]
+fn change_units_come_back_as_they_were() {
+    let directory = TempDir::new().unwrap();
+    let mut metadata = Metadata::open(directory.path(), "here").unwrap();
+    let (own, other) =
+        (Version::new(metadata.replica().clone(), 3), Version::new(ReplicaId::from(vec![9; 16]), 1 << 40));
+    let units: Units =
+        [("a", unit(&own, Some(1), Some(-1))), ("b", unit(&other, None, None)), ("", unit(&other, Some(2), None))]
+            .into_iter()
+            .map(|(id, unit)| (ChangeUnitId::from(id), unit))
+            .collect();
+    let state = ItemState { properties: Default::default(), size: 2, digest: Digest([3; 32]), modification_time: None };
+    let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: false };
+    let row = Row { item, lingering: false, creation: own.clone(), version: own.clone(), units: Some(units) };
+    let intent = Intent { row: row.clone(), learned: ClockVector::default(), left_out: vec!["b".into(), "ccc".into()] };
+    let (rows, intents) = (vec![("i".into(), row.clone())], vec![("j".into(), intent.clone())]);
+    metadata.commit(Commit { rows, intents, tick: 3, ..Commit::default() }).unwrap();
+    drop(metadata);
+
+    let mut metadata = Metadata::open(directory.path(), "here").unwrap();
+    assert_eq!(metadata.row(&"i".into()).unwrap(), Some(row.clone()));
+    let found = metadata.intents().unwrap();
+    assert_eq!((&found[0].1.row, &found[0].1.left_out), (&row, &intent.left_out));
+    let indexed = |metadata: &Metadata| -> i64 {
+        metadata.connection.query_row("SELECT count(*) FROM unit_versions", [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(indexed(&metadata), 2, "the unit that has the item's version is found with the item");
+    let whole = Row { units: None, ..row };
+    metadata.commit(Commit { rows: vec![("i".into(), whole)], tick: 3, ..Commit::default() }).unwrap();
+    assert_eq!(indexed(&metadata), 0);
+}

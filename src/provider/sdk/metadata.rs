@@ -356,7 +356,11 @@ impl Metadata {
     /// What was about to be done when the last commit was made.
     pub(super) fn intents(&self) -> rusqlite::Result<Vec<(ItemId, Intent)>> {
         self.connection
-            .prepare_cached(concat!("SELECT ", columns!(), ", learned, left_out, forgets FROM intents ORDER BY item_id"))?
+            .prepare_cached(concat!(
+                "SELECT ",
+                columns!(),
+                ", learned, left_out, forgets FROM intents ORDER BY item_id"
+            ))?
             .query_map([], |row| {
                 let (id, read) = self.read(row)?;
                 let learned = codec::decode_vector(row.get_ref(14)?.as_blob()?)

@@ -9,8 +9,8 @@ use super::{ChangeUnitChange, ItemChange, ItemId, Knowledge, Version};
 pub enum DestinationItem {
     /// No trace of it.
     Missing,
-    /// No trace of it but that it may have been deleted: its creation is in the forgotten knowledge, and the deletion's version
-    /// is gone (SYNC_E_ITEM_HAS_NO_VERSION_DATA).
+    /// No trace of it, but its creation is known and something is forgotten: it was deleted, and the version of that is gone
+    /// (SYNC_E_ITEM_HAS_NO_VERSION_DATA).
     Forgotten {
         /// The source has seen all that was forgotten of the item, and so the deletion.
         seen_by_source: bool,
@@ -35,7 +35,8 @@ impl DestinationItem {
         if mutant::is(Mutant::ForgetForgotten) {
             return Self::Missing;
         }
-        if known.contains_change(id, creation) && forgotten.contains_change(id, creation) {
+        // The version that is forgotten is the deletion's, which any replica may have made, and not the creation's.
+        if known.contains_change(id, creation) && !forgotten.vector_for_item(id).is_empty() {
             Self::Forgotten { seen_by_source: made_with.contains_for_item(forgotten, id) }
         } else {
             Self::Missing

@@ -14,7 +14,7 @@
 //! a transaction; another, the *gate*, lets only one of detection and application touch the store at a time.
 //!
 //! Refusals in words of our own: `BUSY` (as many sessions as it takes; nothing was done, try again), `MASS_DELETE`,
-//! `REPLICA_WENT_BACK`, `STALE_EPOCH`, `METADATA`, and the reasons of the store's own [`StoreError`]s.
+//! `REPLICA_REMADE`, `REPLICA_WENT_BACK`, `STALE_EPOCH`, `METADATA`, and the reasons of the store's own [`StoreError`]s.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,8 +28,8 @@ use uuid::Uuid;
 use crate::knowledge::{ChangeBatch, IdParameters, ItemId, ReplicaId};
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, FULL_ENUMERATION, Load,
-    MAX_KNOWLEDGE_BYTES, ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits, Refusal,
-    RefusalCode, Renewal, SessionKey, SyncBatchParameters,
+    MAX_KNOWLEDGE_BYTES, Partner, ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits,
+    Refusal, RefusalCode, Renewal, SessionKey, SyncBatchParameters,
 };
 use crate::types::{Hresult, ProviderRole};
 
@@ -115,6 +115,7 @@ struct Shared {
     instance_id: String,
     /// Beside the metadata, so that GetIdParameters waits for no transaction.
     replica: Mutex<ReplicaId>,
+    incarnation: Mutex<String>,
     metadata: Mutex<Metadata>,
     /// Held by detection and by each group that is applied. Taken before `metadata`, never after.
     gate: Mutex<()>,
@@ -157,6 +158,21 @@ impl Shared {
         Refusal::own(RefusalCode::FailedPrecondition, "REPLICA_WENT_BACK", Hresult::SYNC_E_INVALID_OPERATION, message)
     }
 
+    /// Refuses a partner that was wiped and made again under its id: it would give out the same versions for other changes,
+    /// and its ticks need not show it.
+    fn meet(&self, partner: &Partner) -> Result<(), Refusal> {
+        if self.metadata().meet(partner).map_err(metadata_failed)? {
+            return Ok(());
+        }
+        let message = format!(
+            "replica {} was wiped and made again under the same id since the last session with it: its versions would be taken \
+             for those that it gave out before; give it a new replica id",
+            partner.replica_id
+        );
+        let code = Hresult::SYNC_E_INVALID_OPERATION;
+        Err(Refusal::own(RefusalCode::FailedPrecondition, "REPLICA_REMADE", code, message))
+    }
+
     /// Takes a new replica id if that is due. Called when no session is left.
     fn renew_replica(&self) {
         if !self.went_back.swap(false, Ordering::Relaxed) {
@@ -164,7 +180,13 @@ impl Shared {
         }
         let mut metadata = self.metadata();
         match metadata.renew() {
-            Ok(()) => *lock(&self.replica) = metadata.replica().clone(),
+            Ok(()) => {
+                *lock(&self.replica) = metadata.replica().clone();
+                match metadata.incarnation() {
+                    Ok(incarnation) => *lock(&self.incarnation) = incarnation,
+                    Err(error) => warn!(%error, "cannot record the new replica's incarnation"),
+                }
+            }
             Err(error) => {
                 self.went_back.store(true, Ordering::Relaxed);
                 warn!(%error, "cannot start as a new replica");
@@ -220,13 +242,17 @@ impl ReplicaProvider {
         identity: &str,
         options: Options,
     ) -> Result<Arc<Self>, MetadataError> {
-        let metadata = Metadata::open(metadata_dir, identity)?;
+        let mut metadata = Metadata::open(metadata_dir, identity)?;
+        let incarnation = metadata
+            .incarnation()
+            .map_err(|error| MetadataError::Broken { path: metadata_dir.to_owned(), reason: error.to_string() })?;
         Ok(Arc::new(Self {
             shared: Arc::new(Shared {
                 store,
                 options,
                 instance_id: Uuid::new_v4().simple().to_string(),
                 replica: Mutex::new(metadata.replica().clone()),
+                incarnation: Mutex::new(incarnation),
                 metadata: Mutex::new(metadata),
                 gate: Mutex::new(()),
                 looked: Mutex::new(None),
@@ -252,6 +278,7 @@ impl ReplicaProvider {
 impl Provider for ReplicaProvider {
     async fn get_id_parameters(&self) -> Result<ProviderInfo, CallError> {
         let options = &self.shared.options;
+        let incarnation_id = lock(&self.shared.incarnation).clone();
         Ok(ProviderInfo {
             id_parameters: IdParameters::BUILT_IN,
             replica_id: self.replica_id(),
@@ -264,7 +291,7 @@ impl Provider for ReplicaProvider {
                 max_inline_bytes: options.max_inline_bytes,
             },
             capabilities: vec![FULL_ENUMERATION.to_owned()],
-            incarnation_id: String::new(),
+            incarnation_id,
         })
     }
 

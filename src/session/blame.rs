@@ -14,6 +14,9 @@ const SELF_ACCUSATION: &str = "PROVIDER_WITH_ERROR";
 /// Cause: a provider said that the other one is at fault.
 const ACCUSATION: &str = "OTHER_PROVIDER_WITH_ERROR";
 
+/// Reason: a provider remembers another incarnation of its partner's replica.
+const REPLICA_REMADE: &str = "REPLICA_REMADE";
+
 /// Why a session ends other than well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -48,6 +51,10 @@ impl Failure {
     pub fn call(role: ProviderRole, call: &str, error: &CallError) -> Self {
         let (provider_with_error, cause) = match error {
             CallError::Refused(refusal) if refusal.reason == "BUSY" => (None, "BUSY".to_owned()),
+            // Said of the other one, which is not the replica that it was.
+            CallError::Refused(refusal) if refusal.reason == REPLICA_REMADE => {
+                (Some(role.other().into()), REPLICA_REMADE.to_owned())
+            }
             CallError::Refused(refusal) => (Some(role.into()), refusal.reason.clone()),
             CallError::Unreachable(_) => (Some(role.into()), "UNREACHABLE".to_owned()),
             CallError::ConnectionLost(_) => (Some(role.into()), "CONNECTION_LOST".to_owned()),
@@ -131,7 +138,7 @@ impl Failure {
 /// A refusal that would be the same the next time is not worth a retry; a silent or absent provider is.
 fn is_worth_retrying(error: &CallError) -> bool {
     let CallError::Refused(refusal) = error else { return true };
-    let safety_stop = matches!(refusal.reason.as_str(), "MASS_DELETE" | "ROOT_MISSING");
+    let safety_stop = matches!(refusal.reason.as_str(), "MASS_DELETE" | "ROOT_MISSING" | REPLICA_REMADE);
     let final_code = matches!(
         refusal.code,
         RefusalCode::InvalidArgument

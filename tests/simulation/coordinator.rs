@@ -255,7 +255,7 @@ impl World {
         self.database.commit(writes)
     }
 
-    pub(crate) fn provider_of(&self, replica: &synclave::knowledge::ReplicaId) -> Option<usize> {
+    fn provider_of(&self, replica: &synclave::knowledge::ReplicaId) -> Option<usize> {
         self.providers.iter().position(|provider| provider.replica.id == *replica)
     }
 

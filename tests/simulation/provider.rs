@@ -22,7 +22,7 @@ use synclave::provider::{
 };
 use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction, Hresult, ProviderRole, SyncGuid};
 
-use super::checks::Check;
+use super::checks::{Check, Deletion};
 use super::mutants::Fault;
 use super::replica::{Author, Replica, digest};
 use super::scenario::{Scenario, Time};
@@ -365,7 +365,8 @@ impl World {
         self.figures.adopted += adopted as u64;
         self.bury_removed(index);
         for (item, older, version) in fresh {
-            let older = older.or_else(|| self.ghost.buried.get(&(index, item.clone())).cloned());
+            let buried = || self.ghost.buried.get(&(index, item.clone())).map(|deletion| deletion.version.clone());
+            let older = older.or_else(buried);
             self.ghost.made(&item, &version, older.as_ref());
             let mut shelf = self.providers[index].replica.store.shelf();
             let by_user = match shelf.items.get(&item) {
@@ -480,18 +481,18 @@ impl World {
         if provider.forgets {
             return;
         }
-        for (item, version) in provider.replica.forget() {
+        for (item, Row { version, creation, .. }) in provider.replica.forget() {
             self.figures.forgotten += 1;
             self.history.add(self.now, || format!("{} forgets that {item} was deleted by {version:?}", name(index)));
-            self.ghost.buried.insert((index, item), version);
+            self.ghost.buried.insert((index, item), Deletion { version, creation });
         }
     }
 
     /// What a recovery took away is as forgotten here as it is at the source.
     fn bury_removed(&mut self, index: usize) {
         for item in std::mem::take(&mut self.providers[index].replica.removed) {
-            if let Some(version) = self.ghost.doomed.get(&(index, item.clone())) {
-                self.ghost.buried.insert((index, item), version.clone());
+            if let Some(deletion) = self.ghost.doomed.get(&(index, item.clone())) {
+                self.ghost.buried.insert((index, item), deletion.clone());
             }
         }
     }
@@ -773,7 +774,7 @@ impl World {
             let waits = !apply.loads.is_empty();
             if !waits && !gate {
                 if std::mem::take(&mut apply.absent) {
-                    self.settle_absence(index, guid, &mut apply);
+                    self.settle_absence(index, &mut apply);
                 } else {
                     self.settle_section(index, &mut apply);
                 }
@@ -864,7 +865,7 @@ impl World {
         for (id, action) in &plan.actions {
             let change = &apply.changes()[action.index];
             let theirs = change.change_version.as_ref().filter(|_| change.item_id == *id);
-            let buried = self.ghost.buried.get(&(index, id.clone())).cloned();
+            let buried = self.ghost.buried.get(&(index, id.clone())).map(|deletion| deletion.version.clone());
             let ours = action.before.as_ref().map(|row| &row.version).or(buried.as_ref());
             let made = &action.after.version;
             if made.replica == self.providers[index].replica.id && Some(made) != ours && Some(made) != theirs {
@@ -897,7 +898,7 @@ impl World {
     }
 
     /// Settles what a full enumeration does not list, and records what is about to go.
-    fn settle_absence(&mut self, index: usize, guid: SyncGuid, apply: &mut Apply) {
+    fn settle_absence(&mut self, index: usize, apply: &mut Apply) {
         self.providers[index].gate = true;
         let replica = &self.providers[index].replica;
         let GroupKind::Ordered { lower_bound, upper_bound } = &apply.group().kind else { return };
@@ -912,25 +913,29 @@ impl World {
         if !intents.is_empty() {
             self.providers[index].replica.commit(Commit { intents, tick, ..Commit::default() });
         }
-        let source = self.database.session(guid).and_then(|record| record.source.replica_id.clone());
-        let source = source.and_then(|replica| self.provider_of(&replica));
         for (id, action) in &actions {
             let row = action.before.as_ref().expect("it is there");
-            let deletion = source.and_then(|source| self.ghost.buried.get(&(source, id.clone())).cloned());
+            // The source may have the deletion's version only by what it learned where that was forgotten.
+            let made_with = &apply.group().made_with_knowledge;
+            let forgotten = self.ghost.buried.iter().filter(|((_, item), _)| item == id).map(|(_, deletion)| deletion);
+            let mut forgotten = forgotten.filter(|deletion| made_with.contains_change(id, &deletion.version));
+            let descends = |deletion: &&Deletion| self.ghost.descends(id, &deletion.version, &row.version);
+            let deletion = forgotten.clone().find(descends).or_else(|| forgotten.next()).cloned();
+            let version = deletion.as_ref().map(|deletion| &deletion.version);
             if !action.forgets {
                 self.figures.contested += 1;
-                self.ghost.made(id, &action.after.version, [&row.version].into_iter().chain(deletion.as_ref()));
+                self.ghost.made(id, &action.after.version, [&row.version].into_iter().chain(version));
                 continue;
             }
             self.figures.gone += 1;
             let alive = !row.item.deleted;
             match deletion {
-                Some(deletion) if !alive || self.ghost.descends(id, &deletion, &row.version) => {
+                Some(deletion) if !alive || self.ghost.descends(id, &deletion.version, &row.version) => {
                     self.ghost.doomed.insert((index, id.clone()), deletion);
                 }
                 deletion => {
                     let message = format!(
-                        "{} takes {id} {:?} away, and what its source forgot is {deletion:?}",
+                        "{} takes {id} {:?} away, and what its source can have forgotten is {deletion:?}",
                         name(index),
                         row.version
                     );
@@ -1016,17 +1021,22 @@ impl World {
     ) {
         let after = self.providers[index].replica.store.content(id);
         let Some(row) = row else {
-            let buried = self.ghost.buried.get(&(index, id.clone()));
-            if let Some(deletion) = buried
-                .filter(|deletion| !made.item.deleted && !conflict && !self.ghost.descends(id, &made.version, deletion))
-            {
-                let message = format!(
-                    "{} brings {id} back with {:?}, which knows nothing of {deletion:?}, and has forgotten that",
-                    name(index),
-                    made.version
-                );
-                self.fail(Check::Resurrection, message);
+            let Some(Deletion { version, creation }) = self.ghost.buried.get(&(index, id.clone())).cloned() else {
+                return;
+            };
+            if made.item.deleted || conflict || self.ghost.descends(id, &made.version, &version) {
+                return;
             }
+            // Another item of that name, whose maker knew nothing of the one that was deleted here.
+            if made.creation != creation {
+                return self.ghost.vouch(id, &made.version, &version);
+            }
+            let message = format!(
+                "{} brings {id} back with {:?}, which knows nothing of {version:?}, and has forgotten that",
+                name(index),
+                made.version
+            );
+            self.fail(Check::Resurrection, message);
             return;
         };
         let descends = self.ghost.descends(id, &made.version, &row.version);

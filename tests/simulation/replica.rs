@@ -300,11 +300,11 @@ impl Replica {
     }
 
     /// Cleans every tombstone up, as the SDK's metadata do; the versions that are forgotten.
-    pub(crate) fn forget(&mut self) -> Vec<(ItemId, Version)> {
+    pub(crate) fn forget(&mut self) -> Vec<(ItemId, Row)> {
         let old = |(id, row): &(&ItemId, &Row)| row.item.deleted && !row.lingering && !self.intents.contains_key(*id);
-        let old: Vec<_> = self.rows.iter().filter(old).map(|(id, row)| (id.clone(), row.version.clone())).collect();
+        let old: Vec<_> = self.rows.iter().filter(old).map(|(id, row)| (id.clone(), row.clone())).collect();
         let mut versions = ClockVector::new();
-        old.iter().for_each(|(_, version)| versions.learn(version));
+        old.iter().for_each(|(_, row)| versions.learn(&row.version));
         self.forgotten = Arc::new(self.forgotten.forget_to_versions(&self.knowledge, &versions));
         old.iter().for_each(|(id, _)| drop(self.rows.remove(id)));
         old

@@ -15,6 +15,7 @@ use crate::provider::sdk::{Fingerprint, ItemState, KnownItem};
 
 mod codec;
 mod forgetting;
+mod incarnation;
 mod row;
 
 pub(super) use codec::encode_knowledge;

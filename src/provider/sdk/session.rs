@@ -158,9 +158,14 @@ pub(super) async fn begin(shared: &Arc<Shared>, request: BeginSession) -> Result
     tokio::spawn(async move {
         let detected = {
             let (shared, allow_mass_delete) = (shared.clone(), request.allow_mass_delete);
-            let look = move || match detection::recent(&shared, request.operation_age)? {
-                Some(alive) => Ok(alive),
-                None => detection::detect(&shared, allow_mass_delete),
+            let look = move || {
+                if let Some(partner) = &request.partner {
+                    shared.meet(partner)?;
+                }
+                match detection::recent(&shared, request.operation_age)? {
+                    Some(alive) => Ok(alive),
+                    None => detection::detect(&shared, allow_mass_delete),
+                }
             };
             tokio::task::spawn_blocking(look).await.map_err(panicked).and_then(|result| result.map_err(CallError::from))
         };

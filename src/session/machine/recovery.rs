@@ -10,6 +10,7 @@ use crate::knowledge::{ChangeBatch, GroupKind, ItemId};
 use crate::provider::FULL_ENUMERATION;
 use crate::referee::BatchVerdict;
 use crate::session::blame::Failure;
+use crate::session::registry::StateError;
 use crate::types::{FullEnumerationAction, Hresult, ProviderRole};
 
 /// A source may clean up more tombstones while a session runs; one that does so after every recovery is not waited for.
@@ -20,6 +21,9 @@ const MAX_RECOVERIES: u32 = 3;
 pub(super) struct Recovery {
     /// While it is under way, the bound from which the next batch is asked for.
     next: Option<ItemId>,
+    /// Meanwhile, the range of items that is being recovered, both bounds closed: that of the batch in hand, unless a provider
+    /// sets another.
+    range: Option<(ItemId, Option<ItemId>)>,
     /// Recoveries that were begun in this session.
     begun: u32,
     /// Partial sync: the destination stays out of date.
@@ -34,6 +38,7 @@ impl Recovery {
 
     /// A batch of the full enumeration is processed; without a further bound it was the last.
     pub(super) fn go_on_from(&mut self, next: Option<ItemId>) {
+        self.range = next.clone().map(|lower| (lower, None));
         self.next = next;
     }
 
@@ -55,12 +60,14 @@ impl Machine {
                 self.recover_from(bound.clone(), now, effects);
             }
             _ => {
-                let failure = Failure::mismatch(
+                let mut failure = Failure::mismatch(
                     "OUT_OF_DATE",
                     Hresult::SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED,
                     "the destination is out of date: the source has cleaned up deletions that it never saw; \
                      to compare all items, say --full-enumeration full (full_enumeration_action in a request)",
                 );
+                // What was left behind by a recovery, such as an item that a user was just changing, the next one may bring.
+                failure.worth_retrying = self.recovery.begun > 0;
                 self.conclude(failure, now, effects);
             }
         }
@@ -77,19 +84,45 @@ impl Machine {
             return self.conclude(Failure::mismatch(FULL_ENUMERATION, Hresult::E_NOTIMPL, message), now, effects);
         }
         self.recovery.begun += 1;
-        self.recovery.next = Some(bound);
+        self.recovery.go_on_from(Some(bound));
         self.ask(effects);
         self.record.phase = "RECOVERING".to_owned();
         effects.push(Effect::Publish);
     }
 
     /// Whether the batch is of a full enumeration, and the bound that the next one is to begin from, if one follows.
-    pub(super) fn enumeration_of(&self, batch: &ChangeBatch) -> Option<Option<ItemId>> {
+    pub(super) fn enumeration_of(&mut self, batch: &ChangeBatch) -> Option<Option<ItemId>> {
         self.recovery.lower_bound()?;
         let ids = self.info(ProviderRole::Source)?.id_parameters.item_id;
-        match batch.groups.first().map(|group| &group.kind) {
-            Some(GroupKind::Ordered { upper_bound: Some(upper), .. }) => Some(ids.after(upper)),
-            _ => Some(None),
+        let Some(GroupKind::Ordered { lower_bound, upper_bound }) = batch.groups.first().map(|group| &group.kind)
+        else {
+            return Some(None);
+        };
+        self.recovery.range = Some((lower_bound.clone(), upper_bound.clone()));
+        Some(upper_bound.as_ref().and_then(|upper| ids.after(upper)))
+    }
+
+    /// The range of items that is being recovered, both bounds closed, without an upper one to the last item; `None` outside a
+    /// recovery.
+    pub fn recovery_range(&self) -> Option<&(ItemId, Option<ItemId>)> {
+        self.recovery.range.as_ref().filter(|_| !self.is_concluded())
+    }
+
+    /// A provider says which range is being recovered (SetForgottenKnowledgeRecoveryRange). Nothing is decided by it.
+    ///
+    /// # Errors
+    /// There is no recovery, a bound does not fit the schema, or the bounds descend.
+    pub fn set_recovery_range(&mut self, lower: ItemId, upper: Option<ItemId>) -> Result<(), StateError> {
+        let ids = self.info(ProviderRole::Source).map(|info| info.id_parameters.item_id);
+        let Some(ids) = ids.filter(|_| self.recovery_range().is_some()) else { return Err(StateError::NoRecovery) };
+        let fits = |id: &ItemId| ids.fits(id.as_bytes().len());
+        if !(lower.as_bytes().is_empty() || fits(&lower)) || !upper.iter().all(fits) {
+            return Err(StateError::IdFormat);
         }
+        if upper.as_ref().is_some_and(|upper| *upper < lower) {
+            return Err(StateError::RangeOutOfOrder);
+        }
+        self.recovery.range = Some((lower, upper));
+        Ok(())
     }
 }

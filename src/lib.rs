@@ -11,7 +11,7 @@
 //! server         listener, services, shutdown
 //! grpc           THE EDGE: the only code that knows the wire types; grpc::provider dials and serves providers
 //! coordinator    the wiring of what is below
-//! providers      the built-in file provider's store
+//! providers      stores of the built-in providers: directories, SQLite tables
 //! operation      directions, retries, until in sync
 //! session        machine (pure) · task · relay · admission · outbox
 //! sync_info      hub, cursor, filter, view

@@ -1,3 +1,4 @@
 //! The providers that are built in: stores that implement [`ItemStore`](crate::provider::sdk::ItemStore).
 
 pub mod file;
+pub mod sqlite;

@@ -2,20 +2,27 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
 use super::options::TombstoneAge;
-use super::roots::Root;
-use super::serve::{cannot_listen, check_reach};
+use super::roots::{self, Root};
+use super::serve::{cannot_listen, check_reach, span};
 use super::{output, replica};
+use crate::coordinator::SIMPLE_STORES;
+use crate::grpc::simple_provider::{self, Calls, Schema, StoreOptions};
+use crate::provider::sdk::{MetadataError, Options, ReplicaProvider};
+use crate::providers::sqlite::SqliteStore;
 use crate::server;
 
 /// Run a provider
 ///
-/// A provider speaks for one replica. The one that is built in speaks for a directory; others are written against
+/// A provider speaks for one replica. One that is built in speaks for a directory; another for a simple store, which answers six
+/// calls and leaves the rest to it. Whole providers are written against
 /// proto/synclave/v1/knowledge_sync_provider_service.proto, in any language.
 #[derive(Debug, Args)]
 pub(super) struct ProviderArgs {
@@ -26,6 +33,8 @@ pub(super) struct ProviderArgs {
 #[derive(Debug, Subcommand)]
 enum ProviderCommand {
     File(FileArgs),
+    Simple(SimpleArgs),
+    Sqlite(SqliteArgs),
 }
 
 /// Offer a directory
@@ -55,6 +64,114 @@ struct FileArgs {
     /// Listen on an address that others can reach, without TLS
     #[arg(long)]
     insecure: bool,
+}
+
+/// Offer a store that answers SimpleSyncProviderService
+///
+/// The first line on stdout is the provider's address, http://HOST:PORT; logs go to stderr. The store knows nothing of versions and
+/// knowledge: they are kept here, in a directory that the store's id names.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclave provider simple http://127.0.0.1:7100
+  synclave provider simple http://127.0.0.1:7100 --listen 127.0.0.1:7001 --name notes --state-dir /var/lib/synclave/notes
+
+A coordinator takes the address of such a store as it is, and does the same in its own process. Use \
+one of the two for a store: each would be a replica of its own.")]
+struct SimpleArgs {
+    /// The store, http://HOST:PORT
+    address: String,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
+    listen: SocketAddr,
+    /// Name for people [default: the store's]
+    #[arg(long)]
+    name: Option<String>,
+    /// Keep what it knows here [default: $XDG_STATE_HOME/synclave/simple/… or ~/.local/state/synclave/simple/…]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// A call to the store has failed when it takes and gives nothing for so long
+    #[arg(long, default_value = "30s", value_name = "SPAN", value_parser = span)]
+    deadline: Duration,
+    /// Listen on an address that others can reach, without TLS
+    #[arg(long)]
+    insecure: bool,
+}
+
+/// Offer a table of a SQLite database
+///
+/// Each row is an item: its id is the row's primary key, its content the other columns as a JSON object, so that rows can be
+/// synced with a directory of JSON files, or with any other provider. The first line on stdout is the provider's address,
+/// http://HOST:PORT; logs go to stderr.
+///
+/// The database gets a table synclave_feed_TABLE and three triggers on TABLE that record which rows change, whoever changes
+/// them. To take them out again, drop that table and the triggers synclave_insert_TABLE, synclave_update_TABLE and
+/// synclave_delete_TABLE.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclave provider sqlite inventory.db --table parts
+  synclave provider sqlite /srv/app.db --table people --listen 127.0.0.1:7003 --name app")]
+struct SqliteArgs {
+    /// The database, which must be there
+    db: PathBuf,
+    /// The table, which must have a primary key
+    #[arg(long, value_name = "NAME")]
+    table: String,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
+    listen: SocketAddr,
+    /// Name for people [default: the table's]
+    #[arg(long)]
+    name: Option<String>,
+    /// Keep what it knows here instead of in DB.TABLE.synclave
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Listen on an address that others can reach, without TLS
+    #[arg(long)]
+    insecure: bool,
+}
+
+impl SimpleArgs {
+    /// Asks the store what it is.
+    async fn dial(&self) -> Result<(Calls, Schema), Failure> {
+        let options = StoreOptions { deadline: self.deadline, ..StoreOptions::default() };
+        let calls = Calls::new(&self.address, options).map_err(|error| Failure::usage(error.to_string()))?;
+        let schema = calls.get_schema().await.map_err(|error| {
+            let address = &self.address;
+            Failure::failed(format!("{address}: the store {error}; see that it runs, and that this is its address"))
+        })?;
+        Ok((calls, schema))
+    }
+
+    /// Opens what is known of the store. Blocks.
+    fn open(self, calls: Calls, schema: Schema) -> Result<Arc<ReplicaProvider>, Failure> {
+        let state_dir = match self.state_dir {
+            Some(dir) => dir,
+            None => roots::data_dir(None)?.join(SIMPLE_STORES).join(schema.directory_name()),
+        };
+        let names = [self.name, Some(schema.member_name.clone()), Some(self.address)];
+        let member_name = names.into_iter().flatten().find(|name| !name.is_empty()).unwrap_or_default();
+        let options = Options { member_name, ..Options::default() };
+        let opened = simple_provider::open(calls, schema, &state_dir, options);
+        opened.map(|(_, provider)| provider).map_err(|error| Failure::failed(error.to_string()))
+    }
+}
+
+impl SqliteArgs {
+    /// Opens the table and what is known of it. Blocks.
+    fn open(self) -> Result<Arc<ReplicaProvider>, Failure> {
+        let store = SqliteStore::open(&self.db, &self.table).map_err(|error| Failure::usage(error.message))?;
+        let state_dir = self.state_dir.unwrap_or_else(|| {
+            let mut path = self.db.into_os_string();
+            path.push(format!(".{}.synclave", self.table));
+            path.into()
+        });
+        let identity = store.identity();
+        let options = Options { member_name: self.name.unwrap_or(self.table), ..Options::default() };
+        ReplicaProvider::open(Arc::new(store), &state_dir, &identity, options)
+            .map_err(|error: MetadataError| Failure::failed(error.to_string()))
+    }
 }
 
 /// What to offer, checked.
@@ -87,15 +204,35 @@ pub(super) fn member_name(root: &Root) -> String {
 }
 
 pub(super) async fn run(args: ProviderArgs, stop: CancellationToken) -> Result<Exit, Failure> {
-    let ProviderCommand::File(args) = args.command;
-    let plan = args.plan()?;
-    let listener =
-        tokio::net::TcpListener::bind(plan.listen).await.map_err(|error| cannot_listen(plan.listen, &error))?;
-    let address = listener.local_addr().map_err(|error| cannot_listen(plan.listen, &error))?;
-    let (root, state_dir, name) = (plan.root.clone(), plan.state_dir, plan.name);
-    let provider = tokio::task::spawn_blocking(move || replica::open(&root, state_dir, name, plan.tombstone_age))
+    match args.command {
+        ProviderCommand::File(args) => {
+            let plan = args.plan()?;
+            let (root, state_dir, name) = (plan.root, plan.state_dir, plan.name);
+            serve(plan.listen, move || replica::open(&root, state_dir, name, plan.tombstone_age), stop).await
+        }
+        ProviderCommand::Sqlite(args) => {
+            check_reach(args.listen, args.insecure)?;
+            serve(args.listen, move || args.open(), stop).await
+        }
+        ProviderCommand::Simple(args) => {
+            check_reach(args.listen, args.insecure)?;
+            let (calls, schema) = args.dial().await?;
+            serve(args.listen, move || args.open(calls, schema), stop).await
+        }
+    }
+}
+
+/// Binds, opens, says where, and serves until `stop`. The address is taken before the replica is opened, which may change it.
+async fn serve(
+    listen: SocketAddr,
+    open: impl FnOnce() -> Result<Arc<ReplicaProvider>, Failure> + Send + 'static,
+    stop: CancellationToken,
+) -> Result<Exit, Failure> {
+    let listener = tokio::net::TcpListener::bind(listen).await.map_err(|error| cannot_listen(listen, &error))?;
+    let address = listener.local_addr().map_err(|error| cannot_listen(listen, &error))?;
+    let provider = tokio::task::spawn_blocking(open)
         .await
-        .map_err(|error| Failure::failed(format!("{} could not be opened: {error}", plan.root.path().display())))??;
+        .map_err(|error| Failure::failed(format!("the replica could not be opened: {error}")))??;
     output::announce(address)?;
     server::serve_provider(server::incoming(listener), provider, stop)
         .await

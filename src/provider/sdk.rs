@@ -34,6 +34,7 @@ use crate::provider::{
 use crate::types::{Hresult, ProviderRole};
 
 mod applier;
+mod conflict_copy;
 mod detection;
 mod enumeration;
 mod forgetting;
@@ -45,6 +46,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+pub use conflict_copy::conflict_copy_id;
 pub use forgetting::DEFAULT_TOMBSTONE_AGE;
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,

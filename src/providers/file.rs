@@ -11,7 +11,6 @@
 
 mod attributes;
 mod change;
-mod conflict_copy;
 mod content;
 mod facts;
 mod fingerprint;
@@ -36,6 +35,7 @@ use rustix::io::Errno;
 use crate::knowledge::{Digest, ItemDataHeader, ItemId};
 use crate::provider::sdk::{
     Applied, Detection, ItemError, ItemState, ItemStore, Known, KnownItem, Replaces, Staged, Staging, StoreError,
+    conflict_copy_id,
 };
 use attributes::{Attributes, agrees};
 use facts::{Facts, Kind};
@@ -237,7 +237,7 @@ impl ItemStore for FileStore {
     fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
         // A directory has no content that could be lost: its children are items of their own.
         let kind = Attributes::of_state(loser).ok()?.kind;
-        if kind == Kind::Directory { None } else { conflict_copy::conflict_copy_id(id, loser, attempt) }
+        if kind == Kind::Directory { None } else { conflict_copy_id(id, loser, attempt) }
     }
 
     fn containers(&self, id: &ItemId) -> Vec<ItemId> {
@@ -331,13 +331,16 @@ fn mount_of(path: &Path) -> Result<(u32, u32, u64), StoreError> {
         .map_err(|error| io_error("look at", path, error))
 }
 
-/// The host's name stands in for a machine id where there is none, as in many containers.
 fn identity(tree: &Tree) -> String {
-    let machine = ["/etc/machine-id", "/var/lib/dbus/machine-id"]
+    format!("{}:{:x}:{}", machine(), tree.device(), tree.inode())
+}
+
+/// What tells this machine from others. The host's name stands in for a machine id where there is none, as in many containers.
+pub(super) fn machine() -> String {
+    ["/etc/machine-id", "/var/lib/dbus/machine-id"]
         .iter()
         .filter_map(|path| std::fs::read_to_string(path).ok())
         .map(|id| id.trim().to_owned())
         .find(|id| !id.is_empty())
-        .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
-    format!("{machine}:{:x}:{}", tree.device(), tree.inode())
+        .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
 }

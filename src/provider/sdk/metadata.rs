@@ -277,6 +277,11 @@ impl Metadata {
         &self.forgotten
     }
 
+    /// Where the store's next look begins. A new replica has none.
+    pub(super) fn anchor(&self) -> rusqlite::Result<Option<Vec<u8>>> {
+        self.meta("anchor")
+    }
+
     /// Changes with every commit.
     pub(super) fn generation(&self) -> u64 {
         self.generation
@@ -479,6 +484,9 @@ impl Metadata {
         }
         if let Some(knowledge) = &commit.knowledge {
             set_meta(&transaction, "knowledge", &encode_knowledge(knowledge))?;
+        }
+        if let Some(anchor) = &commit.anchor {
+            set_meta(&transaction, "anchor", anchor)?;
         }
         let forgotten = commit.forgotten.map(|forgotten| self.forgotten.union(&forgotten));
         if let Some(forgotten) = &forgotten {

@@ -13,7 +13,7 @@ use rustix::fd::AsFd;
 use rustix::fs::{OFlags, RawDir};
 use rustix::io::Errno;
 
-use super::attributes::item_state;
+use super::attributes::{is_made_of, item_state};
 use super::content::{self, Reader};
 use super::facts::{Facts, Kind, Time};
 use super::fingerprint::{Origin, Stamp};
@@ -62,10 +62,18 @@ pub(super) fn detect(tree: &Tree, known: &dyn Known) -> Result<Detection, StoreE
     let missing = missing.filter(|item| found.shows_missing(item.id.as_bytes()) && is_gone(tree, item.id.as_bytes()));
     let missing: Vec<_> = missing.map(|item| Observation::Missing { id: item.id.clone() }).collect();
     let mut observations = found.present;
+    // What came from a store of another sort does not say all that a file has: what it left open is no change of it.
+    for observation in &mut observations {
+        let Observation::Present { id, state, .. } = observation else { continue };
+        let recorded = known.get(id).filter(|item| !item.deleted).map(|item| item.state);
+        if let Some(same) = known.intended(id).into_iter().chain(recorded).find(|other| is_made_of(state, other)) {
+            *state = same;
+        }
+    }
     observations.extend(missing);
     observations.sort_unstable_by(|a, b| observed_id(a).cmp(observed_id(b)));
     found.skipped.sort_unstable_by(|a, b| a.display_name.cmp(&b.display_name));
-    Ok(Detection { observations, skipped: found.skipped })
+    Ok(Detection { observations, skipped: found.skipped, anchor: None })
 }
 
 fn observed_id(observation: &Observation) -> &ItemId {
@@ -293,11 +301,8 @@ impl Scan<'_> {
 
     fn present(&self, path: &[u8], kind: Kind, facts: &Facts, size: u64, digest: Digest) -> Observation {
         let stamp = Stamp { facts: *facts, recorded: self.started, origin: Origin::Scanned };
-        Observation::Present {
-            id: ItemId::from(path),
-            state: item_state(facts, kind, size, digest),
-            fingerprint: stamp.encode(),
-        }
+        let state = item_state(facts, kind, size, digest);
+        Observation::Present { id: ItemId::from(path), state, fingerprint: stamp.encode() }
     }
 
     fn read_files(&self, files: &[UnreadFile], next: &AtomicUsize) -> Found {

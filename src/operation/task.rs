@@ -1,6 +1,7 @@
 //! The task of one operation.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -8,15 +9,21 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::course::{Course, Ended, Flow, Next};
+use crate::session::blame::Retry;
 use crate::session::registry::Error;
-use crate::session::task::Finished;
+use crate::session::task::{AtEnd, Finished};
 use crate::session::{NewSession, SessionHandle, Sessions};
-use crate::store::{LastError, OperationRecord, OperationState, Store, Write};
-use crate::types::{Hresult, InitiationReason, ProviderWithError, SessionKind, SyncGuid, SyncState};
+use crate::store::{InitiatedBy, LastError, Left, OperationRecord, OperationState, Store, Write};
+use crate::types::{
+    CollisionConflictResolutionPolicy, Hresult, InitiationReason, ProviderRole, ProviderWithError, SessionKind,
+    SyncGuid, SyncState,
+};
 
 pub(super) struct OperationTask {
     pub record: OperationRecord,
     pub course: Course,
+    /// What the newest session of each direction has left.
+    pub left: [Left; 2],
     /// A session that was accepted with the operation.
     pub first: Option<SessionHandle>,
     pub store: Arc<Store>,
@@ -82,8 +89,9 @@ impl OperationTask {
                     state: SyncState::InError,
                     ticks: Default::default(),
                     updates_transferred: 0,
-                    worth_retrying: matches!(failure, Error::Store(_)),
+                    retry: if matches!(failure, Error::Store(_)) { Retry::Counted } else { Retry::Never },
                     canceled: false,
+                    items_due: None,
                 });
             }
         };
@@ -95,10 +103,22 @@ impl OperationTask {
             }
         };
         let finished = finished?;
-        if finished.cause == "SHUTDOWN" {
+        if is_shutdown(&finished) {
             return None;
         }
-        Some(self.take_in(&finished))
+        let left = self.left(&finished).await;
+        self.left[flow as usize] = left;
+        let both = self.left.iter();
+        self.record.conflicts_deferred =
+            left.concurrency_conflicts + both.clone().map(|left| left.constraint_conflicts).sum::<u64>();
+        self.record.items_failed = both.clone().map(|left| left.failed).sum();
+        self.record.items_set_aside = both.map(|left| left.set_aside).sum();
+        let due = left.next_attempt_time.map(|due| Timestamp::now().duration_until(due));
+        // Collisions that this operation's policy settles are settled by the session after the one that met them.
+        let policy = self.record.collision_conflict_resolution_policy != CollisionConflictResolutionPolicy::None;
+        let settled_next = (policy && left.constraint_conflicts > 0).then_some(Duration::ZERO);
+        let items_due = settled_next.or(due.map(|due| due.try_into().unwrap_or_default()));
+        Some(Ended { items_due, ..take_in(&mut self.record, &finished) })
     }
 
     /// Begins a session; the operation that names it is stored in the same transaction.
@@ -124,40 +144,32 @@ impl OperationTask {
             operation_began,
         };
         self.record.sync_guids.push(new.sync_guid);
-        let begun = self.sessions.begin(new, vec![Write::Operation(Box::new(self.record.clone()))]).await;
+        let at_end = at_end(self.record.clone(), self.course.clone(), flow);
+        let begun = self.sessions.begin(new, vec![Write::Operation(Box::new(self.record.clone()))], at_end).await;
         if begun.is_err() {
             self.record.sync_guids.pop();
         }
         begun
     }
 
-    fn take_in(&mut self, finished: &Arc<Finished>) -> Ended {
-        let record = &finished.record;
-        if matches!(record.state, SyncState::InError | SyncState::Interrupted) {
-            self.record.last_error = Some(LastError {
-                provider_with_error: record.provider_with_error,
-                hresult: record.hresult,
-                message: record.error_message.clone(),
-            });
-        }
-        Ended {
-            state: record.state,
-            ticks: finished.ticks,
-            updates_transferred: record.counters.updates_transferred,
-            worth_retrying: finished.worth_retrying,
-            canceled: record.state == SyncState::Interrupted && finished.cause == "CANCELED",
-        }
+    /// What the session has left on its way.
+    async fn left(&self, finished: &Finished) -> Left {
+        let replica = |role| finished.record.member(role).replica_id.clone();
+        let [Some(source), Some(destination)] = ProviderRole::BOTH.map(replica) else { return Left::default() };
+        self.store.left(source, destination).await.unwrap_or_else(|failure| {
+            warn!(%failure, "what a session left out is not known");
+            Left::default()
+        })
     }
 
+    /// The end that came with its last session is stored already.
     async fn end(mut self, state: OperationState) {
-        if state == OperationState::InSync {
-            self.record.last_error = None;
-        }
-        self.record.state = state;
-        self.record.next_attempt_time = None;
-        self.record.end_time = Some(Timestamp::now().max(self.record.create_time));
+        conclude(&mut self.record, state);
         info!(?state, sessions = self.record.sync_guids.len(), "operation ended");
-        self.save().await;
+        let stored = self.store.operations().get(self.record.operation_id);
+        if !stored.is_some_and(|stored| stored.state.is_final()) {
+            self.save().await;
+        }
     }
 
     async fn save(&self) {
@@ -165,4 +177,59 @@ impl OperationTask {
             warn!(%failure, "an operation's state is not stored; after a restart it goes on from the state before");
         }
     }
+}
+
+/// An operation that is over with a session is stored as such with the session's end: nobody sees the one without the other, and
+/// one commit is enough for both. Only where conflicts or errors are left is it a second commit.
+pub(super) fn at_end(record: OperationRecord, course: Course, flow: Flow) -> AtEnd {
+    Box::new(move |finished| {
+        if is_shutdown(finished) {
+            return Vec::new();
+        }
+        let (mut record, mut course) = (record.clone(), course.clone());
+        let ended = take_in(&mut record, finished);
+        let Next::End(state) = course.after(flow, ended) else { return Vec::new() };
+        record.attempt = course.attempt();
+        conclude(&mut record, state);
+        vec![Write::Operation(Box::new(record))]
+    })
+}
+
+/// A session that the coordinator's stop has ended does not end its operation, which goes on with the next start.
+fn is_shutdown(finished: &Finished) -> bool {
+    finished.cause == "SHUTDOWN"
+}
+
+/// Notes in the operation how its session ended.
+fn take_in(operation: &mut OperationRecord, finished: &Finished) -> Ended {
+    let record = &finished.record;
+    if matches!(record.state, SyncState::InError | SyncState::Interrupted) {
+        operation.last_error = Some(LastError {
+            provider_with_error: record.provider_with_error,
+            hresult: record.hresult,
+            message: record.error_message.clone(),
+        });
+    }
+    Ended {
+        state: record.state,
+        ticks: finished.ticks,
+        updates_transferred: record.counters.updates_transferred,
+        retry: match (finished.retry, operation.initiated_by) {
+            // One session is what was asked for.
+            (_, InitiatedBy::Session) => Retry::Never,
+            (retry, InitiatedBy::Operation) => retry,
+        },
+        canceled: record.state == SyncState::Interrupted && finished.cause == "CANCELED",
+        items_due: None,
+    }
+}
+
+/// Enters a final state.
+fn conclude(record: &mut OperationRecord, state: OperationState) {
+    if state == OperationState::InSync {
+        record.last_error = None;
+    }
+    record.state = state;
+    record.next_attempt_time = None;
+    record.end_time = Some(Timestamp::now().max(record.create_time));
 }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::admission::{Admission, Permit, Seat};
+use super::blame::Retry;
 use super::machine::{Answer, Commit, Effect, Event, Machine, Now, Relayed, Ticks, Timer};
 use super::outbox::Outbox;
 use super::registry::StateError;
@@ -24,7 +25,8 @@ use crate::knowledge::ItemId;
 use crate::provider::{
     BeginSession, EndSession, Partner, ProcessStart, ProgressReport, Provider, ProviderFault, SessionKey, SessionRef,
 };
-use crate::store::{OwedEnd, SessionRecord, Store, Write};
+use crate::store::conflicts::{End, Findings};
+use crate::store::{OwedEnd, SessionFindings, SessionRecord, Standing, Store, Submitted, Write};
 use crate::types::{Hresult, ProviderRole, SessionKind, SyncGuid};
 
 /// Messages that may wait for a session. A full inbox makes the sender wait; the task never waits for one of them.
@@ -47,9 +49,13 @@ pub struct Finished {
     pub ticks: Ticks,
     /// The cause of its last transition.
     pub cause: String,
-    /// It failed, and a further session may fare better.
-    pub worth_retrying: bool,
+    /// Whether a further session may fare better, where it failed.
+    pub retry: Retry,
 }
+
+/// What is to be stored with a session's end, in the same transaction, where no conflicts and errors are left that it would
+/// depend on. Asked once more when that transaction fails.
+pub type AtEnd = Box<dyn Fn(&Finished) -> Vec<Write> + Send + Sync>;
 
 /// What SessionStateService asks of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +196,7 @@ pub(super) struct Links {
     pub providers: [Option<Arc<dyn Provider>>; 2],
     pub tokens: [String; 2],
     pub operation_began: Instant,
+    pub at_end: AtEnd,
 }
 
 pub(super) fn handle(sync_guid: SyncGuid) -> (SessionHandle, Inbox) {
@@ -207,7 +214,7 @@ pub(super) struct Inbox {
 /// What a child task comes back with.
 enum Returned {
     Event(Event),
-    Admitted(Permit),
+    Admitted(Permit, Box<Standing>),
 }
 
 pub(super) struct SessionTask {
@@ -226,6 +233,8 @@ pub(super) struct SessionTask {
     publish_at: Option<Instant>,
     waiting: watch::Sender<&'static str>,
     unwritten: Unwritten,
+    /// A transition that is on its way to the store.
+    publishing: Option<Submitted>,
     owed: Vec<OwedEnd>,
     heard: [Instant; 2],
     /// What a destination's change applier keeps in the session; opaque.
@@ -249,6 +258,7 @@ impl SessionTask {
             publish_at: None,
             waiting: watch::channel("").0,
             unwritten: Unwritten::default(),
+            publishing: None,
             owed: Vec::new(),
             heard: [Instant::now(); 2],
             change_application: Bytes::new(),
@@ -287,13 +297,17 @@ impl SessionTask {
                 }
             }
         }
-        let finished = Finished {
+        let finished = self.finished();
+        self.inbox.done.send_replace(Some(Arc::new(finished)));
+    }
+
+    fn finished(&self) -> Finished {
+        Finished {
             record: self.machine.record().clone(),
             ticks: self.machine.ticks(),
             cause: self.unwritten.last_cause().to_owned(),
-            worth_retrying: self.machine.failure().is_some_and(|failure| failure.worth_retrying),
-        };
-        self.inbox.done.send_replace(Some(Arc::new(finished)));
+            retry: self.machine.failure().map_or(Retry::Never, |failure| failure.retry),
+        }
     }
 
     async fn message(&mut self, message: Message) {
@@ -380,9 +394,9 @@ impl SessionTask {
                 }
                 self.handle(event).await;
             }
-            Ok(Returned::Admitted(permit)) => {
+            Ok(Returned::Admitted(permit, standing)) => {
                 self.permit = Some(permit);
-                self.handle(Event::Admitted).await;
+                self.handle(Event::Admitted(Some(standing))).await;
             }
             Err(failure) if failure.is_cancelled() => {}
             Err(failure) => {
@@ -418,7 +432,14 @@ impl SessionTask {
                     Answer::Identified(within(deadline, provider.get_id_parameters()).await)
                 }));
             }
-            Effect::Admit => self.admit(),
+            Effect::Admit => {
+                if self.permit.as_ref().is_some_and(Permit::is_clear) {
+                    return Some(Event::Admitted(None));
+                }
+                self.permit = None;
+                self.admit();
+            }
+            Effect::Release => self.permit = None,
             Effect::Begin(role) => {
                 let provider = self.provider(role);
                 let begin = BeginSession {
@@ -463,7 +484,13 @@ impl SessionTask {
                     Answer::Batch(within(deadline, call).await)
                 }));
             }
-            Effect::Process { batch, full_enumeration, referee } => self.process(batch, full_enumeration, referee),
+            Effect::Process { batch, full_enumeration, referee, resolutions } => {
+                self.process(batch, full_enumeration, referee, resolutions);
+            }
+            Effect::Record(findings) => {
+                let item_retry = self.parts.timing.item_retry;
+                self.unwritten.found(found(self.machine.record(), *findings, item_retry, jiff::Timestamp::now()));
+            }
             Effect::CancelWork => self.cancel_work.cancel(),
             Effect::AbortWork => {
                 self.work.abort_all();
@@ -516,11 +543,25 @@ impl SessionTask {
         });
         let (admission, waiting) = (self.parts.admission.clone(), self.waiting.clone());
         let sync_guid = self.machine.record().sync_guid;
+        let coordinated = self.machine.record().kind == SessionKind::Coordinated;
+        let replicas = ProviderRole::BOTH
+            .map(|role| self.machine.info(role).filter(|_| coordinated).map(|info| info.replica_id.clone()));
+        let store = self.parts.store.clone();
         self.work.spawn(async move {
             let permit = admission.admit(sync_guid, seats, |reason| {
                 waiting.send_replace(reason);
             });
-            Returned::Admitted(permit.await)
+            let permit = permit.await;
+            // Read when both replicas are held: no other session adds to it meanwhile.
+            let standing = match replicas {
+                [Some(source), Some(destination)] => store.standing(source, destination).await,
+                _ => Ok(Standing::default()),
+            };
+            let standing = standing.unwrap_or_else(|failure| {
+                warn!(%failure, "former conflicts and errors are not looked at in this session");
+                Standing::default()
+            });
+            Returned::Admitted(permit, Box::new(standing))
         });
     }
 
@@ -529,6 +570,7 @@ impl SessionTask {
         batch: crate::knowledge::ChangeBatch,
         full_enumeration: bool,
         referee: Box<crate::referee::Referee>,
+        resolutions: Vec<crate::knowledge::Resolution>,
     ) {
         let record = self.machine.record();
         let (relayed, receiver) = watch::channel(Relayed::default());
@@ -543,7 +585,7 @@ impl SessionTask {
                 conflict_resolution_policy: record.conflict_resolution_policy,
                 full_enumeration_action: record.full_enumeration_action,
                 collision_conflict_resolution_policy: record.collision_conflict_resolution_policy,
-                resolutions: Vec::new(),
+                resolutions,
             },
             full_enumeration,
             timing: self.parts.timing,
@@ -557,8 +599,14 @@ impl SessionTask {
     }
 
     async fn commit(&mut self, commit: Commit, owed: Vec<OwedEnd>) -> Event {
+        self.published().await;
         let mut writes = self.take_writes();
         writes.extend(owed.iter().map(|owed| Write::Owe(Box::new(owed.clone()))));
+        // What is left between the replicas decides how the operation goes on; it is looked up once it is stored.
+        let has_left = self.parts.store.has_standing() || writes.iter().any(|write| matches!(write, Write::Found(_)));
+        if commit == Commit::Final && !has_left {
+            writes.extend((self.links.at_end)(&self.finished()));
+        }
         if !owed.is_empty() {
             self.owed = owed;
         }
@@ -574,16 +622,28 @@ impl SessionTask {
         }
     }
 
-    /// A transition is committed as it becomes visible; progress is durable with the next commit.
+    /// A transition is committed as it becomes visible, and nothing waits for it but what is written next; progress is durable
+    /// with the next commit.
     async fn publish(&mut self) {
+        self.published().await;
         if self.unwritten.has_transitions(&self.machine) {
             let writes = self.take_writes();
-            match self.parts.store.commit(writes).await {
-                Ok(()) => self.unwritten.written(),
+            match self.parts.store.submit(writes).await {
+                Ok(submitted) => self.publishing = Some(submitted),
                 Err(failure) => warn!(%failure, "a transition is not stored yet; the next commit carries it"),
             }
         } else {
             self.parts.store.progress(self.machine.record().clone());
+        }
+    }
+
+    /// Waits for the transition that is on its way to the store: what comes next must not overtake it, and carries it again
+    /// where it failed.
+    async fn published(&mut self) {
+        let Some(publishing) = self.publishing.take() else { return };
+        match publishing.durable().await {
+            Ok(()) => self.unwritten.written(),
+            Err(failure) => warn!(%failure, "a transition is not stored yet; the next commit carries it"),
         }
     }
 
@@ -610,6 +670,28 @@ impl SessionTask {
     fn key(&self) -> SessionKey {
         let record = self.machine.record();
         SessionKey { sync_guid: record.sync_guid, epoch: record.epoch }
+    }
+}
+
+/// What a session found, as it is written down.
+pub fn found(
+    record: &SessionRecord,
+    findings: Findings,
+    item_retry: std::time::Duration,
+    time: jiff::Timestamp,
+) -> SessionFindings {
+    let end = |role| {
+        let member = record.member(role);
+        End { endpoint: member.endpoint.clone(), replica_id: member.replica_id.clone().unwrap_or_default() }
+    };
+    SessionFindings {
+        sync_guid: record.sync_guid,
+        operation_id: record.operation_id,
+        source: end(ProviderRole::Source),
+        destination: end(ProviderRole::Destination),
+        time,
+        item_retry,
+        findings,
     }
 }
 

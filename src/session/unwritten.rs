@@ -4,13 +4,15 @@
 //! states whatever the disk does.
 
 use super::machine::Machine;
-use crate::store::Write;
+use crate::store::{SessionFindings, Write};
 use crate::types::{ProviderRole, SyncGuid};
 
 /// Writes that wait for a session's next commit.
 #[derive(Debug, Default)]
 pub struct Unwritten {
     writes: Vec<Write>,
+    /// How many of them the commit at hand carries.
+    taken: usize,
     last_cause: String,
 }
 
@@ -20,9 +22,14 @@ impl Unwritten {
         self.writes.push(Write::Settle { sync_guid, role });
     }
 
-    /// True when a transition waits: what is only progress must not go before it.
+    /// What a batch showed.
+    pub fn found(&mut self, found: SessionFindings) {
+        self.writes.push(Write::Found(Box::new(found)));
+    }
+
+    /// True when a transition waits, or what a batch showed: what is only progress must not go before it.
     pub fn has_transitions(&self, machine: &Machine) -> bool {
-        machine.has_events() || self.writes.iter().any(|write| matches!(write, Write::Session(..)))
+        machine.has_events() || self.writes.iter().any(|write| matches!(write, Write::Session(..) | Write::Found(_)))
     }
 
     /// All that the commit at hand writes; the session's record is in it in any case.
@@ -34,6 +41,7 @@ impl Unwritten {
             self.last_cause.clone_from(&event.cause);
             self.writes.push(Write::Session(Box::new(record.clone()), Some(event)));
         }
+        self.taken = self.writes.len();
         let mut writes = self.writes.clone();
         if !had_events {
             writes.push(Write::Session(Box::new(record.clone()), None));
@@ -41,9 +49,10 @@ impl Unwritten {
         writes
     }
 
-    /// What was taken is durable.
+    /// What was last taken is durable; what came meanwhile waits for the next commit.
     pub fn written(&mut self) {
-        self.writes.clear();
+        self.writes.drain(..self.taken);
+        self.taken = 0;
     }
 
     /// The cause of the last transition that was taken.

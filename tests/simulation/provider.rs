@@ -2,18 +2,18 @@
 //! becomes of changes is the SDK's own code ([`synclave::provider::sdk::decision`]); its threads, its SQLite and its streams
 //! are modelled here, each step an event of its own, so that anything may come between.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use synclave::knowledge::{
     ChangeBatch, ChangeFlags, ChangeGroup, Digest, GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader,
-    ItemId, Knowledge, RecoverableError,
+    ItemId, Knowledge, RecoverableError, Selection,
 };
 use synclave::provider::sdk::decision::{
-    Absence, Action, Commit, Ground, Incoming, Learning, Obtained, Row, Settlement, Step, Verdict, Winner, absence,
-    change_item, conclusion, intents, learned, learns_forgotten, order, outcome, settle,
+    Absence, Action, Commit, Decisions, Ground, Incoming, Learning, Obtained, Row, Settlement, Step, Verdict, Winner,
+    absence, change_item, conclusion, intents, learned, learns_forgotten, leave_out, order, outcome, settle,
 };
 use synclave::provider::sdk::{ItemError, ItemStore};
 use synclave::provider::{
@@ -57,6 +57,8 @@ pub(crate) struct Provider {
     /// Tombstones are cleaned up as soon as no session is on.
     pub(crate) forgets: bool,
     max_source_sessions: u32,
+    /// It is in a session of another coordinator's.
+    pub(crate) elsewhere: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +93,7 @@ struct Apply {
     coordinator: u64,
     stream: u64,
     start: ProcessStart,
+    decisions: Decisions,
     batch: Box<ChangeBatch>,
     known: Knowledge,
     forgotten: Arc<Knowledge>,
@@ -102,7 +105,7 @@ struct Apply {
     group: usize,
     begin: usize,
     end: usize,
-    left_out: BTreeSet<ItemId>,
+    left_out: Selection,
     obtained: Vec<Obtained>,
     /// Which load is of which change.
     loads: BTreeMap<u64, usize>,
@@ -152,6 +155,7 @@ impl Provider {
             gate: false,
             forgets: false,
             max_source_sessions: scenario.max_source_sessions,
+            elsewhere: None,
         }
     }
 
@@ -162,6 +166,7 @@ impl Provider {
         self.sessions.clear();
         self.ended.clear();
         self.gate = false;
+        self.elsewhere = None;
         self.replica.store.shelf().staged.clear();
     }
 
@@ -176,17 +181,21 @@ impl Provider {
         apply.is_some_and(|apply| apply.carrying.is_some())
     }
 
-    fn busy(&self, role: ProviderRole) -> bool {
-        let sources = self.sessions.values().filter(|live| live.role == ProviderRole::Source).count();
-        let destinations = self.sessions.len() - sources;
-        match (self.max_source_sessions, role) {
+    fn busy(&self, role: ProviderRole, counts: impl Fn(&&Live) -> bool) -> bool {
+        let counted = || self.sessions.values().filter(&counts);
+        let sources = counted().filter(|live| live.role == ProviderRole::Source).count();
+        let destinations = counted().count() - sources;
+        let here = match (self.max_source_sessions, role) {
             (0 | 1, _) => sources + destinations > 0,
             (_, ProviderRole::Destination) => destinations > 0,
             (limit, ProviderRole::Source) => sources >= limit as usize,
-        }
+        };
+        here || self.elsewhere.is_some()
     }
 
-    fn info(&self) -> ProviderInfo {
+    fn info(&self, now: Time) -> ProviderInfo {
+        // What is over its lease is ended by the next BeginSession.
+        let lasts = |live: &&Live| live.phase == Phase::Beginning || live.is_active() && live.deadline > now;
         ProviderInfo {
             id_parameters: IdParameters::BUILT_IN,
             replica_id: self.replica.id.clone(),
@@ -194,6 +203,7 @@ impl Provider {
             member_name: name(self.index).to_string(),
             limits: ProviderLimits { max_source_sessions: self.max_source_sessions, ..ProviderLimits::default() },
             capabilities: vec![FULL_ENUMERATION.to_owned()],
+            busy_roles: ProviderRole::BOTH.into_iter().filter(|role| self.busy(*role, lasts)).collect(),
             incarnation_id: String::new(),
         }
     }
@@ -212,9 +222,12 @@ fn canceled() -> CallError {
     CallError::Refused(Refusal::winsync(RefusalCode::Cancelled, Hresult::E_ABORT, "the session was cancelled"))
 }
 
+/// How a provider says that it is in as many sessions as it takes.
+pub(crate) const BUSY: &str = "in as many sessions as it takes";
+
 fn busy() -> CallError {
     let hresult = Hresult::SYNC_E_INVALID_OPERATION;
-    CallError::Refused(Refusal::own(RefusalCode::Unavailable, "BUSY", hresult, "in as many sessions as it takes"))
+    CallError::Refused(Refusal::own(RefusalCode::Unavailable, "BUSY", hresult, BUSY))
 }
 
 fn changed(id: &ItemId) -> RecoverableError {
@@ -243,9 +256,15 @@ impl World {
 
     pub(crate) fn provider_hears(&mut self, to: usize, call: Call) {
         let key = (call.sync_guid, call.epoch);
+        if !matches!(call.body, Body::Identify) {
+            let heard = self.ghost.heard.entry((to, self.providers[to].life, call.sync_guid)).or_default();
+            *heard = call.coordinator.max(*heard);
+            self.ghost.is_stale = call.coordinator < *heard;
+            self.figures.stale += u64::from(self.ghost.is_stale);
+        }
         match call.body.clone() {
             Body::Identify => {
-                let info = self.providers[to].info();
+                let info = self.providers[to].info(self.now);
                 self.reply(to, &call, Ok(Payload::Info(info)));
             }
             Body::Begin { role } => self.begin_session(to, role, call),
@@ -270,7 +289,11 @@ impl World {
             }
             Body::Batch(request) => {
                 let found = self.enter(to, key, ProviderRole::Source);
-                let result = found.map(|()| Payload::Batch(Box::new(self.change_batch(to, call.sync_guid, request))));
+                // What the network doubles is late, and answered to nobody: no batch of the session.
+                let result = match call.duplicate {
+                    false => found.map(|()| Payload::Batch(Box::new(self.change_batch(to, call.sync_guid, request)))),
+                    true => found.map(|()| Payload::Nothing),
+                };
                 self.reply(to, &call, result);
             }
             Body::FullBatch(request, lower_bound) => {
@@ -312,7 +335,7 @@ impl World {
         if call.duplicate && !forget {
             return;
         }
-        if provider.busy(role) {
+        if provider.busy(role, |_| true) {
             return self.reply(to, &call, Err(busy()));
         }
         let live = Live {
@@ -326,6 +349,7 @@ impl World {
         };
         provider.sessions.insert(call.sync_guid, live);
         let life = provider.life;
+        self.is_of_the_owner(to, call.sync_guid);
         let look = Duration::from_millis(self.random.between(1, 30)) + self.providers[to].slow;
         self.queue_in(look, Happening::BeginDone { provider: to, life, call });
     }
@@ -394,10 +418,18 @@ impl World {
         }
     }
 
+    /// The call in hand was taken.
+    fn is_of_the_owner(&mut self, index: usize, guid: SyncGuid) {
+        if std::mem::take(&mut self.ghost.is_stale) {
+            let message = format!("{} takes a call of {} from whom it was taken over", name(index), short(guid));
+            self.fail(Check::Epoch, message);
+        }
+    }
+
     /// Finds the session of a call and renews its lease.
     fn find(&mut self, index: usize, key: (SyncGuid, u64), role: Option<ProviderRole>) -> Result<&mut Live, CallError> {
         let now = self.now;
-        let Some(live) = self.providers[index].sessions.get_mut(&key.0) else { return Err(not_in_session()) };
+        let Some(live) = self.providers[index].sessions.get(&key.0) else { return Err(not_in_session()) };
         if key.1 < live.epoch {
             return Err(stale());
         }
@@ -409,6 +441,8 @@ impl World {
         if role.is_some_and(|role| role != live.role) {
             return Err(CallError::Refused(Refusal::invalid_operation("not its role in the session")));
         }
+        self.is_of_the_owner(index, key.0);
+        let Some(live) = self.providers[index].sessions.get_mut(&key.0) else { return Err(not_in_session()) };
         live.epoch = key.1;
         live.deadline = now + TIMING.lease;
         Ok(live)
@@ -430,7 +464,9 @@ impl World {
         if call.epoch < live.epoch {
             return self.reply(to, &call, Err(stale()));
         }
+        live.epoch = call.epoch;
         live.ends.push(call);
+        self.is_of_the_owner(to, guid);
         self.finish(to, guid);
     }
 
@@ -621,6 +657,8 @@ impl World {
             }
             frame => return self.frame(to, stream, frame),
         };
+        self.ghost.is_stale =
+            self.ghost.heard.get(&(to, self.providers[to].life, sync_guid)).is_some_and(|heard| coordinator < *heard);
         let entered = self.enter(to, (sync_guid, epoch), ProviderRole::Destination);
         let result = entered.and_then(|()| match self.providers[to].sessions.get(&sync_guid) {
             Some(live) if live.apply.is_some() => {
@@ -648,6 +686,7 @@ impl World {
             }
         };
         self.figures.partial += u64::from(learning == Learning::ItemsOnly);
+        let decisions = Decisions::new(start.resolutions.clone());
         let apply = Apply {
             forgotten: self.providers[to].replica.forgotten.clone(),
             learning,
@@ -656,13 +695,14 @@ impl World {
             coordinator,
             stream,
             start,
+            decisions,
             has_prerequisite: known.contains(&batch.prerequisite_knowledge),
             known,
             batch,
             group: 0,
             begin: 0,
             end: 0,
-            left_out: BTreeSet::new(),
+            left_out: Selection::default(),
             obtained: Vec::new(),
             loads: BTreeMap::new(),
             next_load: 1,
@@ -721,7 +761,7 @@ impl World {
         let mut outputs = Vec::new();
         for at in 0..apply.end - apply.begin {
             let change = &apply.changes()[at];
-            let mut obtained = Obtained { incoming: Incoming::of(change), staged: None, error: None };
+            let mut obtained = Obtained { incoming: Incoming::of(change), staged: None, fetched: None, error: None };
             match need(replica, &apply, change, &obtained.incoming) {
                 Ok(false) => {}
                 Ok(true) => match &change.inline_data {
@@ -805,7 +845,7 @@ impl World {
         if apply.begin >= apply.group().changes.len() {
             apply.group += 1;
             apply.begin = 0;
-            apply.left_out.clear();
+            apply.left_out = Selection::default();
         }
         if stopping || apply.closed {
             return self.stop(index, guid, &apply, Err(canceled()));
@@ -843,11 +883,13 @@ impl World {
         let ground = Ground {
             store: &replica.store,
             rows: &|id| Ok(replica.rows.get(id).cloned()),
+            within: &|_| Ok(Vec::new()),
             changes: apply.changes(),
             made_with: &apply.group().made_with_knowledge,
             known: &apply.known,
             forgotten: &apply.forgotten,
             policy: apply.start.conflict_resolution_policy,
+            decisions: &apply.decisions,
         };
         let plan = match ground.plan(obtained, replica.id.clone(), replica.tick) {
             Ok(plan) => plan,
@@ -963,7 +1005,8 @@ impl World {
         };
         if !failures.is_empty() {
             // Those are not among the actions any more.
-            apply.left_out.extend(intended.iter().filter(|id| !actions.contains_key(*id)).cloned());
+            let failed = intended.iter().filter(|id| !actions.contains_key(*id));
+            failed.for_each(|id| apply.left_out.add_item(id.clone()));
         }
         let learned = learned.project_onto_items(actions.keys());
         let replica = &mut self.providers[index].replica;
@@ -1092,11 +1135,11 @@ impl World {
         let mut learned = section_learned(apply);
         let changes: Vec<ItemChange> = apply.changes().to_vec();
         for (change, verdict) in changes.iter().zip(&verdicts) {
-            if matches!(verdict, Verdict::Failed(_) | Verdict::Deferred) {
-                apply.left_out.insert(change.item_id.clone());
-                if let Some(version) = &change.change_version {
-                    self.ghost.failing.entry(guid).or_default().insert((change.item_id.clone(), version.clone()));
-                }
+            leave_out(change, verdict, &mut apply.left_out);
+            if let Some(version) = &change.change_version
+                && matches!(verdict, Verdict::Failed(_) | Verdict::Deferred(_))
+            {
+                self.ghost.failing.entry(guid).or_default().insert((change.item_id.clone(), version.clone()));
             }
             let loser_lost = matches!(verdict, Verdict::Planned { conflict: true })
                 && apply.start.conflict_resolution_policy == Policy::KeepBoth
@@ -1114,7 +1157,7 @@ impl World {
             }
         }
         if self.fault != Some(Fault::LearnFailed) {
-            learned.exclude_items(&apply.left_out);
+            learned.exclude(&apply.left_out);
         }
         let replica = &mut self.providers[index].replica;
         let knowledge = replica.knowledge.clone();
@@ -1199,7 +1242,7 @@ fn need(replica: &Replica, apply: &Apply, change: &ItemChange, incoming: &Incomi
         });
     }
     let knowledge = (&*apply.group().made_with_knowledge, &apply.known, &*apply.forgotten);
-    let policy = apply.start.conflict_resolution_policy;
+    let policy = apply.decisions.whole(change, replica.rows.get(id), apply.start.conflict_resolution_policy);
     match settle(change, version, knowledge, replica.rows.get(id), incoming, policy) {
         Settlement::NeedsHeader | Settlement::NeedsContent => Ok(true),
         Settlement::Failed(error) => Err(error),

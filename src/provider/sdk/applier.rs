@@ -11,7 +11,7 @@
 //! A crash between any two steps leaves either the old item or the new one with an intent that explains it. An ordered group's
 //! section teaches its range up to its last item, so that what is applied is learned also when the rest never comes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -24,7 +24,8 @@ use super::metadata::Row;
 use super::session::{Session, Work};
 use super::{Shared, canceled, lock, metadata_failed, panicked};
 use crate::knowledge::{
-    ChangeBatch, ChangeGroup, ChangeOutcome, Digest, GroupKind, ItemChange, ItemId, Knowledge, OutcomeKind,
+    ChangeBatch, ChangeGroup, ChangeOutcome, ConstraintConflict, Digest, GroupKind, ItemChange, Knowledge, OutcomeKind,
+    Selection,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::{
@@ -34,17 +35,23 @@ use crate::types::{FullEnumerationAction, Hresult};
 
 pub(super) mod absent;
 pub(super) mod carry_out;
+pub(super) mod constraint;
+pub(super) mod decisions;
 pub(super) mod fetch;
+pub(super) mod merge;
 pub(super) mod plan;
 mod recovery;
 pub(super) mod settle;
 
+use decisions::Decisions;
 use fetch::Wire;
 
 /// Changes that are applied together at most.
 const SECTION_CHANGES: usize = 1_000;
 /// Bytes of content that are staged before a section is applied; a larger item is a section of its own.
 const SECTION_BYTES: u64 = 256 * 1024 * 1024;
+/// What a change of some units counts for in a section at least: it may bring more than it says.
+const DIVIDED_BYTES: u64 = 256 * 1024;
 /// Outcomes and loads that may wait for the coordinator: small ones, so many that the end of a section is not a hand-over of
 /// each from thread to thread.
 const OUTPUTS_IN_FLIGHT: usize = 256;
@@ -152,6 +159,7 @@ struct Applier<'a> {
     shared: &'a Shared,
     session: &'a Session,
     start: ProcessStart,
+    decisions: Decisions,
     batch: &'a ChangeBatch,
     wire: Wire,
     progress: &'a Progress,
@@ -166,6 +174,8 @@ struct Applier<'a> {
     learns_forgotten: bool,
     applied: u32,
     failed: u32,
+    /// Bytes of change units in memory.
+    held: u64,
 }
 
 /// Some changes of one group that are applied together.
@@ -180,7 +190,7 @@ impl<'a> Applier<'a> {
     fn new(
         shared: &'a Shared,
         session: &'a Session,
-        (processing, start): (Processing, ProcessStart),
+        (processing, mut start): (Processing, ProcessStart),
         batch: &'a ChangeBatch,
         wire: Wire,
         progress: &'a Progress,
@@ -211,10 +221,12 @@ impl<'a> Applier<'a> {
         };
         let learns_forgotten = learns_forgotten(learning, &known, batch);
         let has_prerequisite = known.contains(&batch.prerequisite_knowledge);
+        let decisions = Decisions::new(std::mem::take(&mut start.resolutions));
         Ok(Self {
             shared,
             session,
             start,
+            decisions,
             batch,
             wire,
             progress,
@@ -225,6 +237,7 @@ impl<'a> Applier<'a> {
             learns_forgotten,
             applied: 0,
             failed: 0,
+            held: 0,
         })
     }
 
@@ -234,11 +247,11 @@ impl<'a> Applier<'a> {
         }
         let mut not_gone = match self.learning {
             Learning::Recovery => self.let_absent_go()?,
-            Learning::All | Learning::ItemsOnly => BTreeSet::new(),
+            Learning::All | Learning::ItemsOnly => Selection::default(),
         };
         let batch = self.batch;
         for group in &batch.groups {
-            // Items of the group that are not learned, ascending.
+            // What of the group is not learned.
             let mut left_out = std::mem::take(&mut not_gone);
             let mut begin = 0;
             loop {
@@ -261,7 +274,7 @@ impl<'a> Applier<'a> {
         })
     }
 
-    fn apply(&mut self, section: &Section<'_>, left_out: &mut BTreeSet<ItemId>) -> Result<(), CallError> {
+    fn apply(&mut self, section: &Section<'_>, left_out: &mut Selection) -> Result<(), CallError> {
         let obtained = self.fetch(section)?;
         self.wire.check()?;
         let outcomes = self.carry_out(section, obtained, left_out)?;
@@ -290,7 +303,11 @@ impl<'a> Applier<'a> {
         }
         let left_out = match (outcome.kind, &outcome.error) {
             (OutcomeKind::RecoverableError, Some(error)) => error.error_description.clone(),
-            (OutcomeKind::Deferred, _) => "in conflict, and the policy leaves it to you".to_owned(),
+            (OutcomeKind::Deferred, _) => match &outcome.constraint {
+                Some(ConstraintConflict { conflicting_item_id: Some(item), .. }) => format!("{item} is in its place"),
+                Some(_) => "this store cannot hold it here".to_owned(),
+                None => "in conflict, and the policy leaves it to you".to_owned(),
+            },
             _ => return,
         };
         lock(&self.shared.report).left_out(outcome.item_id.to_string(), left_out);
@@ -401,7 +418,8 @@ fn section_end(group: &ChangeGroup, begin: usize) -> usize {
     let mut bytes: u64 = 0;
     let fits = |change: &&ItemChange| {
         let first = bytes == 0;
-        bytes = bytes.saturating_add(change.data_size.unwrap_or(0));
+        let least = if change.change_units.is_empty() { 0 } else { DIVIDED_BYTES };
+        bytes = bytes.saturating_add(change.data_size.unwrap_or(0).max(least));
         first || bytes <= SECTION_BYTES
     };
     begin + group.changes[begin..].iter().take(SECTION_CHANGES).take_while(fits).count()

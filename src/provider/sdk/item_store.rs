@@ -175,6 +175,13 @@ pub enum Applied {
 
 /// A store whose items are synced.
 pub trait ItemStore: fmt::Debug + Send + Sync + 'static {
+    /// True when the items that are made here have change units: their content is a JSON object, and its members are versioned
+    /// each on its own ([`MAX_CHANGE_UNITS`](super::MAX_CHANGE_UNITS), [`MAX_DIVIDED_BYTES`](super::MAX_DIVIDED_BYTES)). Such
+    /// a store takes no other items. What arrives with units keeps them in every store.
+    fn has_change_units(&self) -> bool {
+        false
+    }
+
     /// Looks for differences between the store and the metadata. Must tell apart "is not there" and "cannot be seen".
     fn detect(&self, known: &dyn Known) -> Result<Detection, StoreError>;
 
@@ -212,6 +219,12 @@ pub trait ItemStore: fmt::Debug + Send + Sync + 'static {
     /// The name under which the losing content of a conflict stays beside `id`; `attempt` counts from 1. `None`: the store
     /// cannot keep both.
     fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId>;
+
+    /// The name under which an item goes on that gives way to another one at `id`; also of one that holds others, which then
+    /// come with it: their ids begin with its own. `attempt` counts from 1. `None`: the store has no name for it.
+    fn other_id(&self, id: &ItemId, item: &ItemState, attempt: u32) -> Option<ItemId> {
+        self.conflict_copy_id(id, item, attempt)
+    }
 
     /// Containers of `id`, from the nearest outwards: a deletion of one is carried out when nothing is left in it.
     fn containers(&self, id: &ItemId) -> Vec<ItemId>;

@@ -17,7 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::enumeration::{Enumeration, Meeting, ReadAhead};
 use super::{KnownItem, Shared, canceled, detection, forgetting, lock, panicked};
-use crate::knowledge::{Digest, ItemId};
+use crate::knowledge::{Digest, ItemId, Knowledge};
 use crate::provider::{
     BeginSession, CallError, EndSession, ProgressReport, ProgressTotals, Refusal, RefusalCode, Renewal, SessionKey,
 };
@@ -76,6 +76,8 @@ pub(super) struct Session {
     pub(super) meeting: OnceLock<Meeting>,
     /// What the source still has to send; kept from batch to batch.
     pub(super) enumeration: Mutex<Option<Enumeration>>,
+    /// What its latest batch was made with, of either kind: what is loaded is of that batch.
+    pub(super) made_with: Mutex<Option<Arc<Knowledge>>>,
     /// What it sends next, being read.
     pub(super) read_ahead: Mutex<Option<ReadAhead>>,
     /// Contents that this session deleted or displaced, which the store may still have until its end.
@@ -110,6 +112,12 @@ impl Session {
     pub(super) fn renew_lease(&self) {
         let mut standing = lock(&self.standing);
         standing.deadline = Instant::now() + standing.lease;
+    }
+
+    /// Being ended, or to be ended by its lease.
+    fn has_lapsed(&self, now: Instant) -> bool {
+        let standing = lock(&self.standing);
+        standing.phase == Phase::Ending || (standing.phase == Phase::Active && standing.deadline <= now)
     }
 
     /// Remembers content that was deleted or displaced, which the store may still have until the session ends.
@@ -206,14 +214,7 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
         }
         None => {}
     }
-    let sources = registry.live.values().filter(|session| session.role == ProviderRole::Source).count();
-    let destinations = registry.live.len() - sources;
-    let busy = match (shared.options.max_source_sessions, request.role) {
-        (0 | 1, _) => sources + destinations > 0,
-        (_, ProviderRole::Destination) => destinations > 0,
-        (limit, ProviderRole::Source) => sources >= limit as usize,
-    };
-    if busy {
+    if is_busy(shared, request.role, registry.live.values()) {
         return Err(Refusal::own(
             RefusalCode::Unavailable,
             "BUSY",
@@ -231,6 +232,7 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
         counters: Counters::default(),
         meeting: OnceLock::new(),
         enumeration: Mutex::new(None),
+        made_with: Mutex::new(None),
         read_ahead: Mutex::new(None),
         deleted: Mutex::new(HashMap::new()),
         standing: Mutex::new(Standing {
@@ -245,6 +247,24 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
     registry.live.insert(sync_guid, session.clone());
     let token = session.work.token();
     Ok(Work { session, _token: token })
+}
+
+/// True when these are as many sessions as the provider takes in that role.
+fn is_busy<'a>(shared: &Shared, role: ProviderRole, sessions: impl Iterator<Item = &'a Arc<Session>>) -> bool {
+    let (sources, destinations): (Vec<_>, Vec<_>) = sessions.partition(|session| session.role == ProviderRole::Source);
+    match (shared.options.max_source_sessions, role) {
+        (0 | 1, _) => sources.len() + destinations.len() > 0,
+        (_, ProviderRole::Destination) => !destinations.is_empty(),
+        (limit, ProviderRole::Source) => sources.len() >= limit as usize,
+    }
+}
+
+/// Roles in which BeginSession would be refused with BUSY now: what has lapsed is ended by it, and does not count.
+pub(super) fn busy_roles(shared: &Shared) -> Vec<ProviderRole> {
+    let now = Instant::now();
+    let registry = lock(&shared.registry);
+    let lasting = || registry.live.values().filter(|session| !session.has_lapsed(now));
+    ProviderRole::BOTH.into_iter().filter(|role| is_busy(shared, *role, lasting())).collect()
 }
 
 /// The end of BeginSession: the lease runs from here on.
@@ -279,11 +299,7 @@ async fn watch_lease(shared: Weak<Shared>, session: Arc<Session>) {
 
 fn lapsed(shared: &Shared) -> Vec<Arc<Session>> {
     let now = Instant::now();
-    let over = |session: &&Arc<Session>| {
-        let standing = lock(&session.standing);
-        standing.phase == Phase::Ending || (standing.phase == Phase::Active && standing.deadline <= now)
-    };
-    lock(&shared.registry).live.values().filter(over).cloned().collect()
+    lock(&shared.registry).live.values().filter(|session| session.has_lapsed(now)).cloned().collect()
 }
 
 /// Finds a session for a call, renews its lease, and checks the epoch. `role` is the one that the call belongs to.
@@ -372,10 +388,12 @@ pub(super) async fn end(shared: &Arc<Shared>, request: EndSession) -> Result<(),
         }
     };
     {
-        let standing = lock(&session.standing);
+        let mut standing = lock(&session.standing);
         if epoch < standing.epoch {
             return Err(stale(sync_guid, standing.epoch));
         }
+        // Remembered with the session: who it was taken over from is late, not wrong.
+        standing.epoch = epoch;
     }
     // A task of its own, so that the end is completed also when the caller goes away.
     let shared = shared.clone();

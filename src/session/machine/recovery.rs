@@ -9,7 +9,7 @@ use super::{Effect, Machine, Now};
 use crate::knowledge::{ChangeBatch, GroupKind, ItemId};
 use crate::provider::FULL_ENUMERATION;
 use crate::referee::BatchVerdict;
-use crate::session::blame::Failure;
+use crate::session::blame::{Failure, Retry};
 use crate::session::registry::StateError;
 use crate::types::{FullEnumerationAction, Hresult, ProviderRole};
 
@@ -67,7 +67,9 @@ impl Machine {
                      to compare all items, say --full-enumeration full (full_enumeration_action in a request)",
                 );
                 // What was left behind by a recovery, such as an item that a user was just changing, the next one may bring.
-                failure.worth_retrying = self.recovery.begun > 0;
+                if self.recovery.begun > 0 {
+                    failure.retry = Retry::Counted;
+                }
                 self.conclude(failure, now, effects);
             }
         }

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, HashSet};
 use super::plan::{Action, Step};
 use crate::knowledge::{ChangeGroup, ItemId, Knowledge, ReplicaId, Version};
 use crate::mutant::{self, Mutant};
-use crate::provider::sdk::KnownItem;
 use crate::provider::sdk::metadata::Row;
+use crate::provider::sdk::{KnownItem, units};
 
 /// What a full-enumeration group says of an item that it does not list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub fn judge(id: &ItemId, row: &Row, made_with: &Knowledge) -> Absent {
     }
     if row.is_known_by(id, made_with) || mutant::is(Mutant::DeleteUnknown) {
         Absent::Forgotten
-    } else if !row.item.deleted && made_with.contains_change(id, &row.creation) {
+    } else if !row.item.deleted && made_with.vector_for_item(id).contains(&row.creation) {
         Absent::Contested
     } else {
         Absent::New
@@ -81,6 +81,7 @@ pub fn absence(
                 before: Some(row),
                 comes_first: false,
                 keeps_loser: false,
+                left_out: Vec::new(),
                 forgets: true,
             },
             Absent::Contested => {
@@ -88,11 +89,12 @@ pub fn absence(
                 let version = Version::new(replica.clone(), absence.tick);
                 Action {
                     index,
-                    after: Row { version, units: None, ..row.clone() },
+                    after: units::renewed(row.clone(), version),
                     step: Step::None,
                     before: Some(row),
                     comes_first: false,
                     keeps_loser: false,
+                    left_out: Vec::new(),
                     forgets: false,
                 }
             }

@@ -1,12 +1,12 @@
 //! Carrying a section out: durable content, intents, the store, rows and knowledge, in this order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use super::fetch::Obtained;
-use super::plan::{Action, Plan, Step, Verdict};
+use super::plan::{Action, Deferral, Plan, Step, Verdict};
 use super::{Applier, Section};
-use crate::knowledge::{ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId};
+use crate::knowledge::{ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId, Selection};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::{Commit, Intent, Row};
 use crate::provider::sdk::{
@@ -19,7 +19,7 @@ impl Applier<'_> {
         &self,
         section: &Section<'_>,
         obtained: Vec<Obtained>,
-        left_out: &mut BTreeSet<ItemId>,
+        left_out: &mut Selection,
     ) -> Result<Vec<ChangeOutcome>, CallError> {
         let _gate = lock(&self.shared.gate);
         let Plan { mut verdicts, mut actions, tick } = self.plan(section, obtained)?;
@@ -30,19 +30,23 @@ impl Applier<'_> {
         let intended = self.intend(&actions, &learned, tick)?;
 
         let failures = self.change_store(&mut actions);
-        for (index, error) in failures {
-            verdicts[index] = Verdict::Failed(error);
+        for (index, (id, error)) in failures {
+            verdicts[index] = match error {
+                // Only of the item itself: a copy that cannot be kept is a failure of its change.
+                ItemError::InTheWay(_) if id == section.changes[index].item_id => {
+                    Verdict::Deferred(self.constraint(section, &id)?)
+                }
+                error => Verdict::Failed(error.into_recoverable(&id)),
+            };
         }
         if !intended.is_empty() {
             self.shared.store.sync_applied().map_err(store_failed)?;
         }
 
         for (change, verdict) in section.changes.iter().zip(&verdicts) {
-            if matches!(verdict, Verdict::Failed(_) | Verdict::Deferred) {
-                left_out.insert(change.item_id.clone());
-            }
+            leave_out(change, verdict, left_out);
         }
-        learned.exclude_items(&*left_out);
+        learned.exclude(left_out);
         let kept = actions.iter().filter(|(_, action)| action.keeps_loser);
         let copies: Vec<_> = kept.map(|(copy, action)| (action.index, copy.clone())).collect();
         self.conclude(actions, intended, &learned, tick)?;
@@ -70,21 +74,24 @@ impl Applier<'_> {
     }
 
     /// Changes the store, in [`order`]. What fails leaves the actions and is returned with its change.
-    pub(super) fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> Vec<(usize, RecoverableError)> {
-        let mut failures: BTreeMap<usize, RecoverableError> = BTreeMap::new();
+    pub(super) fn change_store(
+        &self,
+        actions: &mut BTreeMap<ItemId, Action>,
+    ) -> BTreeMap<usize, (ItemId, ItemError)> {
+        let mut failures: BTreeMap<usize, (ItemId, ItemError)> = BTreeMap::new();
         for id in order(actions) {
             let Some(action) = actions.get_mut(&id) else { continue };
             let failed = match failures.get(&action.index) {
                 // Its loser could not be kept, or its container not be brought back.
-                Some(error) => Some(error.clone()),
-                None => self.change_item(&id, action).err().map(|error| error.into_recoverable(&id)),
+                Some(failure) => Some(failure.clone()),
+                None => self.change_item(&id, action).err().map(|error| (id.clone(), error)),
             };
-            if let Some(error) = failed {
-                failures.insert(action.index, error);
+            if let Some(failure) = failed {
+                failures.insert(action.index, failure);
                 actions.remove(&id);
             }
         }
-        failures.into_iter().collect()
+        failures
     }
 
     fn change_item(&self, id: &ItemId, action: &mut Action) -> Result<(), ItemError> {
@@ -135,16 +142,27 @@ impl Applier<'_> {
     }
 }
 
+/// What of a change must not be learned.
+pub fn leave_out(change: &ItemChange, verdict: &Verdict, left_out: &mut Selection) {
+    let id = &change.item_id;
+    match verdict {
+        Verdict::Failed(_) | Verdict::Deferred(_) => left_out.add_item(id.clone()),
+        // R21
+        Verdict::Partly { left_out: units, .. } => {
+            units.iter().for_each(|unit| left_out.add_change_unit(id.clone(), unit.clone()));
+        }
+        Verdict::Obsolete | Verdict::Planned { .. } => {}
+    }
+}
+
 /// What is about to be done, to be committed before it is.
 pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(ItemId, Intent)> {
     let to_store = actions.iter().filter(|(_, action)| !matches!(action.step, Step::None));
     let intent = |(id, action): (&ItemId, &Action)| {
         let mut vector = if action.comes_first { Default::default() } else { (**learned.vector_for_item(id)).clone() };
         vector.learn(&action.after.version);
-        (
-            id.clone(),
-            Intent { row: action.after.clone(), learned: vector, left_out: Vec::new(), forgets: action.forgets },
-        )
+        let (row, left_out) = (action.after.clone(), action.left_out.clone());
+        (id.clone(), Intent { row, learned: vector, left_out, forgets: action.forgets })
     };
     to_store.map(intent).collect()
 }
@@ -221,16 +239,23 @@ pub fn conclusion(
 
 /// What the coordinator is told of a change.
 pub fn outcome(change: &ItemChange, verdict: Verdict) -> ChangeOutcome {
-    let (kind, conflict, error) = match verdict {
-        Verdict::Obsolete => (OutcomeKind::Obsolete, false, None),
-        Verdict::Deferred => (OutcomeKind::Deferred, true, None),
-        Verdict::Failed(error) => (OutcomeKind::RecoverableError, false, Some(error)),
-        Verdict::Planned { conflict } => (OutcomeKind::Applied, conflict, None),
-    };
-    ChangeOutcome {
-        conflict,
+    let of = |kind| ChangeOutcome {
         tombstone: change.flags.is_deleted(),
-        error,
         ..ChangeOutcome::of(change.item_id.clone(), kind)
+    };
+    let deferred = |deferral: Box<Deferral>| ChangeOutcome {
+        conflict: true,
+        destination: deferral.destination.map(Box::new),
+        constraint: deferral.constraint,
+        ..of(OutcomeKind::Deferred)
+    };
+    match verdict {
+        Verdict::Obsolete => of(OutcomeKind::Obsolete),
+        Verdict::Deferred(deferral) => deferred(deferral),
+        Verdict::Partly { left_out, deferral } => {
+            ChangeOutcome { failed_change_unit_ids: left_out, ..deferred(deferral) }
+        }
+        Verdict::Failed(error) => ChangeOutcome { error: Some(error), ..of(OutcomeKind::RecoverableError) },
+        Verdict::Planned { conflict } => ChangeOutcome { conflict, ..of(OutcomeKind::Applied) },
     }
 }

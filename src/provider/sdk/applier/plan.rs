@@ -1,14 +1,24 @@
 //! From settlements to actions: what is done to the store, in which rows it results, and where a conflict's loser is kept.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 
+use sha2::{Digest as _, Sha256};
+
+use super::constraint::may_collide;
+use super::decisions::Decisions;
 use super::fetch::Obtained;
-use super::settle::{NewVersion, Settlement, Winner, kind_of, settle};
+use super::merge::{Course, course};
+use super::settle::{Incoming, NewVersion, Settlement, Winner, kind_of, settle};
 use super::{Applier, Section};
-use crate::knowledge::{Digest, ItemChange, ItemDataHeader, ItemId, Knowledge, RecoverableError, ReplicaId, Version};
+use crate::knowledge::{
+    ChangeUnitChange, ChangeUnitId, ConflictingChange, ConstraintConflict, Digest, ItemChange, ItemDataHeader, ItemId,
+    Knowledge, RecoverableError, ReplicaId, Version,
+};
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::Row;
+use crate::provider::sdk::units::{self, Object};
 use crate::provider::sdk::{Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Staged, metadata_failed};
 use crate::types::ConflictResolutionPolicy;
 
@@ -44,6 +54,8 @@ pub struct Action {
     pub comes_first: bool,
     /// It keeps a conflict's loser: people are told.
     pub keeps_loser: bool,
+    /// Change units whose conflict waits: nothing of them is learned.
+    pub left_out: Vec<ChangeUnitId>,
     /// Its row goes too: the source has forgotten the item's tombstone.
     pub forgets: bool,
 }
@@ -54,7 +66,7 @@ pub enum Verdict {
     /// It is known already.
     Obsolete,
     /// A conflict that waits for a decision.
-    Deferred,
+    Deferred(Box<Deferral>),
     /// It cannot be applied now.
     Failed(RecoverableError),
     /// An action is planned.
@@ -62,6 +74,65 @@ pub enum Verdict {
         /// It settles a conflict.
         conflict: bool,
     },
+    /// Some change units are in conflicts that wait for a decision; what there is to do for the others is planned.
+    Partly {
+        /// Those that wait.
+        left_out: Vec<ChangeUnitId>,
+        /// What is here of them.
+        deferral: Box<Deferral>,
+    },
+}
+
+/// A conflict that is deferred, as far as the destination knows it.
+#[derive(Clone, Debug)]
+pub struct Deferral {
+    /// What the destination has; of a constraint conflict, the item in the way, where it has a row.
+    pub destination: Option<ConflictingChange>,
+    /// Why the item cannot be saved, for a constraint conflict.
+    pub constraint: Option<ConstraintConflict>,
+}
+
+impl Deferral {
+    /// Of a concurrency conflict with what is here.
+    pub fn concurrency(id: &ItemId, row: Option<&Row>) -> Box<Self> {
+        Box::new(Self { destination: row.map(|row| conflicting(id, row)), constraint: None })
+    }
+
+    /// Of some change units of what is here. A unit that is not here has the version of the item's base.
+    pub fn of_units(id: &ItemId, row: &Row, units: &[ChangeUnitId]) -> Box<Self> {
+        let here = |unit: &ChangeUnitId| {
+            let here = row.units.as_ref().and_then(|here| here.get(unit));
+            ChangeUnitChange {
+                change_unit_id: unit.clone(),
+                version: here.map_or(&row.version, |unit| &unit.version).clone(),
+                modification_time: here.and_then(|unit| unit.modification_time),
+            }
+        };
+        let change_units = units.iter().map(here).collect();
+        let destination = ConflictingChange { change_version: None, change_units, ..conflicting(id, row) };
+        Box::new(Self { destination: Some(destination), constraint: None })
+    }
+}
+
+/// A row, as one side of a conflict.
+pub(super) fn conflicting(id: &ItemId, row: &Row) -> ConflictingChange {
+    let state = &row.item.state;
+    let there = !row.item.deleted;
+    let units = row.units.iter().flatten().map(|(unit, here)| ChangeUnitChange {
+        change_unit_id: unit.clone(),
+        version: here.version.clone(),
+        modification_time: here.modification_time,
+    });
+    let change_units: Vec<_> = units.collect();
+    ConflictingChange {
+        item_id: id.clone(),
+        change_version: change_units.is_empty().then(|| row.version.clone()),
+        change_units,
+        deleted: row.item.deleted,
+        data_size: there.then_some(state.size),
+        content_digest: there.then_some(state.digest),
+        modification_time: state.modification_time.filter(|_| there),
+    }
 }
 
 /// A section, decided.
@@ -75,12 +146,17 @@ pub struct Plan {
     pub tick: u64,
 }
 
+/// Items with their rows.
+pub(super) type Rows = Vec<(ItemId, Row)>;
+
 /// What the changes of a section are settled against.
 pub struct Ground<'a> {
     /// The store, to stage content and to name items in.
     pub store: &'a dyn ItemStore,
     /// The row of an item as it is now.
     pub rows: &'a dyn Fn(&ItemId) -> Result<Option<Row>, CallError>,
+    /// The live items within one, ascending; empty for one that holds none.
+    pub within: &'a dyn Fn(&ItemId) -> Result<Rows, CallError>,
     /// The section's changes.
     pub changes: &'a [ItemChange],
     /// The knowledge of their group.
@@ -91,6 +167,8 @@ pub struct Ground<'a> {
     pub forgotten: &'a Knowledge,
     /// How conflicts are settled.
     pub policy: ConflictResolutionPolicy,
+    /// And those that people have decided about.
+    pub decisions: &'a Decisions,
 }
 
 impl std::fmt::Debug for Ground<'_> {
@@ -103,13 +181,13 @@ impl std::fmt::Debug for Ground<'_> {
 }
 
 /// Gives out local versions.
-struct Ticks {
+pub(super) struct Ticks {
     replica: ReplicaId,
     tick: u64,
 }
 
 impl Ticks {
-    fn version(&mut self, wanted: NewVersion) -> Version {
+    pub(super) fn version(&mut self, wanted: NewVersion) -> Version {
         match wanted {
             NewVersion::Given(version) => version,
             NewVersion::Local => {
@@ -121,7 +199,7 @@ impl Ticks {
 }
 
 /// The place for a conflict's loser.
-enum CopyName {
+pub(super) enum CopyName {
     Free(ItemId, Box<Option<Row>>),
     /// A name that it could have holds the same content already.
     Kept,
@@ -130,21 +208,42 @@ enum CopyName {
 }
 
 impl Applier<'_> {
-    pub(super) fn plan(&self, section: &Section<'_>, obtained: Vec<Obtained>) -> Result<Plan, CallError> {
-        let (replica, tick) = {
-            let metadata = self.shared.metadata();
-            (metadata.replica().clone(), metadata.tick())
-        };
-        let ground = Ground {
+    /// The live items within one.
+    fn within(&self, id: &ItemId) -> Result<Rows, CallError> {
+        let mut items = self.shared.metadata().alive_behind(id).map_err(metadata_failed)?;
+        items.retain(|(item, _)| self.shared.store.containers(item).contains(id));
+        Ok(items)
+    }
+
+    /// Why the store cannot save an item of a section.
+    pub(super) fn constraint(&self, section: &Section<'_>, id: &ItemId) -> Result<Box<Deferral>, CallError> {
+        self.on_ground(section, |ground| ground.constraint(id))
+    }
+
+    fn on_ground<T>(
+        &self,
+        section: &Section<'_>,
+        work: impl FnOnce(Ground<'_>) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
+        work(Ground {
             store: &*self.shared.store,
             rows: &|id| self.shared.metadata().row(id).map_err(|error| metadata_failed(error).into()),
+            within: &|id| self.within(id),
             changes: section.changes,
             made_with: &section.group.made_with_knowledge,
             known: &self.known,
             forgotten: &self.forgotten,
             policy: self.start.conflict_resolution_policy,
+            decisions: &self.decisions,
+        })
+    }
+
+    pub(super) fn plan(&self, section: &Section<'_>, obtained: Vec<Obtained>) -> Result<Plan, CallError> {
+        let (replica, tick) = {
+            let metadata = self.shared.metadata();
+            (metadata.replica().clone(), metadata.tick())
         };
-        ground.plan(obtained, replica, tick)
+        self.on_ground(section, |ground| ground.plan(obtained, replica, tick))
     }
 }
 
@@ -207,6 +306,7 @@ impl Ground<'_> {
                         step,
                         comes_first: true,
                         keeps_loser: false,
+                        left_out: Vec::new(),
                         forgets: false,
                     },
                 );
@@ -224,19 +324,37 @@ impl Ground<'_> {
         ticks: &mut Ticks,
     ) -> Result<Verdict, CallError> {
         let id = &change.item_id;
-        let Some(change_version) = &change.change_version else {
-            return Ok(Verdict::Failed(ItemError::Changed.into_recoverable(id)));
-        };
+        let Obtained { mut incoming, staged, fetched, .. } = obtained;
         // An item that is listed twice in a section, or that a copy took for its name: the row that it will have decides.
         let row = match actions.get(id) {
             Some(_) => return Ok(Verdict::Failed(ItemError::Changed.into_recoverable(id))),
             None => (self.rows)(id)?,
         };
+        if change.change_version.is_none() {
+            match (course(change, self.made_with, self.known, row.as_ref()), row.clone()) {
+                (Course::Obsolete, _) => return Ok(Verdict::Obsolete),
+                (Course::Units(courses), Some(row)) => {
+                    return self.merge(change, index, (row, courses), fetched, actions, ticks);
+                }
+                (Course::Units(_) | Course::Whole, _) => {}
+            }
+        }
+        let change_version = change.change_version.as_ref().unwrap_or(&change.creation_version);
+        // The source's item, divided, where it came so or is to be kept so here.
+        let object = fetched.filter(|fetched| fetched.units.is_none()).map(|fetched| fetched.object);
+        let mut content = staged.map(Content::Staged);
+        let mut reformed = false;
+        if let Some(object) = &object {
+            let canonical = object.canonical();
+            reformed = !adopt(&canonical, &mut incoming, row.as_ref());
+            content = Some(Content::Bytes(canonical));
+        }
         let knowledge = (self.made_with, self.known, self.forgotten);
+        let policy = self.decisions.whole(change, row.as_ref(), self.policy);
         let (winner, version, conflict) =
-            match settle(change, change_version, knowledge, row.as_ref(), &obtained.incoming, self.policy) {
+            match settle(change, change_version, knowledge, row.as_ref(), &incoming, policy) {
                 Settlement::Obsolete => return Ok(Verdict::Obsolete),
-                Settlement::Deferred => return Ok(Verdict::Deferred),
+                Settlement::Deferred => return Ok(Verdict::Deferred(Deferral::concurrency(id, row.as_ref()))),
                 Settlement::Failed(error) => return Ok(Verdict::Failed(error)),
                 // The row is another one than when it was decided what to ask for.
                 Settlement::NeedsHeader | Settlement::NeedsContent => {
@@ -244,8 +362,19 @@ impl Ground<'_> {
                 }
                 Settlement::Settled { winner, version, conflict } => (winner, version, conflict),
             };
-        let incoming = || obtained.incoming.state().ok_or_else(|| ItemError::Changed.into_recoverable(id));
-        let mut staged = obtained.staged;
+        let version = match version {
+            // Content that came in another form than it is kept in here is a change of this replica's own.
+            _ if reformed && change.change_units.is_empty() => NewVersion::Local,
+            version => version,
+        };
+        let mut arrival = Arrival { incoming, object, content };
+        if may_collide(winner, self.decisions, id)
+            && let Some(verdict) =
+                self.plan_collision(change, (index, row.as_ref()), &version, &mut arrival, actions, ticks)?
+        {
+            return Ok(verdict);
+        }
+        let incoming = || arrival.incoming.state().ok_or_else(|| ItemError::Changed.into_recoverable(id));
         if matches!(winner, Winner::SourceAndCopy | Winner::DestinationAndCopy) && !mutant::is(Mutant::NoLoserCopy) {
             let source_wins = winner == Winner::SourceAndCopy;
             let loser = match (source_wins, &row) {
@@ -256,45 +385,67 @@ impl Ground<'_> {
                 },
             };
             match self.copy_name(id, &loser, actions)? {
-                CopyName::None => return Ok(Verdict::Deferred),
+                CopyName::None => return Ok(Verdict::Deferred(Deferral::concurrency(id, row.as_ref()))),
                 CopyName::Kept => {}
                 CopyName::Free(name, before) => {
                     let content = match (source_wins, &row) {
                         (true, Some(row)) => self.store.stage_copy(&name, id, &row.in_store()),
-                        _ => staged.take().ok_or(ItemError::Changed),
+                        _ => {
+                            let content = arrival.content.take().ok_or(ItemError::Changed);
+                            content.and_then(|it| it.stage(self.store, &name, &loser))
+                        }
                     };
                     let content = match content {
                         Ok(content) => content,
                         Err(error) => return Ok(Verdict::Failed(error.into_recoverable(id))),
                     };
                     let version = ticks.version(NewVersion::Local);
-                    let after = row_of(loser, version.clone(), version);
-                    let step = Step::Put(content);
-                    let before = *before;
-                    actions.insert(
-                        name,
-                        Action { index, before, after, step, comes_first: true, keeps_loser: true, forgets: false },
-                    );
+                    let units = match (source_wins, &row) {
+                        (true, Some(row)) => units::renewed(row.clone(), version.clone()).units,
+                        _ => arrival.object.as_ref().map(|object| object.at(&version, loser.modification_time)),
+                    };
+                    let after = Row { units, ..row_of(loser, version.clone(), version) };
+                    let (step, before) = (Step::Put(content), *before);
+                    let action = Action {
+                        index,
+                        before,
+                        after,
+                        step,
+                        comes_first: true,
+                        keeps_loser: true,
+                        left_out: Vec::new(),
+                        forgets: false,
+                    };
+                    actions.insert(name, action);
                 }
             }
         }
+        let own = version == NewVersion::Local;
         let version = ticks.version(version);
         let planned = match (winner, row) {
-            (Winner::Source | Winner::SourceAndCopy, row) => {
-                incoming().and_then(|state| take(change, row, state, version, staged))
-            }
+            (Winner::Source | Winner::SourceAndCopy, row) => incoming().and_then(|state| {
+                let after = arrival.row(change, state, version, own);
+                self.take(id, row, after, arrival.content.take())
+            }),
             (Winner::Deletion, row) => Ok(delete(change, row, version)),
             (Winner::Destination | Winner::DestinationAndCopy, Some(row)) => {
-                Ok((Some(row.clone()), Row { version, ..row }, Step::None))
+                Ok((Some(row.clone()), units::renewed(row, version), Step::None))
             }
             (Winner::Destination | Winner::DestinationAndCopy, None) => Err(ItemError::Changed.into_recoverable(id)),
         };
         match planned {
             Ok((before, after, step)) => {
-                actions.insert(
-                    id.clone(),
-                    Action { index, before, after, step, comes_first: false, keeps_loser: false, forgets: false },
-                );
+                let action = Action {
+                    index,
+                    before,
+                    after,
+                    step,
+                    comes_first: false,
+                    keeps_loser: false,
+                    left_out: Vec::new(),
+                    forgets: false,
+                };
+                actions.insert(id.clone(), action);
                 Ok(Verdict::Planned { conflict })
             }
             Err(error) => Ok(Verdict::Failed(error)),
@@ -303,21 +454,32 @@ impl Ground<'_> {
 
     /// Finds a name beside `id` that holds nothing, or already holds the loser's content. Never one with other content, nor
     /// one that this section is about to change into something else.
-    fn copy_name(
+    pub(super) fn copy_name(
         &self,
         id: &ItemId,
         loser: &ItemState,
         actions: &BTreeMap<ItemId, Action>,
     ) -> Result<CopyName, CallError> {
+        let name = |attempt| self.store.conflict_copy_id(id, loser, attempt);
+        self.free_name(name, |row| row.item.state.same_content(loser), actions)
+    }
+
+    /// Finds the first of some names that holds nothing, or what is to be kept already.
+    pub(super) fn free_name(
+        &self,
+        name: impl Fn(u32) -> Option<ItemId>,
+        is_kept: impl Fn(&Row) -> bool,
+        actions: &BTreeMap<ItemId, Action>,
+    ) -> Result<CopyName, CallError> {
         for attempt in 1..=MAX_COPY_NAMES {
-            let Some(name) = self.store.conflict_copy_id(id, loser, attempt) else { break };
+            let Some(name) = name(attempt) else { break };
             // What is only about to be there does not count as kept: it may fail, or lose a conflict of its own; and the name may
             // be the item's own.
             if actions.contains_key(&name) || self.changes.iter().any(|change| change.item_id == name) {
                 continue;
             }
             match (self.rows)(&name)? {
-                Some(row) if row.is_there() && row.item.state.same_content(loser) => return Ok(CopyName::Kept),
+                Some(row) if row.is_there() && is_kept(&row) => return Ok(CopyName::Kept),
                 Some(row) if row.is_there() && !mutant::is(Mutant::CopyOverOther) => {}
                 row => return Ok(CopyName::Free(name, Box::new(row))),
             }
@@ -330,38 +492,110 @@ fn same_but_properties(before: &ItemState, after: &ItemState) -> bool {
     before.same_content(after) && kind_of(&before.properties) == kind_of(&after.properties)
 }
 
-type Planned = (Option<Row>, Row, Step);
+pub(super) type Planned = (Option<Row>, Row, Step);
 
-fn row_of(state: ItemState, creation: Version, version: Version) -> Row {
+pub(super) fn row_of(state: ItemState, creation: Version, version: Version) -> Row {
     let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: false };
     Row { item, lingering: false, creation, version, units: None }
 }
 
-/// The source's state is written, with as little as it takes.
-fn take(
-    change: &ItemChange,
-    before: Option<Row>,
-    state: ItemState,
-    version: Version,
-    staged: Option<Staged>,
-) -> Result<Planned, RecoverableError> {
-    let mut after = row_of(state, change.creation_version.clone(), version);
-    let there = before.as_ref().filter(|row| row.is_there());
-    let step = match there {
-        Some(row) if row.item.state == after.item.state => {
-            after.item.fingerprint = row.item.fingerprint.clone();
-            Step::None
-        }
-        Some(row) if same_but_properties(&row.item.state, &after.item.state) => Step::SetProperties,
-        _ => match staged {
-            Some(staged) => Step::Put(staged),
-            None => return Err(ItemError::Changed.into_recoverable(&change.item_id)),
-        },
-    };
-    Ok((before, after, step))
+/// What has come of an item.
+pub(super) struct Arrival {
+    pub incoming: Incoming,
+    /// Of an item with change units.
+    pub object: Option<Object>,
+    pub content: Option<Content>,
 }
 
-fn delete(change: &ItemChange, before: Option<Row>, version: Version) -> Planned {
+impl Arrival {
+    /// The row of the source's item with this version; `own`: the version is this replica's.
+    pub(super) fn row(&self, change: &ItemChange, state: ItemState, version: Version, own: bool) -> Row {
+        let mut after = row_of(state, change.creation_version.clone(), version.clone());
+        if let Some(object) = &self.object {
+            let time = after.item.state.modification_time;
+            let units = if own || change.change_units.is_empty() {
+                after.creation = version.clone();
+                object.at(&version, time)
+            } else {
+                units::taken(change, object)
+            };
+            after.units = Some(units);
+        }
+        after
+    }
+}
+
+/// Content for an item, on its way into the store.
+pub(super) enum Content {
+    Staged(Staged),
+    Bytes(Vec<u8>),
+}
+
+impl Content {
+    pub(super) fn stage(self, store: &dyn ItemStore, id: &ItemId, state: &ItemState) -> Result<Staged, ItemError> {
+        match self {
+            Self::Staged(staged) => Ok(staged),
+            Self::Bytes(content) => stage(store, id, state, &content),
+        }
+    }
+}
+
+/// Stages content that is in memory.
+pub(super) fn stage(
+    store: &dyn ItemStore,
+    id: &ItemId,
+    state: &ItemState,
+    content: &[u8],
+) -> Result<Staged, ItemError> {
+    let header = ItemDataHeader {
+        properties: state.properties.clone(),
+        content_size: state.size,
+        content_digest: Some(state.digest),
+    };
+    let mut staging = store.stage(id, &header)?;
+    staging.write_all(content).map_err(|error| ItemError::Failed(format!("cannot be written: {error}")))?;
+    staging.finish()
+}
+
+/// Takes the canonical form of a divided item as what comes in; false when it came in another one. Properties are not what its
+/// units are about: with the same content nothing is to be decided.
+fn adopt(canonical: &[u8], incoming: &mut Incoming, row: Option<&Row>) -> bool {
+    let digest = Digest(Sha256::digest(canonical).into());
+    let as_it_came = incoming.digest == Some(digest);
+    (incoming.size, incoming.digest) = (Some(canonical.len() as u64), Some(digest));
+    if let Some(state) = row.filter(|row| row.is_there()).map(|row| &row.item.state).filter(|it| it.digest == digest) {
+        (incoming.properties, incoming.modification_time) = (Some(state.properties.clone()), state.modification_time);
+    }
+    as_it_came
+}
+
+impl Ground<'_> {
+    /// The source's state is written, with as little as it takes.
+    pub(super) fn take(
+        &self,
+        id: &ItemId,
+        before: Option<Row>,
+        mut after: Row,
+        content: Option<Content>,
+    ) -> Result<Planned, RecoverableError> {
+        let there = before.as_ref().filter(|row| row.is_there());
+        let step = match there {
+            Some(row) if row.item.state == after.item.state => {
+                after.item.fingerprint = row.item.fingerprint.clone();
+                Step::None
+            }
+            Some(row) if same_but_properties(&row.item.state, &after.item.state) => Step::SetProperties,
+            _ => {
+                let content = content.ok_or_else(|| ItemError::Changed.into_recoverable(id))?;
+                let staged = content.stage(self.store, id, &after.item.state);
+                Step::Put(staged.map_err(|error| error.into_recoverable(id))?)
+            }
+        };
+        Ok((before, after, step))
+    }
+}
+
+pub(super) fn delete(change: &ItemChange, before: Option<Row>, version: Version) -> Planned {
     match before {
         Some(row) => {
             let step = if row.item.deleted { Step::None } else { Step::Delete };

@@ -1,12 +1,11 @@
 //! ProcessFullEnumerationChangeBatch: the part that a change batch has not, which is the items that it does not list.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use super::Applier;
 use super::absent::{Absence, absence};
 use super::plan::Action;
-use crate::knowledge::{ChangeBatch, ChangeGroup, GroupKind, ItemId};
+use crate::knowledge::{ChangeBatch, ChangeGroup, GroupKind, ItemId, Selection};
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::{lock, metadata_failed, store_failed};
 use crate::provider::{CallError, Refusal, RefusalCode};
@@ -71,11 +70,11 @@ impl Applier<'_> {
 
     /// Carries out what becomes of those items, from the last to the first, so that children go before their container. Gives
     /// those that it could not carry out, of which nothing must be learned: a user may have just changed them.
-    pub(super) fn let_absent_go(&self) -> Result<BTreeSet<ItemId>, CallError> {
+    pub(super) fn let_absent_go(&self) -> Result<Selection, CallError> {
         // Held from the look at the rows to the last commit: detection would give out the same ticks.
         let _gate = lock(&self.shared.gate);
         let Absence { mut actions, learned, tick } = self.absence()?;
-        let mut left_out: BTreeSet<ItemId> = BTreeSet::new();
+        let mut left_out = Selection::default();
         while !actions.is_empty() {
             self.wire.check()?;
             let from = actions.keys().rev().nth(ITEMS_AT_ONCE - 1).cloned();
@@ -87,7 +86,7 @@ impl Applier<'_> {
             let planned: Vec<ItemId> = some.keys().cloned().collect();
             if !self.change_store(&mut some).is_empty() {
                 self.shared.look_again();
-                left_out.extend(planned.into_iter().filter(|id| !some.contains_key(id)));
+                planned.into_iter().filter(|id| !some.contains_key(id)).for_each(|id| left_out.add_item(id));
             }
             if !intended.is_empty() {
                 self.shared.store.sync_applied().map_err(store_failed)?;

@@ -36,10 +36,12 @@ impl Incoming {
     /// What the change itself says, with its inline header.
     pub fn of(change: &ItemChange) -> Self {
         let header = change.inline_data.as_ref().map(|data| &data.header);
+        // With change units it speaks of their values only.
+        let whole = change.change_units.is_empty();
         Self {
             properties: header.map(|header| header.properties.clone()),
-            size: change.data_size.or(header.map(|header| header.content_size)),
-            digest: change.content_digest.or(header.and_then(|header| header.content_digest)),
+            size: change.data_size.or(header.map(|header| header.content_size)).filter(|_| whole),
+            digest: change.content_digest.or(header.and_then(|header| header.content_digest)).filter(|_| whole),
             modification_time: change.modification_time,
         }
     }
@@ -120,8 +122,20 @@ fn resolved(winner: Winner) -> Settlement {
     Settlement::Settled { winner, version: NewVersion::Local, conflict: true }
 }
 
-/// Settles one change against the row as it is now. `version` is the change's; the knowledges are its group's, the
-/// destination's, and the destination's forgotten one.
+/// What the destination has of an item.
+fn destination_item(row: &Row) -> DestinationItem {
+    match &row.units {
+        _ if row.item.deleted => DestinationItem::Deleted(row.version.clone()),
+        Some(units) => DestinationItem::Divided {
+            base: row.version.clone(),
+            units: units.iter().map(|(id, unit)| (id.clone(), unit.version.clone())).collect(),
+        },
+        None => DestinationItem::Alive(row.version.clone()),
+    }
+}
+
+/// Settles one change of an item as a whole against the row as it is now. `version` is the change's; of one with change units
+/// its creation version stands for them. The knowledges are its group's, the destination's, and the destination's forgotten one.
 pub fn settle(
     change: &ItemChange,
     version: &Version,
@@ -133,9 +147,9 @@ pub fn settle(
     let given = || NewVersion::Given(version.clone());
     let item = match row {
         None => DestinationItem::without_metadata(change, made_with, known, forgotten),
-        Some(row) if row.item.deleted => DestinationItem::Deleted(row.version.clone()),
-        Some(row) => DestinationItem::Alive(row.version.clone()),
+        Some(row) => destination_item(row),
     };
+    let divided = !change.change_units.is_empty() || row.is_some_and(|row| row.units.is_some());
     let conflict = match decide(change, made_with, known, &item) {
         Decision::Obsolete => return Settlement::Obsolete,
         Decision::MustExist => {
@@ -146,7 +160,9 @@ pub fn settle(
             });
         }
         // The very version is here, only not in the knowledge: nothing is to be written.
-        _ if row.is_some_and(|row| row.version == *version) => return settled(Winner::Destination, given()),
+        _ if !divided && row.is_some_and(|row| row.version == *version) => {
+            return settled(Winner::Destination, given());
+        }
         Decision::Create | Decision::Update => return settled(Winner::Source, given()),
         Decision::StoreTombstone | Decision::Delete => return settled(Winner::Deletion, given()),
         Decision::Conflict(conflict) => conflict,
@@ -168,7 +184,11 @@ pub fn settle(
             Settlement::Settled { winner, version: given(), conflict: true }
         }
     };
-    let greater = || NewVersion::Given(row.version.clone().max(version.clone()));
+    // Of several versions on one side there is no greater one that says it all.
+    let greater = || match divided {
+        true => NewVersion::Local,
+        false => NewVersion::Given(row.version.clone().max(version.clone())),
+    };
     match (conflict, policy) {
         (Conflict::DeleteDelete, _) => settled(Winner::Destination, greater()),
         (Conflict::UpdateUpdate, _) => match update_update(incoming, &row.item.state, policy) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Limits, Listing, Meeting, batch_of};
 use crate::knowledge::{ChangeBatch, ItemId};
 use crate::provider::sdk::session::Work;
-use crate::provider::sdk::{Shared, canceled, metadata_failed};
+use crate::provider::sdk::{Shared, canceled, lock, metadata_failed};
 use crate::provider::{CallError, ChangeBatchRequest};
 
 /// The next batch of a full enumeration.
@@ -28,6 +28,7 @@ pub(in crate::provider::sdk) fn full_enumeration_batch(
             return Err(shared.went_back(&mut metadata, seen).into());
         }
         let made_with = metadata.knowledge().clone();
+        *lock(&session.made_with) = Some(made_with.clone());
         let meeting = *session.meeting.get_or_init(|| Meeting::of(known, metadata.replica()));
         let mut limits = Limits::of(shared, &request, &made_with, meeting)?;
         let mut listing = Listing::new(&metadata, lower_bound.clone());

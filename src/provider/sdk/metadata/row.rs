@@ -42,9 +42,14 @@ impl Row {
 
     /// True when a replica that knows `knowledge` has, or had, all of this state.
     pub fn is_known_by(&self, id: &ItemId, knowledge: &Knowledge) -> bool {
-        let mut units = self.units.iter().flatten();
-        knowledge.contains_change(id, &self.version)
-            && units.all(|(unit, of)| knowledge.contains_change_unit(id, unit, &of.version))
+        match &self.units {
+            None => knowledge.contains_change(id, &self.version),
+            // The columns of single units leave out what is a matter of those units, and not of the base.
+            Some(units) => {
+                let knows = |(unit, of): (&ChangeUnitId, &Unit)| knowledge.contains_change_unit(id, unit, &of.version);
+                knowledge.vector_for_item(id).contains(&self.version) && units.iter().all(knows)
+            }
+        }
     }
 
     /// The item as the store must find it; meaningful when it [is there](Self::is_there).
@@ -97,6 +102,22 @@ pub(in crate::provider::sdk) struct Candidate {
     pub(in crate::provider::sdk) content_gone: bool,
     pub(in crate::provider::sdk) creation: Version,
     pub(in crate::provider::sdk) deleted: bool,
+    /// It has change units: `version` is its base.
+    pub(in crate::provider::sdk) divided: bool,
+    /// The units that are lacking.
+    pub(in crate::provider::sdk) units: Vec<(ChangeUnitId, Version)>,
+}
+
+impl Candidate {
+    /// True when a destination with `known` lacks the item or a unit of it.
+    pub(in crate::provider::sdk) fn is_missing(&self, known: &Knowledge) -> bool {
+        let id = &self.item_id;
+        let is_known = match self.divided {
+            true => known.vector_for_item(id).contains(&self.version),
+            false => known.contains_change(id, &self.version),
+        };
+        !is_known || self.units.iter().any(|(unit, version)| !known.contains_change_unit(id, unit, version))
+    }
 }
 
 /// Every row at one moment, in ascending order of the id.

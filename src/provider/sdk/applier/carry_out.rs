@@ -74,10 +74,7 @@ impl Applier<'_> {
     }
 
     /// Changes the store, in [`order`]. What fails leaves the actions and is returned with its change.
-    pub(super) fn change_store(
-        &self,
-        actions: &mut BTreeMap<ItemId, Action>,
-    ) -> BTreeMap<usize, (ItemId, ItemError)> {
+    pub(super) fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> BTreeMap<usize, (ItemId, ItemError)> {
         let mut failures: BTreeMap<usize, (ItemId, ItemError)> = BTreeMap::new();
         for id in order(actions) {
             let Some(action) = actions.get_mut(&id) else { continue };

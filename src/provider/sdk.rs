@@ -94,6 +94,8 @@ pub struct Options {
     /// Tombstones are cleaned up that were recorded so long ago, with a resolution of seconds; `None`: never. A replica that
     /// has not seen a deletion by then is out of date and must compare all items.
     pub tombstone_age: Option<Duration>,
+    /// Entries of each kind that its [`Report`] keeps.
+    pub reported_entries: usize,
 }
 
 impl Default for Options {
@@ -105,6 +107,7 @@ impl Default for Options {
             max_inline_bytes: 64 * 1024,
             max_source_sessions: 1,
             tombstone_age: Some(DEFAULT_TOMBSTONE_AGE),
+            reported_entries: report::REPORTED_ENTRIES,
         }
     }
 }
@@ -254,6 +257,7 @@ impl ReplicaProvider {
         let incarnation = metadata
             .incarnation()
             .map_err(|error| MetadataError::Broken { path: metadata_dir.to_owned(), reason: error.to_string() })?;
+        let report = Mutex::new(Report::new(options.reported_entries));
         Ok(Arc::new(Self {
             shared: Arc::new(Shared {
                 store,
@@ -266,7 +270,7 @@ impl ReplicaProvider {
                 looked: Mutex::new(None),
                 went_back: AtomicBool::new(false),
                 registry: Mutex::new(Registry::default()),
-                report: Mutex::default(),
+                report,
             }),
         }))
     }

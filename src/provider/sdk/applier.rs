@@ -294,6 +294,9 @@ impl<'a> Applier<'a> {
             OutcomeKind::Applied => {
                 counters.applied.fetch_add(1, Ordering::Relaxed);
                 self.applied += 1;
+                if outcome.conflict {
+                    lock(&self.shared.report).settled(&outcome.item_id);
+                }
             }
             OutcomeKind::RecoverableError => {
                 self.failed += 1;
@@ -324,7 +327,8 @@ impl<'a> Applier<'a> {
         let alive = counters.alive.load(Ordering::Relaxed);
         let coming = match self.batch.remaining_deletions {
             Some(remaining) => remaining,
-            None => self.deletions_of_batch()?.max(self.foreseen_deletions()?),
+            None if self.learning == Learning::Recovery => self.deletions_of_batch()?.max(self.foreseen_deletions()?),
+            None => self.deletions_of_batch()?,
         };
         // What the source announces with its first batch covers the session; what it does not announce adds up.
         let deletions = match self.batch.remaining_deletions {

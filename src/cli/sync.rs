@@ -11,7 +11,7 @@ use super::dry_run::DryRun;
 use super::endpoint::{self, Target};
 use super::exit::{Exit, Failure};
 use super::local::{self, LocalCoordinator};
-use super::options::{Collision, Conflict};
+use super::options::{Collision, Conflict, FullEnumeration, TombstoneAge};
 use super::output::{self, Output};
 use super::plan::Plan;
 use super::roots::{self, Root};
@@ -60,6 +60,12 @@ pub(super) struct SyncArgs {
     /// Turn the safety stop against mass deletion off
     #[arg(long)]
     allow_mass_delete: bool,
+    /// What to do when B, or A, has not seen deletions that the other has forgotten since
+    #[arg(long, value_enum, default_value = "abort", value_name = "ACTION")]
+    full_enumeration: FullEnumeration,
+    /// Forget a deletion after so long: 60d, 12h or never. A replica that has not seen it by then must compare all items
+    #[arg(long, default_value = "60d", value_name = "AGE")]
+    tombstone_age: TombstoneAge,
     /// Say what would be done, item by item, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -84,12 +90,18 @@ pub(super) struct SyncPlan {
     pub(super) ends: [SyncEnd; 2],
     /// Where state is kept; made when it is not there.
     pub(super) data_dir: PathBuf,
+    /// When the directories' providers forget deletions.
+    pub(super) tombstone_age: TombstoneAge,
 }
 
 impl SyncPlan {
     /// Checks both ends against each other and against the place for state.
-    pub(super) fn check(a: SyncEnd, b: SyncEnd, data_dir: Option<PathBuf>) -> Result<Self, Failure> {
-        match (&a, &b) {
+    pub(super) fn check(
+        ends: [SyncEnd; 2],
+        data_dir: Option<PathBuf>,
+        tombstone_age: TombstoneAge,
+    ) -> Result<Self, Failure> {
+        match (&ends[0], &ends[1]) {
             (SyncEnd::Directory(a), SyncEnd::Directory(b)) => roots::check_apart(a, b)?,
             (SyncEnd::Provider(a), SyncEnd::Provider(b)) if a == b => {
                 return Err(Failure::usage(format!("{a} is given twice; give two different replicas")));
@@ -97,12 +109,12 @@ impl SyncPlan {
             _ => {}
         }
         let data_dir = roots::data_dir(data_dir)?;
-        for end in [&a, &b] {
+        for end in &ends {
             if let SyncEnd::Directory(root) = end {
                 roots::check_outside(&data_dir, root)?;
             }
         }
-        Ok(Self { ends: [a, b], data_dir })
+        Ok(Self { ends, data_dir, tombstone_age })
     }
 }
 
@@ -116,7 +128,7 @@ impl SyncArgs {
             Target::Directory(path) => SyncEnd::Directory(Root::existing_or_new(&path)?),
             Target::Provider(endpoint) => SyncEnd::Provider(endpoint),
         };
-        SyncPlan::check(a, b, self.data_dir.clone())
+        SyncPlan::check([a, b], self.data_dir.clone(), self.tombstone_age)
     }
 
     /// A and B as the user named them.
@@ -133,6 +145,7 @@ impl SyncArgs {
             destination: Some(endpoint::to_pb(destination)),
             direction: direction.into(),
             conflict_resolution_policy: Some(pb::ConflictResolutionPolicy::from(self.conflict).into()),
+            full_enumeration_action: Some(pb::FullEnumerationAction::from(self.full_enumeration).into()),
             collision_conflict_resolution_policy: Some(
                 pb::CollisionConflictResolutionPolicy::from(self.collision).into(),
             ),

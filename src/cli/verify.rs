@@ -15,6 +15,7 @@ use super::client::Server;
 use super::endpoint::{self, Target};
 use super::exit::{Exit, Failure, one_line};
 use super::local::LocalCoordinator;
+use super::options::TombstoneAge;
 use super::output::{self, Output};
 use super::render;
 use super::roots::Root;
@@ -64,7 +65,8 @@ impl VerifyArgs {
             Target::Directory(path) => Root::existing(&path).map(SyncEnd::Directory),
             Target::Provider(endpoint) => Ok(SyncEnd::Provider(endpoint)),
         };
-        SyncPlan::check(end(&self.a)?, end(&self.b)?, self.data_dir.clone())
+        // What deletions a replica still knows is none of a comparison's business.
+        SyncPlan::check([end(&self.a)?, end(&self.b)?], self.data_dir.clone(), TombstoneAge(None))
     }
 }
 

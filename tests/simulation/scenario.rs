@@ -22,6 +22,9 @@ pub(crate) struct Scenario {
     pub(crate) weather: Weather,
     pub(crate) batch_size: u32,
     pub(crate) inline: bool,
+    /// Of each replica, by its bit, whether the items of its store have change units. Where none has, items are texts; else they
+    /// are objects.
+    pub(crate) units: u8,
     pub(crate) steps: Vec<(Time, Step)>,
 }
 
@@ -118,8 +121,8 @@ impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} replicas, batches of {}, inline data {}, max_source_sessions {}, {:?}",
-            self.seed, self.replicas, self.batch_size, self.inline, self.max_source_sessions, self.weather
+            "seed {}: {} replicas, batches of {}, inline data {}, units {:b}, max_source_sessions {}, {:?}",
+            self.seed, self.replicas, self.batch_size, self.inline, self.units, self.max_source_sessions, self.weather
         )?;
         self.steps.iter().try_for_each(|(time, step)| writeln!(f, "  {time:>12.3?}  {step:?}"))
     }
@@ -222,6 +225,19 @@ impl Scenario {
                 _ => steps.push((time, Step::TakeOver { late })),
             }
         }
+        let beside = &mut Random::new(seed ^ 0x756e_6974_7300_0000);
+        let units = if beside.below(3) == 0 { beside.between(1, (1 << replicas) - 1) as u8 } else { 0 };
+        if units != 0 {
+            steps.retain(|(_, step)| !matches!(step, Step::Forget { .. }));
+            // Few items, so that changes meet in their units, and conflicts that wait.
+            for (_, step) in &mut steps {
+                match step {
+                    Step::Write { item, .. } | Step::SetMode { item, .. } | Step::Delete { item, .. } => *item %= 2,
+                    Step::Operate { policy, .. } if beside.below(4) == 0 => *policy = Policy::None,
+                    _ => {}
+                }
+            }
+        }
         steps.sort_by_key(|(time, _)| *time);
         Self {
             seed,
@@ -230,6 +246,7 @@ impl Scenario {
             weather,
             batch_size: random.pick(&[1, 2, 3, 100]),
             inline: random.below(2) == 0,
+            units,
             steps,
         }
     }

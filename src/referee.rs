@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use crate::knowledge::{
     ChangeBatch, ChangeOutcome, ChangeUnitId, IdParameters, ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId,
-    Selection, Version,
+    Selection, SyncFilter, Version,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::{DataPart, Load, ProcessResult};
 use crate::types::FullEnumerationAction;
 
+mod filter;
 mod rule;
 mod transfer;
 
@@ -38,6 +39,8 @@ pub struct Referee {
     source: ReplicaId,
     destination: ReplicaId,
     full_enumeration_action: FullEnumerationAction,
+    /// What the source took; it sends and teaches nothing else.
+    filter: Option<SyncFilter>,
     /// KD, the destination's knowledge when it last told it.
     known: Knowledge,
     /// What failed or was deferred in this session (design section 5, Skipped).
@@ -154,8 +157,10 @@ impl Referee {
         source: ReplicaId,
         destination: ReplicaId,
         full_enumeration_action: FullEnumerationAction,
+        filter: Option<SyncFilter>,
     ) -> Self {
         Self {
+            filter,
             schema,
             source,
             destination,
@@ -205,6 +210,9 @@ impl Referee {
     pub fn batch(&mut self, batch: &ChangeBatch) -> Result<BatchVerdict, Breach> {
         self.open = None;
         batch.check(&self.schema)?;
+        if let Some(filter) = &self.filter {
+            filter::check(batch, filter)?;
+        }
         let asked = self.asked_knowledge();
         if let Some(bound) = batch.prerequisite_knowledge.lowest_uncontained(&asked) {
             let message =

@@ -10,6 +10,7 @@ use crate::types::Hresult;
 pub mod batch;
 pub mod enums;
 pub mod exchange;
+pub mod filter;
 pub mod knowledge;
 pub mod operation;
 pub mod provider;

@@ -35,6 +35,7 @@ use crate::types::{Hresult, ProviderRole};
 mod applier;
 mod detection;
 mod enumeration;
+mod filtering;
 mod item_store;
 mod loading;
 mod metadata;
@@ -43,6 +44,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+pub use filtering::ItemFilter;
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
     Staged, Staging, StoreError,

@@ -9,11 +9,7 @@ use super::knowledge::{
 };
 use super::resolution::{conflicting_change, encode_conflicting_change};
 use super::{Path, Violations, enums, time};
-use crate::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ChangeUnitChange, ConstraintConflict, Digest, GroupKind,
-    IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId,
-    Version,
-};
+use crate::knowledge::{ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ChangeUnitChange, ConstraintConflict, Digest, FilterFlags, GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Version};
 use crate::pb;
 use crate::provider::Refusal;
 use crate::types::{ConstraintConflictReason, Hresult};
@@ -52,6 +48,7 @@ pub fn encode_batch(
         remaining_updates: batch.remaining_updates,
         remaining_deletions: batch.remaining_deletions,
         is_last_batch: batch.is_last_batch,
+        filter_flags: batch.filter_flags.0,
     };
     Ok((encoded, keys))
 }
@@ -120,6 +117,7 @@ pub fn batch(
         remaining_updates,
         is_last_batch,
         remaining_deletions,
+        filter_flags,
     } = batch;
     let keys = ReplicaKeys::decode(&replica_ids, schema.replica_id, at.field("replica_ids"), violations);
     let groups_at = at.field("groups");
@@ -142,6 +140,7 @@ pub fn batch(
         remaining_updates,
         remaining_deletions,
         is_last_batch,
+        filter_flags: FilterFlags(filter_flags),
     };
     Some((batch, keys))
 }

@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::ItemFilter;
 use crate::knowledge::{Digest, ItemDataHeader, ItemId, RecoverableError};
 use crate::types::Hresult;
 
@@ -198,6 +199,14 @@ pub trait ItemStore: fmt::Debug + Send + Sync + 'static {
     /// The name under which the losing content of a conflict stays beside `id`; `attempt` counts from 1. `None`: the store
     /// cannot keep both.
     fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId>;
+
+    /// Understands a custom filter of the kind `name`, whose definition is in the language that the name stands for.
+    ///
+    /// # Errors
+    /// One line: why it does not.
+    fn custom_filter(&self, name: &str, _definition: &[u8]) -> Result<ItemFilter, String> {
+        Err(format!("filters of kind {name} are not known here"))
+    }
 
     /// Containers of `id`, from the nearest outwards: a deletion of one is carried out when nothing is left in it.
     fn containers(&self, id: &ItemId) -> Vec<ItemId>;

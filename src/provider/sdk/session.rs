@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::enumeration::{Enumeration, Meeting, ReadAhead};
+use super::filtering::Sieve;
 use super::{KnownItem, Shared, canceled, detection, lock, panicked};
 use crate::knowledge::{Digest, ItemId};
 use crate::provider::{
@@ -76,6 +77,8 @@ pub(super) struct Session {
     pub(super) meeting: OnceLock<Meeting>,
     /// What the source still has to send; kept from batch to batch.
     pub(super) enumeration: Mutex<Option<Enumeration>>,
+    /// What it was told to hold back.
+    pub(super) sieve: Mutex<Option<Sieve>>,
     /// What it sends next, being read.
     pub(super) read_ahead: Mutex<Option<ReadAhead>>,
     /// Contents that this session deleted or displaced, which the store may still have until its end.
@@ -224,6 +227,7 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
         counters: Counters::default(),
         meeting: OnceLock::new(),
         enumeration: Mutex::new(None),
+        sieve: Mutex::new(None),
         read_ahead: Mutex::new(None),
         deleted: Mutex::new(HashMap::new()),
         standing: Mutex::new(Standing {

@@ -57,6 +57,7 @@ impl Machine {
                 source.replica_id.clone(),
                 destination.replica_id.clone(),
                 self.record.full_enumeration_action,
+                self.filtering.accepted().cloned(),
             )));
         }
         let Some(referee) = self.referee.as_mut() else { return };

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::knowledge::ChangeBatch;
+use crate::knowledge::{ChangeBatch, FilterRequest};
 use crate::provider::{
     CallError, ChangeBatchRequest, ProgressReport, ProviderFault, ProviderInfo, Renewal, SyncBatchParameters,
 };
@@ -90,6 +90,10 @@ pub enum Answer {
     Begun(Result<(), CallError>),
     /// RenewSession.
     Renewed(Result<Renewal, CallError>),
+    /// SpecifyFilter.
+    FilterSpecified(Result<Vec<FilterRequest>, CallError>),
+    /// AddFilter.
+    FilterAdded(Result<(), CallError>),
     /// GetSyncBatchParameters.
     Parameters(Result<SyncBatchParameters, CallError>),
     /// GetChangeBatch.
@@ -144,6 +148,10 @@ pub enum Effect {
         /// With the cancel flag.
         canceled: bool,
     },
+    /// Call SpecifyFilter at the destination.
+    SpecifyFilter,
+    /// Call AddFilter at the source.
+    AddFilter(FilterRequest),
     /// Call GetSyncBatchParameters at the destination.
     GetParameters,
     /// Call GetChangeBatch at the source.

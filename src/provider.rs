@@ -10,8 +10,8 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::knowledge::{
-    ChangeBatch, ChangeOutcome, FilterRequest, SyncFilter, ChangeUnitId, Digest, IdParameters, ItemDataHeader, ItemId, Knowledge,
-    RecoverableError, ReplicaId, Resolution, Version,
+    ChangeBatch, ChangeOutcome, ChangeUnitId, Digest, FilterRequest, IdParameters, ItemDataHeader, ItemId, Knowledge,
+    RecoverableError, ReplicaId, Resolution, SyncFilter, Version,
 };
 use crate::types::{
     CollisionConflictResolutionPolicy, ConflictResolutionPolicy, Epoch, FullEnumerationAction, Hresult, ProviderRole,

@@ -8,9 +8,11 @@ use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
+use super::options::TombstoneAge;
 use super::roots::Root;
 use super::serve::{cannot_listen, check_reach};
 use super::{output, replica};
+use crate::knowledge::FilterRequest;
 use crate::provider::sdk::{MetadataError, Options, ReplicaProvider};
 use crate::providers::sqlite::SqliteStore;
 use crate::server;
@@ -52,6 +54,12 @@ struct FileArgs {
     /// Keep what it knows here instead of in DIR/.synclave
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Forget a deletion after so long: 60d, 12h or never. A replica that has not seen it by then must compare all items
+    #[arg(long, default_value = "60d", value_name = "AGE")]
+    tombstone_age: TombstoneAge,
+    /// Take only what the patterns in this file do not ignore; they are written as in a .gitignore
+    #[arg(long, value_name = "FILE")]
+    filter: Option<PathBuf>,
     /// Listen on an address that others can reach, without TLS
     #[arg(long)]
     insecure: bool,
@@ -118,6 +126,10 @@ pub(super) struct FilePlan {
     pub(super) name: String,
     /// Instead of `.synclave` in the root.
     pub(super) state_dir: Option<PathBuf>,
+    /// When deletions are forgotten.
+    pub(super) tombstone_age: TombstoneAge,
+    /// What it takes.
+    pub(super) filters: Vec<FilterRequest>,
 }
 
 impl FileArgs {
@@ -125,7 +137,9 @@ impl FileArgs {
         check_reach(self.listen, self.insecure)?;
         let root = Root::existing(&self.dir)?;
         let name = self.name.unwrap_or_else(|| member_name(&root));
-        Ok(FilePlan { root, listen: self.listen, name, state_dir: self.state_dir })
+        let filters = replica::filters(self.filter.as_deref())?;
+        let (listen, state_dir, tombstone_age) = (self.listen, self.state_dir, self.tombstone_age);
+        Ok(FilePlan { root, listen, name, state_dir, tombstone_age, filters })
     }
 }
 
@@ -137,9 +151,9 @@ pub(super) fn member_name(root: &Root) -> String {
 pub(super) async fn run(args: ProviderArgs, stop: CancellationToken) -> Result<Exit, Failure> {
     match args.command {
         ProviderCommand::File(args) => {
-            let plan = args.plan()?;
-            let (root, state_dir, name) = (plan.root, plan.state_dir, plan.name);
-            serve(plan.listen, move || replica::open(&root, state_dir, name), stop).await
+            let FilePlan { root, listen, name, state_dir, tombstone_age, filters } = args.plan()?;
+            let options = Options { member_name: name, tombstone_age: tombstone_age.0, filters, ..Options::default() };
+            serve(listen, move || replica::open(&root, state_dir, options), stop).await
         }
         ProviderCommand::Sqlite(args) => {
             check_reach(args.listen, args.insecure)?;

@@ -10,12 +10,14 @@ use super::client::{Server, unary};
 use super::endpoint::{self, Target};
 use super::exit::{Exit, Failure};
 use super::local::LocalCoordinator;
-use super::options::{Collision, Conflict};
+use super::options::{Collision, Conflict, FullEnumeration, TombstoneAge};
 use super::output::{self, Output};
+use super::replica;
 use super::roots::{self, Root};
 use super::summary::Summary;
 use super::wait::{self, EndedOperation, OnStop};
 use crate::grpc::json::to_value;
+use crate::knowledge::FilterRequest;
 use crate::pb;
 use crate::types::Endpoint;
 
@@ -52,6 +54,15 @@ pub(super) struct SyncArgs {
     /// Turn the safety stop against mass deletion off
     #[arg(long)]
     allow_mass_delete: bool,
+    /// What to do when B, or A, has not seen deletions that the other has forgotten since
+    #[arg(long, value_enum, default_value = "abort", value_name = "ACTION")]
+    full_enumeration: FullEnumeration,
+    /// Forget a deletion after so long: 60d, 12h or never. A replica that has not seen it by then must compare all items
+    #[arg(long, default_value = "60d", value_name = "AGE")]
+    tombstone_age: TombstoneAge,
+    /// B, a directory, takes only what the patterns in this file do not ignore; they are written as in a .gitignore
+    #[arg(long, value_name = "FILE")]
+    filter: Option<PathBuf>,
     /// Where state is kept; one process at a time [default: $XDG_STATE_HOME/synclave or ~/.local/state/synclave]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -73,6 +84,10 @@ pub(super) struct SyncPlan {
     pub(super) ends: [SyncEnd; 2],
     /// Where state is kept; made when it is not there.
     pub(super) data_dir: PathBuf,
+    /// When the directories' providers forget deletions.
+    pub(super) tombstone_age: TombstoneAge,
+    /// What B takes.
+    pub(super) filters: Vec<FilterRequest>,
 }
 
 impl SyncArgs {
@@ -98,7 +113,13 @@ impl SyncArgs {
                 roots::check_outside(&data_dir, root)?;
             }
         }
-        Ok(SyncPlan { ends: [a, b], data_dir })
+        let filters = replica::filters(self.filter.as_deref())?;
+        if let (SyncEnd::Provider(endpoint), false) = (&b, filters.is_empty()) {
+            return Err(Failure::usage(format!(
+                "{endpoint}: a provider says itself what it takes; give --filter to it, or a directory here"
+            )));
+        }
+        Ok(SyncPlan { ends: [a, b], data_dir, tombstone_age: self.tombstone_age, filters })
     }
 
     fn request(&self, endpoints: &[Endpoint; 2]) -> pb::StartOperationRequest {
@@ -110,6 +131,7 @@ impl SyncArgs {
             destination: Some(endpoint::to_pb(destination)),
             direction: direction.into(),
             conflict_resolution_policy: Some(pb::ConflictResolutionPolicy::from(self.conflict).into()),
+            full_enumeration_action: Some(pb::FullEnumerationAction::from(self.full_enumeration).into()),
             collision_conflict_resolution_policy: Some(
                 pb::CollisionConflictResolutionPolicy::from(self.collision).into(),
             ),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{ChangeUnitId, FilterFlags, ConflictingChange, ConstraintConflict, ItemId, Knowledge, Version};
+use super::{ChangeUnitId, ConflictingChange, ConstraintConflict, FilterFlags, ItemId, Knowledge, Version};
 use crate::types::Hresult;
 
 /// SHA-256 of an item's content.

@@ -7,6 +7,7 @@
 //! - `detection`: local changes become versions when a session begins (R14);
 //! - `enumeration`, `loading`: the source's side, what a destination lacks and the data of one item;
 //! - `applier`: the destination's side;
+//! - `forgetting`: tombstones that are old enough are cleaned up;
 //! - `metadata`: the book that all of them keep.
 //!
 //! All of the store's methods and all of SQLite run on blocking threads. One lock guards the metadata, held for a statement or
@@ -24,11 +25,11 @@ use tokio::sync::mpsc;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::knowledge::{ChangeBatch, IdParameters, ReplicaId};
+use crate::knowledge::{ChangeBatch, FilterRequest, IdParameters, ItemId, ReplicaId};
 use crate::provider::{
-    BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, Load, MAX_KNOWLEDGE_BYTES,
-    ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits, Refusal, RefusalCode, Renewal,
-    SessionKey, SyncBatchParameters,
+    BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, FULL_ENUMERATION, Load,
+    MAX_KNOWLEDGE_BYTES, ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits,
+    REQUEST_FILTERED_SYNC, Refusal, RefusalCode, Renewal, SUPPORT_FILTERED_SYNC, SessionKey, SyncBatchParameters,
 };
 use crate::types::{Hresult, ProviderRole};
 
@@ -36,6 +37,7 @@ mod applier;
 mod detection;
 mod enumeration;
 mod filtering;
+mod forgetting;
 mod item_store;
 mod loading;
 mod metadata;
@@ -45,6 +47,7 @@ mod session;
 mod tests;
 
 pub use filtering::ItemFilter;
+pub use forgetting::DEFAULT_TOMBSTONE_AGE;
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
     Staged, Staging, StoreError,
@@ -55,15 +58,17 @@ pub use report::{ConflictCopy, Report};
 /// The decisions of detection and application, apart from threads, files and the wire: the provider runs them over SQLite,
 /// `tests/simulation` over replicas in memory.
 pub mod decision {
+    pub use super::applier::absent::{Absence, Absent, absence, judge};
     pub use super::applier::carry_out::{change_item, conclusion, intents, order, outcome};
     pub use super::applier::fetch::Obtained;
-    pub use super::applier::learned;
     pub use super::applier::plan::{Action, Ground, Plan, Step, Verdict};
     pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
+    pub use super::applier::{Learning, learned, learns_forgotten};
     pub use super::detection::{Book, fold};
     pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};
 }
 
+use applier::Processing;
 use metadata::Metadata;
 use session::Registry;
 
@@ -80,6 +85,11 @@ pub struct Options {
     pub max_inline_bytes: u64,
     /// Sessions as source at once, beside one as destination; 0 or 1: one session at a time in all.
     pub max_source_sessions: u32,
+    /// Tombstones are cleaned up that were recorded so long ago, with a resolution of seconds; `None`: never. A replica that
+    /// has not seen a deletion by then is out of date and must compare all items.
+    pub tombstone_age: Option<Duration>,
+    /// As a destination, what it wants: filters, the best first; none: everything.
+    pub filters: Vec<FilterRequest>,
 }
 
 impl Default for Options {
@@ -90,6 +100,8 @@ impl Default for Options {
             max_changes: 0,
             max_inline_bytes: 64 * 1024,
             max_source_sessions: 1,
+            tombstone_age: Some(DEFAULT_TOMBSTONE_AGE),
+            filters: Vec::new(),
         }
     }
 }
@@ -198,6 +210,11 @@ impl From<Refusal> for CallError {
     }
 }
 
+fn capabilities(options: &Options) -> Vec<String> {
+    let wishes = (!options.filters.is_empty()).then_some(REQUEST_FILTERED_SYNC);
+    [FULL_ENUMERATION, SUPPORT_FILTERED_SYNC].into_iter().chain(wishes).map(str::to_owned).collect()
+}
+
 impl ReplicaProvider {
     /// Opens or creates the metadata in `metadata_dir` and speaks for `store` from then on.
     ///
@@ -256,7 +273,7 @@ impl Provider for ReplicaProvider {
                 max_bytes: 0,
                 max_inline_bytes: options.max_inline_bytes,
             },
-            capabilities: Vec::new(),
+            capabilities: capabilities(options),
             incarnation_id: String::new(),
         })
     }
@@ -267,6 +284,16 @@ impl Provider for ReplicaProvider {
 
     async fn renew_session(&self, key: SessionKey, lease: Duration, canceled: bool) -> Result<Renewal, CallError> {
         session::renew(&self.shared, key, lease, canceled)
+    }
+
+    async fn specify_filter(&self, key: SessionKey) -> Result<Vec<FilterRequest>, CallError> {
+        session::enter(&self.shared, key, ProviderRole::Destination)?;
+        Ok(self.shared.options.filters.clone())
+    }
+
+    async fn add_filter(&self, key: SessionKey, request: FilterRequest) -> Result<(), CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        filtering::add(&self.shared, &work.session, request)
     }
 
     async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError> {
@@ -309,7 +336,36 @@ impl Provider for ReplicaProvider {
     ) -> Result<ProcessOutputs, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
         let turn = work.session.turn.clone().lock_owned().await;
-        applier::process(&self.shared, work, turn, start, batch, inputs)
+        applier::process(&self.shared, work, turn, Processing::ChangeBatch, start, batch, inputs)
+    }
+
+    async fn get_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        request: ChangeBatchRequest,
+        lower_bound: ItemId,
+    ) -> Result<ChangeBatch, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || {
+            // Whole, as above.
+            let (work, shared) = (work, shared);
+            enumeration::full_enumeration_batch(&shared, &work, request, lower_bound)
+        })
+        .await
+        .map_err(panicked)?
+    }
+
+    async fn process_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        start: ProcessStart,
+        batch: ChangeBatch,
+        inputs: ProcessInputs,
+    ) -> Result<ProcessOutputs, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
+        let turn = work.session.turn.clone().lock_owned().await;
+        applier::process(&self.shared, work, turn, Processing::FullEnumeration, start, batch, inputs)
     }
 
     async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError> {

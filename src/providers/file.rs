@@ -14,6 +14,7 @@ mod change;
 mod conflict_copy;
 mod content;
 mod facts;
+mod filter;
 mod fingerprint;
 mod holding;
 mod path;
@@ -35,11 +36,13 @@ use rustix::io::Errno;
 
 use crate::knowledge::{Digest, ItemDataHeader, ItemId};
 use crate::provider::sdk::{
-    Applied, Detection, ItemError, ItemState, ItemStore, Known, KnownItem, Replaces, Staged, Staging, StoreError,
+    Applied, Detection, ItemError, ItemFilter, ItemState, ItemStore, Known, KnownItem, Replaces, Staged, Staging,
+    StoreError,
 };
 use attributes::{Attributes, agrees};
 pub(super) use conflict_copy::conflict_copy_id;
 use facts::{Facts, Kind};
+pub use filter::{GITIGNORE, check_filter};
 use fingerprint::Stamp;
 use holding::{Holding, MAX_SINGLE_SYNCS};
 use path::{ItemPath, ancestors};
@@ -239,6 +242,13 @@ impl ItemStore for FileStore {
         // A directory has no content that could be lost: its children are items of their own.
         let kind = Attributes::of_state(loser).ok()?.kind;
         if kind == Kind::Directory { None } else { conflict_copy_id(id, loser, attempt) }
+    }
+
+    fn custom_filter(&self, name: &str, definition: &[u8]) -> Result<ItemFilter, String> {
+        match name {
+            GITIGNORE => filter::parse(definition),
+            _ => Err(format!("filters of kind {name} are not known here, only {GITIGNORE}")),
+        }
     }
 
     fn containers(&self, id: &ItemId) -> Vec<ItemId> {

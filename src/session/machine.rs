@@ -33,13 +33,15 @@ mod event;
 mod external;
 mod filtering;
 mod link;
+mod recovery;
 #[cfg(test)]
 mod tests;
 
 use change_loop::{BatchInHand, Rate};
 use end::Ends;
-use filtering::Filtering;
 pub use event::{Answer, Commit, Effect, Event, Now, RelayError, Relayed, Ticks, Timer};
+use filtering::Filtering;
+use recovery::Recovery;
 
 /// Commits of the final state that may fail before the session ends without it; the next start then ends it.
 const MAX_FINAL_ATTEMPTS: u32 = 10;
@@ -78,6 +80,7 @@ pub struct Machine {
     heard: [Option<Instant>; 2],
     batch: BatchInHand,
     left_out: u64,
+    recovery: Recovery,
     ended_by_caller: bool,
     failure: Option<Failure>,
     concluded: Option<Instant>,
@@ -104,6 +107,7 @@ impl Machine {
             heard: [None; 2],
             batch: BatchInHand::default(),
             left_out: 0,
+            recovery: Recovery::default(),
             ended_by_caller: false,
             failure: None,
             concluded: None,

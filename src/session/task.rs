@@ -399,7 +399,14 @@ impl SessionTask {
                     Answer::Batch(within(deadline, provider.get_change_batch(key, request)).await)
                 }));
             }
-            Effect::Process { batch, referee } => self.process(batch, referee),
+            Effect::GetFullEnumerationBatch(request, lower_bound) => {
+                let (provider, key) = (self.provider(ProviderRole::Source), self.key());
+                self.work.spawn(answered(ProviderRole::Source, async move {
+                    let call = provider.get_full_enumeration_change_batch(key, request, lower_bound);
+                    Answer::Batch(within(deadline, call).await)
+                }));
+            }
+            Effect::Process { batch, full_enumeration, referee } => self.process(batch, full_enumeration, referee),
             Effect::CancelWork => self.cancel_work.cancel(),
             Effect::AbortWork => {
                 self.work.abort_all();
@@ -460,7 +467,12 @@ impl SessionTask {
         });
     }
 
-    fn process(&mut self, batch: crate::knowledge::ChangeBatch, referee: Box<crate::referee::Referee>) {
+    fn process(
+        &mut self,
+        batch: crate::knowledge::ChangeBatch,
+        full_enumeration: bool,
+        referee: Box<crate::referee::Referee>,
+    ) {
         let record = self.machine.record();
         let (relayed, receiver) = watch::channel(Relayed::default());
         self.relayed = receiver;
@@ -476,6 +488,7 @@ impl SessionTask {
                 collision_conflict_resolution_policy: record.collision_conflict_resolution_policy,
                 resolutions: Vec::new(),
             },
+            full_enumeration,
             timing: self.parts.timing,
             cancel: self.cancel_work.clone(),
             relayed,

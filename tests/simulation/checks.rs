@@ -88,6 +88,10 @@ pub(crate) struct Ghost {
     same: HashMap<(ItemId, Version), BTreeSet<Version>>,
     /// Contents that a user has seen and overwritten, or deleted, at a replica.
     pub(crate) superseded: BTreeSet<(usize, Vec<u8>)>,
+    /// The deletions that a replica has forgotten, where nothing has taken their place.
+    pub(crate) buried: BTreeMap<(usize, ItemId), Version>,
+    /// Items that are about to go by a recovery, with the deletion that the source had forgotten.
+    pub(crate) doomed: BTreeMap<(usize, ItemId), Version>,
     pub(crate) begins: BTreeMap<(SyncGuid, ProviderRole), u32>,
     pub(crate) outcomes_committed: BTreeSet<SyncGuid>,
     pub(crate) states: BTreeMap<SyncGuid, SyncState>,

@@ -9,7 +9,11 @@ use super::knowledge::{
 };
 use super::resolution::{conflicting_change, encode_conflicting_change};
 use super::{Path, Violations, enums, time};
-use crate::knowledge::{ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ChangeUnitChange, ConstraintConflict, Digest, FilterFlags, GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Version};
+use crate::knowledge::{
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ChangeUnitChange, ConstraintConflict, Digest, FilterFlags,
+    GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError,
+    ReplicaId, Version,
+};
 use crate::pb;
 use crate::provider::Refusal;
 use crate::types::{ConstraintConflictReason, Hresult};

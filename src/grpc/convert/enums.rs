@@ -71,11 +71,7 @@ mirrored!(
     SyncProgressStage,
     SyncProgressStage { ChangeDetection, ChangeEnumeration, ChangeApplication }
 );
-mirrored!(
-    filtering_type,
-    FilteringType,
-    FilteringType { CurrentItemsOnly, CurrentItemsAndVersionsForMovedOutItems }
-);
+mirrored!(filtering_type, FilteringType, FilteringType { CurrentItemsOnly, CurrentItemsAndVersionsForMovedOutItems });
 mirrored!(
     full_enumeration_action,
     FullEnumerationAction,

@@ -89,9 +89,7 @@ mod tests {
     const SCHEMA: IdParameters = IdParameters::BUILT_IN;
 
     fn back(request: pb::FilterRequest) -> Result<FilterRequest, super::super::DecodeError> {
-        decode(|violations| {
-            filter_request(request.filter, request.filtering_type, &SCHEMA, Path::ROOT, violations)
-        })
+        decode(|violations| filter_request(request.filter, request.filtering_type, &SCHEMA, Path::ROOT, violations))
     }
 
     #[test]
@@ -114,8 +112,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_said_all_at_once() {
         let empty = pb::sync_filter::Kind::ItemList(pb::ItemListFilter { item_ids: vec![Bytes::new()] });
-        let request =
-            pb::FilterRequest { filter: Some(pb::SyncFilter { kind: Some(empty) }), filtering_type: None };
+        let request = pb::FilterRequest { filter: Some(pb::SyncFilter { kind: Some(empty) }), filtering_type: None };
         let error = back(request).unwrap_err().to_string();
         assert!(error.contains("filtering_type") && error.contains("item_ids[0]"), "{error}");
         assert!(back(pb::FilterRequest::default()).is_err());

@@ -98,7 +98,8 @@ impl Knowledge {
     /// Forgets some items, in any order. Linear for ascending items, whatever their number.
     pub fn exclude_items<'a>(&mut self, items: impl IntoIterator<Item = &'a ItemId>) {
         let items = ascending(items);
-        *self = self.map_ranges(|list| ranges::exclude(self.item_format, list, items.iter().map(|item| (*item, *item))));
+        *self =
+            self.map_ranges(|list| ranges::exclude(self.item_format, list, items.iter().map(|item| (*item, *item))));
     }
 
     /// Forgets the items from the first to the last of each of `spans`, which ascend and do not overlap. Linear.

@@ -168,6 +168,8 @@ struct Fold<'a> {
     rows: BTreeMap<ItemId, Row>,
     learned: BTreeMap<ItemId, Arc<ClockVector>>,
     dropped: Vec<ItemId>,
+    /// Items that went without a tombstone.
+    removed: Vec<ItemId>,
     seen: HashSet<ItemId>,
     /// Live items gained or lost.
     alive: i64,
@@ -185,6 +187,7 @@ impl<'a> Fold<'a> {
             rows: BTreeMap::new(),
             learned: BTreeMap::new(),
             dropped: Vec::new(),
+            removed: Vec::new(),
             seen: HashSet::new(),
             alive: 0,
         }
@@ -275,6 +278,11 @@ impl<'a> Fold<'a> {
     fn missing(&mut self, id: ItemId) {
         let Some(before) = self.snapshot.row(&id).cloned() else { return };
         if let Some(intent) = self.intents.remove(&id) {
+            if intent.forgets {
+                self.alive -= i64::from(!before.item.deleted);
+                self.learned.insert(id.clone(), Arc::new(intent.learned));
+                return self.removed.push(id);
+            }
             if intent.row.item.deleted {
                 return self.adopt(id, intent, Fingerprint::default());
             }
@@ -336,9 +344,13 @@ impl<'a> Fold<'a> {
     }
 
     fn commit(self) -> Option<Commit> {
-        if self.rows.is_empty() && self.dropped.is_empty() {
+        if self.rows.is_empty() && self.dropped.is_empty() && self.removed.is_empty() {
             return None;
         }
+        // What the source had forgotten of them is within what was learned of them.
+        let forgotten = self.removed.iter().filter_map(|id| Some((id.clone(), self.learned.get(id)?.clone())));
+        let forgotten = (!self.removed.is_empty())
+            .then(|| Knowledge::from_items(self.knowledge.item_format(), forgotten.collect::<Vec<_>>()));
         let mut knowledge = if self.learned.is_empty() {
             (*self.knowledge).clone()
         } else {
@@ -349,8 +361,10 @@ impl<'a> Fold<'a> {
         }
         Some(Commit {
             rows: self.rows.into_iter().collect(),
+            removed: self.removed,
             dropped_intents: self.dropped,
             knowledge: Some(knowledge),
+            forgotten,
             tick: self.tick,
             ..Commit::default()
         })

@@ -61,13 +61,6 @@ pub(super) struct Restricted {
 }
 
 impl Sieve {
-    pub(super) fn lets_through(&self, id: &ItemId) -> bool {
-        match &self.items {
-            Items::Listed(items) => items.contains(id),
-            Items::Custom(filter) => filter.lets_through(id),
-        }
-    }
-
     pub(super) fn flags(&self) -> FilterFlags {
         match &self.items {
             Items::Listed(_) => FilterFlags::ITEM_LIST,

@@ -14,6 +14,7 @@ use crate::knowledge::{Digest, IdParameters, ItemId, Knowledge, ReplicaId, Versi
 use crate::provider::sdk::{Fingerprint, ItemState, KnownItem};
 
 mod codec;
+mod forgetting;
 mod row;
 
 pub(super) use codec::encode_knowledge;
@@ -23,7 +24,7 @@ pub use row::{Commit, Intent, Row, Snapshot, Unit, Units};
 const FILE_NAME: &str = "metadata.db";
 /// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.
 const APPLICATION_ID: i32 = 0x5379_6e63;
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -63,7 +64,8 @@ CREATE TABLE intents (
     version_tick INTEGER NOT NULL,
     learned BLOB NOT NULL,
     units BLOB,
-    left_out BLOB NOT NULL
+    left_out BLOB NOT NULL,
+    forgets INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE unit_versions (
     item_id BLOB NOT NULL,
@@ -73,10 +75,13 @@ CREATE TABLE unit_versions (
     PRIMARY KEY (item_id, change_unit_id)
 ) WITHOUT ROWID;
 CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
+CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX tombstones_by_age ON tombstones (since);
 ";
 
 /// What leads from the schema of each version, from 1 on, to that of the next.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 ALTER TABLE items ADD COLUMN units BLOB;
 ALTER TABLE intents ADD COLUMN units BLOB;
 ALTER TABLE intents ADD COLUMN left_out BLOB NOT NULL DEFAULT x'';
@@ -88,7 +93,15 @@ CREATE TABLE unit_versions (
     PRIMARY KEY (item_id, change_unit_id)
 ) WITHOUT ROWID;
 CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
-"];
+",
+    // How old a tombstone is was not recorded, so it is taken to be new.
+    "
+ALTER TABLE intents ADD COLUMN forgets INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX tombstones_by_age ON tombstones (since);
+INSERT INTO tombstones (item_id, since) SELECT item_id, unixepoch() FROM items WHERE deleted = 1;
+",
+];
 
 macro_rules! columns {
     () => {
@@ -96,6 +109,7 @@ macro_rules! columns {
          creation_replica, creation_tick, version_replica, version_tick, units"
     };
 }
+use columns;
 
 /// Why the metadata cannot be opened. The file is left as it was.
 #[derive(Debug, thiserror::Error)]
@@ -139,6 +153,7 @@ pub(super) struct Metadata {
     replica: ReplicaId,
     tick: u64,
     knowledge: Arc<Knowledge>,
+    forgotten: Arc<Knowledge>,
     generation: u64,
     replica_of_key: HashMap<i64, ReplicaId>,
     key_of_replica: HashMap<ReplicaId, i64>,
@@ -186,6 +201,7 @@ impl Metadata {
             replica: ReplicaId::default(),
             tick: 0,
             knowledge: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
+            forgotten: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
             generation: 0,
             replica_of_key: HashMap::new(),
             key_of_replica: HashMap::new(),
@@ -214,6 +230,12 @@ impl Metadata {
             knowledge.set_local_tick(&self.replica, self.tick);
         }
         self.knowledge = Arc::new(knowledge);
+        self.forgotten = Arc::new(match self.meta("forgotten")? {
+            Some(bytes) => {
+                codec::decode_knowledge(&bytes).ok_or_else(|| corrupt("the forgotten knowledge does not parse"))?
+            }
+            None => Knowledge::new(IdParameters::BUILT_IN.item_id),
+        });
         self.replica_of_key.clear();
         self.key_of_replica.clear();
         let mut statement = self.connection.prepare("SELECT key, id FROM replicas")?;
@@ -249,6 +271,11 @@ impl Metadata {
         &self.knowledge
     }
 
+    /// Upper bound of the tombstones that were cleaned up; never more than the knowledge.
+    pub(super) fn forgotten(&self) -> &Arc<Knowledge> {
+        &self.forgotten
+    }
+
     /// Changes with every commit.
     pub(super) fn generation(&self) -> u64 {
         self.generation
@@ -269,6 +296,13 @@ impl Metadata {
             .prepare_cached("SELECT count(*) FROM items WHERE deleted = 0")?
             .query_row([], |row| row.get::<_, i64>(0))
             .map(|count| count as u64)
+    }
+
+    /// The ids of all items, tombstones too, ascending.
+    pub(super) fn ids(&self) -> rusqlite::Result<Vec<ItemId>> {
+        let mut statement = self.connection.prepare_cached("SELECT item_id FROM items ORDER BY item_id")?;
+        let ids = statement.query_map([], |row| Ok(ItemId::from(row.get_ref(0)?.as_blob()?)))?;
+        ids.collect()
     }
 
     /// All items.
@@ -329,14 +363,18 @@ impl Metadata {
     /// What was about to be done when the last commit was made.
     pub(super) fn intents(&self) -> rusqlite::Result<Vec<(ItemId, Intent)>> {
         self.connection
-            .prepare_cached(concat!("SELECT ", columns!(), ", learned, left_out FROM intents ORDER BY item_id"))?
+            .prepare_cached(concat!(
+                "SELECT ",
+                columns!(),
+                ", learned, left_out, forgets FROM intents ORDER BY item_id"
+            ))?
             .query_map([], |row| {
                 let (id, read) = self.read(row)?;
                 let learned = codec::decode_vector(row.get_ref(14)?.as_blob()?)
                     .ok_or_else(|| corrupt("an intent's vector does not parse"))?;
                 let left_out = codec::decode_unit_ids(row.get_ref(15)?.as_blob()?)
                     .ok_or_else(|| corrupt("an intent's change units do not parse"))?;
-                Ok((id, Intent { row: read, learned, left_out }))
+                Ok((id, Intent { row: read, learned, left_out, forgets: row.get(16)? }))
             })?
             .collect()
     }
@@ -400,6 +438,9 @@ impl Metadata {
             let mut merge = transaction.prepare_cached("DELETE FROM unit_versions WHERE item_id = ?1")?;
             let mut divide = transaction.prepare_cached("INSERT INTO unit_versions VALUES (?1, ?2, ?3, ?4)")?;
             let mut settle = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
+            let mut remove = transaction.prepare_cached("DELETE FROM items WHERE item_id = ?1")?;
+            let mut bury = transaction
+                .prepare_cached("INSERT OR REPLACE INTO tombstones (item_id, since) VALUES (?1, unixepoch())")?;
             for (id, row) in &commit.rows {
                 let versions = (key(&row.creation.replica)?, key(&row.version.replica)?);
                 let units = encode_units(row, &mut key)?;
@@ -414,6 +455,14 @@ impl Metadata {
                     }
                 }
                 settle.execute([id.as_bytes()])?;
+                if row.item.deleted {
+                    bury.execute([id.as_bytes()])?;
+                }
+            }
+            for id in &commit.removed {
+                remove.execute([id.as_bytes()])?;
+                merge.execute([id.as_bytes()])?;
+                settle.execute([id.as_bytes()])?;
             }
             for id in &commit.dropped_intents {
                 settle.execute([id.as_bytes()])?;
@@ -421,8 +470,8 @@ impl Metadata {
             let mut intend = transaction.prepare_cached(concat!(
                 "INSERT OR REPLACE INTO intents (",
                 columns!(),
-                ", learned, left_out) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)"
+                ", learned, left_out, forgets) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)"
             ))?;
             for (id, intent) in &commit.intents {
                 let versions = (key(&intent.row.creation.replica)?, key(&intent.row.version.replica)?);
@@ -430,14 +479,22 @@ impl Metadata {
                 write(&mut intend, id, &intent.row, versions, units)?;
                 intend.raw_bind_parameter(15, codec::encode_vector(&intent.learned))?;
                 intend.raw_bind_parameter(16, codec::encode_unit_ids(&intent.left_out))?;
+                intend.raw_bind_parameter(17, intent.forgets)?;
                 intend.raw_execute()?;
             }
         }
         if let Some(knowledge) = &commit.knowledge {
             set_meta(&transaction, "knowledge", &encode_knowledge(knowledge))?;
         }
+        let forgotten = commit.forgotten.map(|forgotten| self.forgotten.union(&forgotten));
+        if let Some(forgotten) = &forgotten {
+            set_meta(&transaction, "forgotten", &encode_knowledge(forgotten))?;
+        }
         set_meta(&transaction, "tick", &commit.tick.to_le_bytes())?;
         transaction.commit()?;
+        if let Some(forgotten) = forgotten {
+            self.forgotten = Arc::new(forgotten);
+        }
         for (replica, key) in interned {
             self.replica_of_key.insert(key, replica.clone());
             self.key_of_replica.insert(replica, key);
@@ -471,7 +528,8 @@ impl Metadata {
     fn start_anew(&mut self, identity: &str) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         transaction.execute_batch(
-            "DELETE FROM meta; DELETE FROM replicas; DELETE FROM items; DELETE FROM intents; DELETE FROM unit_versions;",
+            "DELETE FROM meta; DELETE FROM replicas; DELETE FROM items; DELETE FROM intents; DELETE FROM unit_versions; \
+             DELETE FROM tombstones;",
         )?;
         begin_replica(&transaction, identity)?;
         transaction.commit()

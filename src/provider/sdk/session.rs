@@ -5,7 +5,7 @@
 //! then waits for the tokens. So no work can slip in behind an end, and EndSession is answered only when nothing runs.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::enumeration::{Enumeration, Meeting, ReadAhead};
 use super::filtering::Sieve;
-use super::{KnownItem, Shared, canceled, detection, lock, panicked};
+use super::{KnownItem, Shared, canceled, detection, forgetting, lock, panicked};
 use crate::knowledge::{Digest, ItemId};
 use crate::provider::{
     BeginSession, CallError, EndSession, ProgressReport, ProgressTotals, Refusal, RefusalCode, Renewal, SessionKey,
@@ -104,6 +104,8 @@ pub(super) struct Counters {
     pub(super) announced_deletions: AtomicU64,
     /// Live items when it began.
     pub(super) alive: AtomicU64,
+    /// The deletions of a recovery have been foreseen.
+    pub(super) foreseen: AtomicBool,
 }
 
 impl Session {
@@ -409,18 +411,29 @@ async fn finish(shared: &Arc<Shared>, session: &Arc<Session>) -> bool {
             tracing::error!(%error, "cannot start as a new replica");
         }
     }
-    let mut registry = lock(&shared.registry);
-    registry.live.remove(&session.sync_guid);
-    let (epoch, lease) = {
-        let standing = lock(&session.standing);
-        (standing.epoch, standing.lease)
-    };
-    registry.remember(session.sync_guid, epoch, lease.max(REMEMBER_ENDED));
+    {
+        let mut registry = lock(&shared.registry);
+        registry.live.remove(&session.sync_guid);
+        let (epoch, lease) = {
+            let standing = lock(&session.standing);
+            (standing.epoch, standing.lease)
+        };
+        registry.remember(session.sync_guid, epoch, lease.max(REMEMBER_ENDED));
+    }
+    let shared = shared.clone();
+    if let Err(error) = tokio::task::spawn_blocking(move || forgetting::clean_up(&shared)).await {
+        tracing::error!(%error, "cannot clean up tombstones");
+    }
     session.gone.cancel();
     true
 }
 
 impl Registry {
+    /// True while the provider is in any session.
+    pub(super) fn is_in_use(&self) -> bool {
+        !self.live.is_empty()
+    }
+
     fn remember(&mut self, sync_guid: SyncGuid, epoch: Epoch, span: Duration) {
         let now = Instant::now();
         if self.ended.len() >= MAX_ENDED {

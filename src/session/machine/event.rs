@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::knowledge::{ChangeBatch, FilterRequest};
+use crate::knowledge::{ChangeBatch, FilterRequest, ItemId};
 use crate::provider::{
     CallError, ChangeBatchRequest, ProgressReport, ProviderFault, ProviderInfo, Renewal, SyncBatchParameters,
 };
@@ -96,7 +96,7 @@ pub enum Answer {
     FilterAdded(Result<(), CallError>),
     /// GetSyncBatchParameters.
     Parameters(Result<SyncBatchParameters, CallError>),
-    /// GetChangeBatch.
+    /// GetChangeBatch, or GetFullEnumerationChangeBatch.
     Batch(Result<ChangeBatch, CallError>),
     /// EndSession.
     Ended(Result<(), CallError>),
@@ -156,10 +156,14 @@ pub enum Effect {
     GetParameters,
     /// Call GetChangeBatch at the source.
     GetBatch(ChangeBatchRequest),
-    /// Call ProcessChangeBatch at the destination and relay what it loads.
+    /// Call GetFullEnumerationChangeBatch at the source, from this bound on; answered like `GetBatch`.
+    GetFullEnumerationBatch(ChangeBatchRequest, ItemId),
+    /// Call ProcessChangeBatch, or ProcessFullEnumerationChangeBatch, at the destination and relay what it loads.
     Process {
         /// The batch.
         batch: ChangeBatch,
+        /// Which of the two.
+        full_enumeration: bool,
         /// Judges the frames; comes back with `Processed`.
         referee: Box<Referee>,
     },

@@ -27,8 +27,7 @@ impl Filtering {
 impl Machine {
     /// Goes to the negotiation if there is anything to negotiate and it is not done, else to the change loop.
     pub(super) fn filter_or_ask(&mut self, effects: &mut Vec<Effect>) {
-        let has_wishes =
-            self.info(ProviderRole::Destination).is_some_and(|info| info.offers(REQUEST_FILTERED_SYNC));
+        let has_wishes = self.info(ProviderRole::Destination).is_some_and(|info| info.offers(REQUEST_FILTERED_SYNC));
         if self.filtering.done || !has_wishes {
             return self.ask(effects);
         }

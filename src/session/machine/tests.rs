@@ -8,7 +8,9 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::knowledge::{ChangeBatch, ChangeGroup, ClockVector, GroupKind, IdFormat, ItemId, Knowledge, ReplicaId};
+use crate::knowledge::{
+    ChangeBatch, ChangeGroup, ClockVector, FilterFlags, GroupKind, IdFormat, ItemId, Knowledge, ReplicaId,
+};
 use crate::provider::{
     ChangeBatchRequest, ProgressTotals, ProviderFault, ProviderLimits, Refusal, RefusalCode, Renewal,
     SyncBatchParameters,
@@ -116,6 +118,7 @@ fn batch(request: &ChangeBatchRequest, is_last_batch: bool) -> ChangeBatch {
         remaining_updates: None,
         remaining_deletions: None,
         is_last_batch,
+        filter_flags: FilterFlags::NONE,
     }
 }
 

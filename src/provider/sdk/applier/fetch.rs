@@ -240,7 +240,7 @@ impl Applier<'_> {
         let version = self.check_change(section, change)?;
         let metadata = self.shared.metadata();
         let row = metadata.row(&change.item_id).map_err(|error| Need::Call(metadata_failed(error).into()))?;
-        let knowledge = (&*section.group.made_with_knowledge, &*self.known);
+        let knowledge = (&*section.group.made_with_knowledge, &*self.known, &*self.forgotten);
         let policy = self.start.conflict_resolution_policy;
         let winner = match settle(change, version, knowledge, row.as_ref(), incoming, policy) {
             Settlement::NeedsHeader => return Ok(Some(Want::Properties { kind: kind_of_row(row.as_ref()) })),

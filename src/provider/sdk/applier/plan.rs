@@ -44,6 +44,8 @@ pub struct Action {
     pub comes_first: bool,
     /// It keeps a conflict's loser: people are told.
     pub keeps_loser: bool,
+    /// Its row goes too: the source has forgotten the item's tombstone.
+    pub forgets: bool,
 }
 
 /// What becomes of one change before the store is touched.
@@ -85,6 +87,8 @@ pub struct Ground<'a> {
     pub made_with: &'a Knowledge,
     /// The destination's knowledge before the batch.
     pub known: &'a Knowledge,
+    /// Its forgotten knowledge.
+    pub forgotten: &'a Knowledge,
     /// How conflicts are settled.
     pub policy: ConflictResolutionPolicy,
 }
@@ -137,6 +141,7 @@ impl Applier<'_> {
             changes: section.changes,
             made_with: &section.group.made_with_knowledge,
             known: &self.known,
+            forgotten: &self.forgotten,
             policy: self.start.conflict_resolution_policy,
         };
         ground.plan(obtained, replica, tick)
@@ -195,7 +200,15 @@ impl Ground<'_> {
                 let step = Step::Put(staged);
                 actions.insert(
                     container,
-                    Action { index, before: Some(row), after, step, comes_first: true, keeps_loser: false },
+                    Action {
+                        index,
+                        before: Some(row),
+                        after,
+                        step,
+                        comes_first: true,
+                        keeps_loser: false,
+                        forgets: false,
+                    },
                 );
             }
         }
@@ -219,7 +232,7 @@ impl Ground<'_> {
             Some(_) => return Ok(Verdict::Failed(ItemError::Changed.into_recoverable(id))),
             None => (self.rows)(id)?,
         };
-        let knowledge = (self.made_with, self.known);
+        let knowledge = (self.made_with, self.known, self.forgotten);
         let (winner, version, conflict) =
             match settle(change, change_version, knowledge, row.as_ref(), &obtained.incoming, self.policy) {
                 Settlement::Obsolete => return Ok(Verdict::Obsolete),
@@ -258,7 +271,10 @@ impl Ground<'_> {
                     let after = row_of(loser, version.clone(), version);
                     let step = Step::Put(content);
                     let before = *before;
-                    actions.insert(name, Action { index, before, after, step, comes_first: true, keeps_loser: true });
+                    actions.insert(
+                        name,
+                        Action { index, before, after, step, comes_first: true, keeps_loser: true, forgets: false },
+                    );
                 }
             }
         }
@@ -275,8 +291,10 @@ impl Ground<'_> {
         };
         match planned {
             Ok((before, after, step)) => {
-                actions
-                    .insert(id.clone(), Action { index, before, after, step, comes_first: false, keeps_loser: false });
+                actions.insert(
+                    id.clone(),
+                    Action { index, before, after, step, comes_first: false, keeps_loser: false, forgets: false },
+                );
                 Ok(Verdict::Planned { conflict })
             }
             Err(error) => Ok(Verdict::Failed(error)),

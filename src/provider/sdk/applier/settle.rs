@@ -120,18 +120,19 @@ fn resolved(winner: Winner) -> Settlement {
     Settlement::Settled { winner, version: NewVersion::Local, conflict: true }
 }
 
-/// Settles one change against the row as it is now. `version` is the change's.
+/// Settles one change against the row as it is now. `version` is the change's; the knowledges are its group's, the
+/// destination's, and the destination's forgotten one.
 pub fn settle(
     change: &ItemChange,
     version: &Version,
-    (made_with, known): (&Knowledge, &Knowledge),
+    (made_with, known, forgotten): (&Knowledge, &Knowledge, &Knowledge),
     row: Option<&Row>,
     incoming: &Incoming,
     policy: Policy,
 ) -> Settlement {
     let given = || NewVersion::Given(version.clone());
     let item = match row {
-        None => DestinationItem::Missing,
+        None => DestinationItem::without_metadata(change, made_with, known, forgotten),
         Some(row) if row.item.deleted => DestinationItem::Deleted(row.version.clone()),
         Some(row) => DestinationItem::Alive(row.version.clone()),
     };
@@ -150,8 +151,14 @@ pub fn settle(
         Decision::StoreTombstone | Decision::Delete => return settled(Winner::Deletion, given()),
         Decision::Conflict(conflict) => conflict,
     };
-    // A conflict is with something.
-    let Some(row) = row else { return settled(Winner::Source, given()) };
+    // Without a row it is with a deletion whose tombstone is gone: an edit beats it, unless the policy names its side.
+    let Some(row) = row else {
+        return match policy {
+            Policy::None => Settlement::Deferred,
+            Policy::DestinationProviderWins => resolved(Winner::Deletion),
+            Policy::SourceProviderWins | Policy::LastWriterWins | Policy::KeepBoth => resolved(Winner::Source),
+        };
+    };
     let resolved = |winner| match winner {
         _ if !mutant::is(Mutant::KeepWinnersVersion) => resolved(winner),
         Winner::Destination | Winner::DestinationAndCopy => {

@@ -88,7 +88,7 @@ mod tests {
 
     const SCHEMA: IdParameters = IdParameters::BUILT_IN;
 
-    fn back(request: pb::FilterRequest) -> Result<FilterRequest, super::super::DecodeError> {
+    fn back(request: pb::FilterRequest) -> Result<FilterRequest, super::super::InvalidMessage> {
         decode(|violations| filter_request(request.filter, request.filtering_type, &SCHEMA, Path::ROOT, violations))
     }
 

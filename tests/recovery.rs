@@ -89,6 +89,7 @@ impl Field {
             source: source.endpoint.clone(),
             destination: destination.endpoint.clone(),
             conflict_resolution_policy: ConflictResolutionPolicy::KeepBoth,
+            collision_conflict_resolution_policy: Default::default(),
             full_enumeration_action: action,
             allow_mass_delete: false,
             lease: None,

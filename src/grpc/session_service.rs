@@ -126,7 +126,7 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::*;
-    use crate::types::{ConflictResolutionPolicy, Endpoint};
+    use crate::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction};
 
     fn address(text: &str) -> Option<pb::Endpoint> {
         Some(pb::Endpoint { target: Some(pb::endpoint::Target::Address(text.to_owned())) })

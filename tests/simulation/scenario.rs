@@ -147,6 +147,7 @@ impl Scenario {
             1 => (0..replicas).map(|one| (one, (one + 1) % replicas)).collect(),
             _ => (0..replicas).flat_map(|one| (one + 1..replicas).map(move |other| (one, other))).collect(),
         };
+        let forgetful = random.below(2) == 0;
         let mut steps = Vec::new();
         for _ in 0..count {
             // Much happens at nearly the same time, so that it meets.
@@ -157,6 +158,14 @@ impl Scenario {
             let (one, other) = random.pick(&topology);
             let (a, b) = if random.below(2) == 0 { (one, other) } else { (other, one) };
             let short = Duration::from_millis(random.pick(&[50, 800, 4_000, 20_000, 90_000, 200_000]));
+            if forgetful && random.below(3) == 0 {
+                let step = match random.below(2) {
+                    0 => Step::Delete { replica, item },
+                    _ => Step::Forget { replica, at_once: random.below(3) == 0 },
+                };
+                steps.push((time, step));
+                continue;
+            }
             let step = match random.below(if stormy { 100 } else { 82 }) {
                 0..=4 => Step::Forget { replica, at_once: random.below(3) == 0 },
                 5..=29 => Step::Write { replica, item, same: random.below(12) == 0 },

@@ -98,7 +98,7 @@ fn a_filter_that_cannot_be_read_is_said_in_one_line() {
         run(arguments)
     };
     try_it().expect_code(2).expect_line("the filter cannot be read");
-    fs::write(&filter, "a[\n").expect("writable");
-    try_it().expect_code(2).expect_line("\"a[\"");
+    fs::write(&filter, "{a\n").expect("writable");
+    try_it().expect_code(2).expect_line("\"{a\"");
     assert!(!b.exists());
 }

@@ -498,6 +498,7 @@ impl World {
     fn carry_out(&mut self, guid: SyncGuid, effect: Effect) {
         let deadline = TIMING.call_deadline;
         match effect {
+            Effect::SpecifyFilter | Effect::AddFilter(_) => unreachable!("no provider of the simulation has a filter"),
             Effect::Identify(role) => self.call(guid, role, Kind::Identify, Body::Identify, deadline),
             Effect::Admit => self.admit(guid),
             Effect::Begin(role) => {

@@ -595,6 +595,7 @@ impl World {
             remaining_updates: Some((rows.len() - listed) as u32),
             remaining_deletions: None,
             is_last_batch,
+            filter_flags: FilterFlags::NONE,
         }
     }
 

@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_said() {
-        assert!(parse(b"a[").is_err_and(|reason| reason.contains("\"a[\"")));
+        assert!(parse(b"{a").is_err_and(|reason| reason.contains("\"{a\"")));
         assert!(parse(b"\xff").is_err());
     }
 }

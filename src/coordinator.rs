@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::grpc::address::AddressError;
 use crate::grpc::provider::{DialOptions, DialOut};
+use crate::grpc::simple_provider::{Either, Members, StoreOptions};
 use crate::operation::Operations;
 use crate::provider::{CallError, Provider, Refusal, RefusalCode};
 use crate::session::token::Tokens;
@@ -29,6 +30,9 @@ const FORGET_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Sessions that are forgotten in one transaction: bounds what a commit waits for behind it.
 const FORGET_BITE: usize = 64;
+
+/// Directory below the coordinator's, or a user's, with what is known of simple stores.
+pub const SIMPLE_STORES: &str = "simple";
 
 /// What a coordinator needs to know.
 #[derive(Clone, Debug, Default)]
@@ -157,12 +161,20 @@ async fn forget_in_background(store: Weak<Store>, retention: Retention) {
 }
 
 /// The providers that this process can reach: some of them are in it, the others are dialled.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Providers {
     local: HashMap<Endpoint, LocalProvider>,
     options: DialOptions,
     /// One connection per address, shared by all sessions that use it at the time.
-    dialled: Mutex<HashMap<String, Weak<DialOut>>>,
+    dialled: Mutex<HashMap<String, Weak<dyn Provider>>>,
+    /// What is known of simple stores; `None`: they are not spoken for.
+    members: Option<Arc<Members>>,
+}
+
+impl std::fmt::Debug for Providers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Providers").field("local", &self.local).field("members", &self.members).finish_non_exhaustive()
+    }
 }
 
 struct LocalProvider(Arc<dyn Provider>);
@@ -177,6 +189,12 @@ impl Providers {
     /// Only what can be dialled.
     pub fn new(options: DialOptions) -> Self {
         Self { options, ..Self::default() }
+    }
+
+    /// Speaks also for simple stores, and keeps what is known of each in a directory of its own below `data_dir`.
+    pub fn speaking_for_simple_stores(mut self, data_dir: &Path) -> Self {
+        self.members = Some(Arc::new(Members::new(data_dir.join(SIMPLE_STORES), StoreOptions::default())));
+        self
     }
 
     /// Adds a provider of this process.
@@ -210,7 +228,10 @@ impl Providers {
         if let Some(provider) = dialled.get(address).and_then(Weak::upgrade) {
             return Ok(provider);
         }
-        let provider = Arc::new(DialOut::new(address, self.options).map_err(cannot_dial)?);
+        let provider: Arc<dyn Provider> = match &self.members {
+            Some(members) => Arc::new(Either::new(address, self.options, members.clone()).map_err(cannot_dial)?),
+            None => Arc::new(DialOut::new(address, self.options).map_err(cannot_dial)?),
+        };
         dialled.retain(|_, provider| provider.strong_count() > 0);
         dialled.insert(address.clone(), Arc::downgrade(&provider));
         Ok(provider)

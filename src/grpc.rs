@@ -2,7 +2,8 @@
 //!
 //! Every RPC is three steps: parse the request into words of the domain, one call, render the answer. Parsing checks all of a
 //! message and reports all that is wrong with it at once ([`convert`]); [`status`] is the only table between errors and gRPC
-//! statuses. [`provider`] has both ends of a provider: dialling one, and serving one.
+//! statuses. [`provider`] has both ends of a provider: dialling one, and serving one; [`simple_provider`] makes a provider of a
+//! store that knows nothing of knowledge.
 
 use crate::provider::MAX_MESSAGE_BYTES;
 
@@ -13,6 +14,7 @@ pub mod operation_service;
 pub mod provider;
 pub mod session_service;
 pub mod session_state_service;
+pub mod simple_provider;
 pub mod status;
 pub mod stream;
 pub mod sync_info_service;

@@ -48,7 +48,7 @@ impl LocalCoordinator {
         let failed = |error: &dyn std::fmt::Display| Failure::failed(error.to_string());
         let opened = Coordinator::open(&plan.data_dir).map_err(|error| failed(&error))?;
         let mut replicas = Vec::new();
-        let mut providers = Providers::new(DialOptions::default());
+        let mut providers = Providers::new(DialOptions::default()).speaking_for_simple_stores(&plan.data_dir);
         let mut endpoints = Vec::new();
         for (end, filters) in plan.ends.iter().zip([&[][..], &plan.filters]) {
             endpoints.push(match end {

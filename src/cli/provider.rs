@@ -3,15 +3,18 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
 use super::options::TombstoneAge;
-use super::roots::Root;
-use super::serve::{cannot_listen, check_reach};
+use super::roots::{self, Root};
+use super::serve::{cannot_listen, check_reach, span};
 use super::{output, replica};
+use crate::coordinator::SIMPLE_STORES;
+use crate::grpc::simple_provider::{self, Calls, Schema, StoreOptions};
 use crate::knowledge::FilterRequest;
 use crate::provider::sdk::{MetadataError, Options, ReplicaProvider};
 use crate::providers::sqlite::SqliteStore;
@@ -19,7 +22,8 @@ use crate::server;
 
 /// Run a provider
 ///
-/// A provider speaks for one replica. The one that is built in speaks for a directory; others are written against
+/// A provider speaks for one replica. One that is built in speaks for a directory; another for a simple store, which answers six
+/// calls and leaves the rest to it. Whole providers are written against
 /// proto/synclave/v1/knowledge_sync_provider_service.proto, in any language.
 #[derive(Debug, Args)]
 pub(super) struct ProviderArgs {
@@ -30,6 +34,7 @@ pub(super) struct ProviderArgs {
 #[derive(Debug, Subcommand)]
 enum ProviderCommand {
     File(FileArgs),
+    Simple(SimpleArgs),
     Sqlite(SqliteArgs),
 }
 
@@ -60,6 +65,38 @@ struct FileArgs {
     /// Take only what the patterns in this file do not ignore; they are written as in a .gitignore
     #[arg(long, value_name = "FILE")]
     filter: Option<PathBuf>,
+    /// Listen on an address that others can reach, without TLS
+    #[arg(long)]
+    insecure: bool,
+}
+
+/// Offer a store that answers SimpleSyncProviderService
+///
+/// The first line on stdout is the provider's address, http://HOST:PORT; logs go to stderr. The store knows nothing of versions and
+/// knowledge: they are kept here, in a directory that the store's id names.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclave provider simple http://127.0.0.1:7100
+  synclave provider simple http://127.0.0.1:7100 --listen 127.0.0.1:7001 --name notes --state-dir /var/lib/synclave/notes
+
+A coordinator takes the address of such a store as it is, and does the same in its own process. Use \
+one of the two for a store: each would be a replica of its own.")]
+struct SimpleArgs {
+    /// The store, http://HOST:PORT
+    address: String,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
+    listen: SocketAddr,
+    /// Name for people [default: the store's]
+    #[arg(long)]
+    name: Option<String>,
+    /// Keep what it knows here [default: $XDG_STATE_HOME/synclave/simple/… or ~/.local/state/synclave/simple/…]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// A call to the store has failed when it takes and gives nothing for so long
+    #[arg(long, default_value = "30s", value_name = "SPAN", value_parser = span)]
+    deadline: Duration,
     /// Listen on an address that others can reach, without TLS
     #[arg(long)]
     insecure: bool,
@@ -97,6 +134,32 @@ struct SqliteArgs {
     /// Listen on an address that others can reach, without TLS
     #[arg(long)]
     insecure: bool,
+}
+
+impl SimpleArgs {
+    /// Asks the store what it is.
+    async fn dial(&self) -> Result<(Calls, Schema), Failure> {
+        let options = StoreOptions { deadline: self.deadline, ..StoreOptions::default() };
+        let calls = Calls::new(&self.address, options).map_err(|error| Failure::usage(error.to_string()))?;
+        let schema = calls.get_schema().await.map_err(|error| {
+            let address = &self.address;
+            Failure::failed(format!("{address}: the store {error}; see that it runs, and that this is its address"))
+        })?;
+        Ok((calls, schema))
+    }
+
+    /// Opens what is known of the store. Blocks.
+    fn open(self, calls: Calls, schema: Schema) -> Result<Arc<ReplicaProvider>, Failure> {
+        let state_dir = match self.state_dir {
+            Some(dir) => dir,
+            None => roots::data_dir(None)?.join(SIMPLE_STORES).join(schema.directory_name()),
+        };
+        let names = [self.name, Some(schema.member_name.clone()), Some(self.address)];
+        let member_name = names.into_iter().flatten().find(|name| !name.is_empty()).unwrap_or_default();
+        let options = Options { member_name, ..Options::default() };
+        let opened = simple_provider::open(calls, schema, &state_dir, options);
+        opened.map(|(_, provider)| provider).map_err(|error| Failure::failed(error.to_string()))
+    }
 }
 
 impl SqliteArgs {
@@ -158,6 +221,11 @@ pub(super) async fn run(args: ProviderArgs, stop: CancellationToken) -> Result<E
         ProviderCommand::Sqlite(args) => {
             check_reach(args.listen, args.insecure)?;
             serve(args.listen, move || args.open(), stop).await
+        }
+        ProviderCommand::Simple(args) => {
+            check_reach(args.listen, args.insecure)?;
+            let (calls, schema) = args.dial().await?;
+            serve(args.listen, move || args.open(calls, schema), stop).await
         }
     }
 }

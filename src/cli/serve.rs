@@ -98,7 +98,7 @@ fn days(text: &str) -> Result<Duration, String> {
 }
 
 /// Parses `1m 30s`, `500ms`.
-fn span(text: &str) -> Result<Duration, String> {
+pub(super) fn span(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration = text.parse().map_err(|_| "write a span such as 30s, 500ms or 2m".to_owned())?;
     Duration::try_from(span).ok().filter(|span| !span.is_zero()).ok_or_else(|| "must be more than 0".to_owned())
 }
@@ -178,7 +178,7 @@ pub(super) async fn run(args: ServeArgs, stop: CancellationToken) -> Result<Exit
         retention: plan.retention,
         abandon_operations: false,
     };
-    let dial = Providers::new(DialOptions::default()).into_dial();
+    let dial = Providers::new(DialOptions::default()).speaking_for_simple_stores(&plan.data_dir).into_dial();
     let coordinator = Coordinator::start(opened, options, dial).await.map_err(|error| failed(&error))?;
     output::announce(address)?;
     let incoming = server::incoming(listener);

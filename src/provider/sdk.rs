@@ -34,6 +34,7 @@ use crate::provider::{
 use crate::types::{Hresult, ProviderRole};
 
 mod applier;
+mod conflict_copy;
 mod detection;
 mod enumeration;
 mod filtering;
@@ -46,6 +47,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+pub use conflict_copy::conflict_copy_id;
 pub use filtering::ItemFilter;
 pub use forgetting::DEFAULT_TOMBSTONE_AGE;
 pub use item_store::{

@@ -11,7 +11,6 @@
 
 mod attributes;
 mod change;
-mod conflict_copy;
 mod content;
 mod facts;
 mod filter;
@@ -37,10 +36,9 @@ use rustix::io::Errno;
 use crate::knowledge::{Digest, ItemDataHeader, ItemId};
 use crate::provider::sdk::{
     Applied, Detection, ItemError, ItemFilter, ItemState, ItemStore, Known, KnownItem, Replaces, Staged, Staging,
-    StoreError,
+    StoreError, conflict_copy_id,
 };
 use attributes::{Attributes, agrees};
-pub(super) use conflict_copy::conflict_copy_id;
 use facts::{Facts, Kind};
 pub use filter::{GITIGNORE, check_filter};
 use fingerprint::Stamp;

@@ -27,7 +27,7 @@ use sha2::{Digest as _, Sha256};
 use crate::knowledge::{Digest, ItemDataHeader, ItemId};
 use crate::provider::sdk::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
-    Staged, Staging, StoreError,
+    Staged, Staging, StoreError, conflict_copy_id,
 };
 use crate::types::Hresult;
 use table::Table;
@@ -314,7 +314,7 @@ impl SqliteStore {
         inner.reported = reported;
         let mut observations = look.observations;
         observations.sort_unstable_by(|a, b| observed_id(a).cmp(observed_id(b)));
-        Ok(Detection { observations, skipped: look.skipped })
+        Ok(Detection { observations, skipped: look.skipped, anchor: None })
     }
 
     fn look_within<'a>(&self, inner: &Inner, known: &'a dyn Known) -> rusqlite::Result<(Look<'a>, Option<i64>)> {
@@ -498,7 +498,7 @@ impl ItemStore for SqliteStore {
     }
 
     fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
-        self.table.has_names().then(|| super::file::conflict_copy_id(id, loser, attempt)).flatten()
+        self.table.has_names().then(|| conflict_copy_id(id, loser, attempt)).flatten()
     }
 
     fn containers(&self, _: &ItemId) -> Vec<ItemId> {

@@ -141,7 +141,7 @@ impl ItemStore for MemoryStore {
                 observations.push(Observation::Missing { id: id.clone() });
             }
         });
-        Ok(Detection { observations, skipped: Vec::new() })
+        Ok(Detection { observations, ..Detection::default() })
     }
 
     fn open(&self, id: &ItemId, known: &KnownItem) -> Result<Box<dyn Read + Send>, ItemError> {

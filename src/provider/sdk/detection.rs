@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::metadata::{Commit, Intent, Row, Snapshot};
 use super::{
-    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Observation, Shared, lock,
+    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Shared, lock,
     metadata_failed, store_failed,
 };
 use crate::knowledge::{ClockVector, Digest, ItemId, Knowledge, ReplicaId, Version};
@@ -56,17 +56,18 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
     let _gate = lock(&shared.gate);
     shared.look_again();
     let began = Instant::now();
-    let (snapshot, intents) = {
+    let (snapshot, intents, anchor) = {
         let metadata = shared.metadata();
-        (metadata.snapshot().map_err(metadata_failed)?, metadata.intents().map_err(metadata_failed)?)
+        let intents: BTreeMap<_, _> = metadata.intents().map_err(metadata_failed)?.into_iter().collect();
+        (metadata.snapshot().map_err(metadata_failed)?, intents, metadata.anchor().map_err(metadata_failed)?)
     };
     // The metadata is not locked while the store is searched, which may take minutes; the gate keeps its rows as they are.
-    let detection = shared.store.detect(&snapshot).map_err(store_failed)?;
+    let recorded = Recorded { snapshot: &snapshot, intents: &intents, anchor: anchor.as_deref() };
+    let detection = shared.store.detect(&recorded).map_err(store_failed)?;
     for skipped in &detection.skipped {
         tracing::debug!(item = %skipped.display_name, reason = %skipped.reason, "not carried");
     }
     lock(&shared.report).skipped(&detection.skipped);
-    let intents: BTreeMap<_, _> = intents.into_iter().collect();
     let alive = snapshot.iter().filter(|(_, row)| !row.item.deleted).count() as u64;
     if !allow_mass_delete {
         let missing = |observation: &&Observation| matches!(observation, Observation::Missing { .. });
@@ -97,12 +98,41 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
         tick: metadata.tick(),
         snapshot: &snapshot,
     };
+    let tick = book.tick;
     let (commit, gained) = fold(&*shared.store, book, intents, detection.observations);
+    let moved = detection.anchor.filter(|new| anchor.as_ref() != Some(new));
+    let commit = commit.or_else(|| moved.is_some().then(|| Commit { tick, ..Commit::default() }));
     if let Some(commit) = commit {
+        let commit = Commit { anchor: moved, ..commit };
         metadata.commit(commit).map_err(metadata_failed)?;
     }
     *lock(&shared.looked) = Some(began);
     Ok(alive.saturating_add_signed(gained))
+}
+
+/// The metadata, as the store's search sees it.
+struct Recorded<'a> {
+    snapshot: &'a Snapshot,
+    intents: &'a BTreeMap<ItemId, Intent>,
+    anchor: Option<&'a [u8]>,
+}
+
+impl Known for Recorded<'_> {
+    fn get(&self, id: &ItemId) -> Option<KnownItem> {
+        self.snapshot.get(id)
+    }
+
+    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &KnownItem)) {
+        self.snapshot.for_each_alive(visit);
+    }
+
+    fn intended(&self, id: &ItemId) -> Option<ItemState> {
+        self.intents.get(id).map(|intent| &intent.row.item).filter(|item| !item.deleted).map(|item| item.state.clone())
+    }
+
+    fn anchor(&self) -> Option<&[u8]> {
+        self.anchor
+    }
 }
 
 /// What the metadata says before a detection.

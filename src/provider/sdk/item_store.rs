@@ -56,6 +56,17 @@ pub trait Known: Sync {
     fn get(&self, id: &ItemId) -> Option<KnownItem>;
     /// Every item that is not a tombstone, in ascending order.
     fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &KnownItem));
+
+    /// The state that the SDK was about to give an item when it was stopped. A store that does not keep all of a state tells by
+    /// it to which one the content belongs that it finds; others need not ask.
+    fn intended(&self, _: &ItemId) -> Option<ItemState> {
+        None
+    }
+
+    /// What the last look that was committed gave as [`Detection::anchor`].
+    fn anchor(&self) -> Option<&[u8]> {
+        None
+    }
 }
 
 /// One difference between the store and the metadata.
@@ -93,6 +104,9 @@ pub struct Detection {
     pub observations: Vec<Observation>,
     /// What is left out, with reasons.
     pub skipped: Vec<Skipped>,
+    /// Where the next look may begin, in the store's own terms. Recorded in the transaction that records the observations, so
+    /// that it is never ahead of them. `None` leaves the one that is recorded: for a look that left out what may be seen later.
+    pub anchor: Option<Vec<u8>>,
 }
 
 /// The store as a whole cannot be used, or must not be: nothing was changed.

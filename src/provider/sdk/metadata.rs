@@ -276,6 +276,11 @@ impl Metadata {
         &self.forgotten
     }
 
+    /// Where the store's next look begins. A new replica has none.
+    pub(super) fn anchor(&self) -> rusqlite::Result<Option<Vec<u8>>> {
+        self.meta("anchor")
+    }
+
     /// Changes with every commit.
     pub(super) fn generation(&self) -> u64 {
         self.generation
@@ -489,6 +494,9 @@ impl Metadata {
         let forgotten = commit.forgotten.map(|forgotten| self.forgotten.union(&forgotten));
         if let Some(forgotten) = &forgotten {
             set_meta(&transaction, "forgotten", &encode_knowledge(forgotten))?;
+        }
+        if let Some(anchor) = &commit.anchor {
+            set_meta(&transaction, "anchor", anchor)?;
         }
         set_meta(&transaction, "tick", &commit.tick.to_le_bytes())?;
         transaction.commit()?;

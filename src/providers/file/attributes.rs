@@ -73,6 +73,16 @@ pub(super) fn item_state(facts: &Facts, kind: Kind, size: u64, digest: Digest) -
     ItemState { properties, size, digest, modification_time }
 }
 
+/// True when `found` is what an entry looks like in which `state` was put. A state that came from a store of another sort need
+/// not say all that a file has, and may say more: neither makes an edit of it.
+pub(super) fn is_made_of(found: &ItemState, state: &ItemState) -> bool {
+    let (Ok(found_as), Ok(wanted)) = (Attributes::of_state(found), Attributes::of_state(state)) else { return false };
+    found.same_content(state)
+        && found_as.kind == wanted.kind
+        && (wanted.kind == Kind::Symlink || found_as.mode == wanted.mode)
+        && (wanted.mtime.is_none() || found_as.mtime == wanted.mtime)
+}
+
 /// True when nothing that a look shows speaks against `facts` being of `state`; properties that the state lacks say nothing.
 pub(super) fn agrees(facts: &Facts, state: &ItemState) -> bool {
     let Some(kind) = facts.kind() else { return false };

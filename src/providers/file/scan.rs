@@ -13,14 +13,14 @@ use rustix::fd::AsFd;
 use rustix::fs::{OFlags, RawDir};
 use rustix::io::Errno;
 
-use super::attributes::{agrees, item_state};
+use super::attributes::{is_made_of, item_state};
 use super::content::{self, Reader};
 use super::facts::{Facts, Kind, Time};
 use super::fingerprint::{Origin, Stamp};
 use super::path::{MAX_PATH_BYTES, split};
 use super::tree::{Tree, io_error};
 use crate::knowledge::{Digest, ItemId};
-use crate::provider::sdk::{Detection, ItemState, Known, Observation, Skipped, StoreError};
+use crate::provider::sdk::{Detection, Known, Observation, Skipped, StoreError};
 
 /// More threads do not help: beyond these, the kernel's locks on directories are what takes the time.
 const MAX_THREADS: usize = 4;
@@ -43,7 +43,7 @@ pub(super) fn detect(tree: &Tree, known: &dyn Known) -> Result<Detection, StoreE
         });
     });
     let by_path = items.iter().map(|item| (item.id.as_bytes(), item)).collect();
-    let scan = Scan { tree, known, by_path, started: Time::now(), queue: Mutex::default(), wake: Condvar::new() };
+    let scan = Scan { tree, by_path, started: Time::now(), queue: Mutex::default(), wake: Condvar::new() };
     scan.queue.lock().expect("no holder panics").directories.push(Vec::new());
 
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
@@ -62,10 +62,18 @@ pub(super) fn detect(tree: &Tree, known: &dyn Known) -> Result<Detection, StoreE
     let missing = missing.filter(|item| found.shows_missing(item.id.as_bytes()) && is_gone(tree, item.id.as_bytes()));
     let missing: Vec<_> = missing.map(|item| Observation::Missing { id: item.id.clone() }).collect();
     let mut observations = found.present;
+    // What came from a store of another sort does not say all that a file has: what it left open is no change of it.
+    for observation in &mut observations {
+        let Observation::Present { id, state, .. } = observation else { continue };
+        let recorded = known.get(id).filter(|item| !item.deleted).map(|item| item.state);
+        if let Some(same) = known.intended(id).into_iter().chain(recorded).find(|other| is_made_of(state, other)) {
+            *state = same;
+        }
+    }
     observations.extend(missing);
     observations.sort_unstable_by(|a, b| observed_id(a).cmp(observed_id(b)));
     found.skipped.sort_unstable_by(|a, b| a.display_name.cmp(&b.display_name));
-    Ok(Detection { observations, skipped: found.skipped })
+    Ok(Detection { observations, skipped: found.skipped, anchor: None })
 }
 
 fn observed_id(observation: &Observation) -> &ItemId {
@@ -109,7 +117,6 @@ struct KnownEntry {
 
 struct Scan<'a> {
     tree: &'a Tree,
-    known: &'a dyn Known,
     by_path: HashMap<&'a [u8], &'a KnownEntry>,
     started: Time,
     queue: Mutex<Queue>,
@@ -294,14 +301,8 @@ impl Scan<'_> {
 
     fn present(&self, path: &[u8], kind: Kind, facts: &Facts, size: u64, digest: Digest) -> Observation {
         let stamp = Stamp { facts: *facts, recorded: self.started, origin: Origin::Scanned };
-        let id = ItemId::from(path);
-        let seen = item_state(facts, kind, size, digest);
-        // What came from a store without files does not say all of what a file has; what it does not say is no change of it.
-        let known = self.known.get(&id).filter(|known| kind == Kind::File && !known.deleted).map(|known| known.state);
-        let says_less = |state: &ItemState| state.properties.len() < seen.properties.len();
-        let known = known.filter(|state| says_less(state) && state.same_content(&seen) && agrees(facts, state));
-        let state = known.unwrap_or(seen);
-        Observation::Present { id, state, fingerprint: stamp.encode() }
+        let state = item_state(facts, kind, size, digest);
+        Observation::Present { id: ItemId::from(path), state, fingerprint: stamp.encode() }
     }
 
     fn read_files(&self, files: &[UnreadFile], next: &AtomicUsize) -> Found {

@@ -741,3 +741,26 @@ fn times_before_1970_keep_their_text() {
     let time = Time::parse("-1.500000000").unwrap();
     assert_eq!(Time::from(time.timestamp().unwrap()), time);
 }
+
+/// An item of a store that keeps no modes and times: what the file has of its own is no edit of it, and a user's edit is one.
+#[test]
+fn what_a_state_leaves_open_is_no_edit() {
+    let mut f = Fixture::new();
+    let bare = ItemState { properties: properties(&[("color", "red")]), modification_time: None, ..file("one", "644") };
+    f.put("a", &bare, "one", &Replaces::Nothing).unwrap();
+    let states = |f: &Fixture| -> Vec<ItemState> {
+        let state = |observation| match observation {
+            Observation::Present { state, .. } => state,
+            Observation::Missing { id } => panic!("{id} is there"),
+        };
+        f.store.detect(&f.known).unwrap().observations.into_iter().map(state).collect()
+    };
+    // A look soon after it was written reads it once more.
+    age(&f.root().join("a"));
+    assert_eq!(states(&f)[..], std::slice::from_ref(&bare)[..]);
+    fs::set_permissions(f.root().join("a"), fs::Permissions::from_mode(0o600)).unwrap();
+    let state = &states(&f)[0];
+    assert_eq!((&*state.properties["mode"], state.properties.get("color")), ("600", None));
+    f.write("a", "two");
+    assert_ne!(states(&f)[0].digest, bare.digest);
+}

@@ -83,6 +83,8 @@ pub struct Commit {
     pub forgotten: Option<Knowledge>,
     /// The local tick; never lower than before.
     pub tick: u64,
+    /// Where the store's next look begins; `None`: as before.
+    pub anchor: Option<Vec<u8>>,
 }
 
 /// A change that a destination may lack, as enumeration lists them.

@@ -54,6 +54,10 @@ struct State {
     unwritable: Option<ItemId>,
     /// Contents that were staged by a copy.
     copies: u32,
+    /// What the next look gives as its anchor.
+    anchor: Option<Vec<u8>>,
+    /// The anchors that looks were given.
+    anchors: Vec<Option<Vec<u8>>>,
 }
 
 #[derive(Debug, Default)]
@@ -87,6 +91,16 @@ impl State {
 }
 
 impl MemoryStore {
+    /// The next looks end with this anchor.
+    pub(super) fn set_anchor(&self, anchor: &str) {
+        lock(&self.state).anchor = Some(anchor.into());
+    }
+
+    /// The anchor that the last look began at.
+    pub(super) fn last_anchor(&self) -> Option<Vec<u8>> {
+        lock(&self.state).anchors.last().cloned().flatten()
+    }
+
     pub(super) fn write(&self, id: &str, content: &str, modified: i64) {
         self.write_kind(id, content, modified, "file");
     }
@@ -191,7 +205,8 @@ fn seconds(state: &ItemState) -> i64 {
 impl ItemStore for MemoryStore {
     fn detect(&self, known: &dyn Known) -> Result<Detection, StoreError> {
         let _search = lock(&self.search);
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
+        state.anchors.push(known.anchor().map(<[u8]>::to_vec));
         if state.root_missing {
             let message = "the root is gone; mount it".to_owned();
             return Err(StoreError { reason: "ROOT_MISSING".to_owned(), hresult: Hresult::E_FAIL, message });
@@ -209,7 +224,7 @@ impl ItemStore for MemoryStore {
                 observations.push(Observation::Missing { id: id.clone() });
             }
         });
-        Ok(Detection { observations, skipped: Vec::new() })
+        Ok(Detection { observations, anchor: state.anchor.clone(), ..Detection::default() })
     }
 
     fn open(&self, id: &ItemId, known: &KnownItem) -> Result<Box<dyn Read + Send>, ItemError> {

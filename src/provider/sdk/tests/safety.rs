@@ -217,3 +217,34 @@ async fn metadata_that_is_newer_or_broken_is_refused_and_left_alone() {
     assert!(!error.to_string().contains('\n'));
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
+
+/// An anchor that is ahead of what was recorded would hide changes for ever.
+#[tokio::test]
+async fn an_anchor_moves_only_with_what_was_observed() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    for at in 0..150 {
+        a.store.write(&format!("item {at}"), "content", 1);
+    }
+    a.store.set_anchor("first");
+    sync(&a, &b, PLAN).await.unwrap();
+    assert_eq!(a.store.last_anchor(), None);
+
+    // A look that is refused takes its anchor with it.
+    a.store.set_anchor("never");
+    for at in 0..100 {
+        a.store.remove(&format!("item {at}"));
+    }
+    sync(&a, &b, PLAN).await.unwrap_err();
+    assert_eq!(a.store.last_anchor().as_deref(), Some(&b"first"[..]));
+    a.store.set_anchor("second");
+    sync(&a, &b, Plan { allow_mass_delete: true, ..PLAN }).await.unwrap();
+    assert_eq!(a.store.last_anchor().as_deref(), Some(&b"first"[..]));
+
+    // It moves also when nothing has changed, and outlives the process.
+    a.store.set_anchor("third");
+    sync(&a, &b, PLAN).await.unwrap();
+    assert_eq!(a.store.last_anchor().as_deref(), Some(&b"second"[..]));
+    let a = a.restart().await;
+    sync(&a, &b, PLAN).await.unwrap();
+    assert_eq!(a.store.last_anchor().as_deref(), Some(&b"third"[..]));
+}

@@ -1,16 +1,19 @@
 //! The name of a conflict's losing content: `name.conflict-YYYYMMDD-HHMMSS-<6 hex>.ext` (design section 6, Keep both).
 //!
 //! It is made of the loser's modification time in UTC and its digest only, so that the same conflict makes the same name
-//! on every replica. A copy that loses in turn is named after the original.
+//! on every replica, whatever its store is. A copy that loses in turn is named after the original. An id is taken as a path;
+//! one without `/` is a name.
 
 use std::fmt::Write;
 
 use jiff::tz::TimeZone;
 use sha2::{Digest as _, Sha256};
 
-use super::path::{MAX_PATH_BYTES, split};
+use super::ItemState;
 use crate::knowledge::ItemId;
-use crate::provider::sdk::ItemState;
+
+/// Longest path of the file provider, which holds copies of other stores' items too.
+const MAX_PATH_BYTES: usize = 4095;
 
 /// Longest name of an entry on Linux file systems.
 const MAX_NAME_BYTES: usize = 255;
@@ -20,9 +23,13 @@ const MAX_EXTENSION_BYTES: usize = 32;
 
 const MARK: &[u8] = b".conflict-";
 
-/// `None` when the parent's path leaves no room for any name.
-pub(in crate::providers) fn conflict_copy_id(id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
-    let (parent, name) = split(id.as_bytes());
+/// The name for `loser` beside `id`; `attempt` counts from 1. `None` when the parent's path leaves no room for any name.
+pub fn conflict_copy_id(id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
+    let path = id.as_bytes();
+    let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (&b""[..], path),
+    };
     let original = without_mark(name);
     let (stem, extension) = split_extension(&original);
 

@@ -26,11 +26,11 @@ use tokio::sync::mpsc;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::knowledge::{ChangeBatch, IdParameters, ItemId, ReplicaId};
+use crate::knowledge::{ChangeBatch, FilterRequest, IdParameters, ItemId, ReplicaId};
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, FULL_ENUMERATION, Load,
     MAX_KNOWLEDGE_BYTES, Partner, ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits,
-    Refusal, RefusalCode, Renewal, SessionKey, SyncBatchParameters,
+    REQUEST_FILTERED_SYNC, Refusal, RefusalCode, Renewal, SUPPORT_FILTERED_SYNC, SessionKey, SyncBatchParameters,
 };
 use crate::types::{Hresult, ProviderRole};
 
@@ -38,6 +38,7 @@ mod applier;
 mod conflict_copy;
 mod detection;
 mod enumeration;
+mod filtering;
 mod forgetting;
 mod item_store;
 mod loading;
@@ -49,6 +50,7 @@ mod tests;
 mod units;
 
 pub use conflict_copy::conflict_copy_id;
+pub use filtering::ItemFilter;
 pub use forgetting::DEFAULT_TOMBSTONE_AGE;
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
@@ -96,6 +98,8 @@ pub struct Options {
     pub tombstone_age: Option<Duration>,
     /// Entries of each kind that its [`Report`] keeps.
     pub reported_entries: usize,
+    /// As a destination, what it wants: filters, the best first; none: everything.
+    pub filters: Vec<FilterRequest>,
 }
 
 impl Default for Options {
@@ -108,6 +112,7 @@ impl Default for Options {
             max_source_sessions: 1,
             tombstone_age: Some(DEFAULT_TOMBSTONE_AGE),
             reported_entries: report::REPORTED_ENTRIES,
+            filters: Vec::new(),
         }
     }
 }
@@ -238,6 +243,11 @@ impl From<Refusal> for CallError {
     }
 }
 
+fn capabilities(options: &Options) -> Vec<String> {
+    let wishes = (!options.filters.is_empty()).then_some(REQUEST_FILTERED_SYNC);
+    [FULL_ENUMERATION, SUPPORT_FILTERED_SYNC].into_iter().chain(wishes).map(str::to_owned).collect()
+}
+
 impl ReplicaProvider {
     /// Opens or creates the metadata in `metadata_dir` and speaks for `store` from then on.
     ///
@@ -302,7 +312,7 @@ impl Provider for ReplicaProvider {
                 max_bytes: 0,
                 max_inline_bytes: options.max_inline_bytes,
             },
-            capabilities: vec![FULL_ENUMERATION.to_owned()],
+            capabilities: capabilities(options),
             busy_roles: session::busy_roles(&self.shared),
             incarnation_id,
         })
@@ -314,6 +324,16 @@ impl Provider for ReplicaProvider {
 
     async fn renew_session(&self, key: SessionKey, lease: Duration, canceled: bool) -> Result<Renewal, CallError> {
         session::renew(&self.shared, key, lease, canceled)
+    }
+
+    async fn specify_filter(&self, key: SessionKey) -> Result<Vec<FilterRequest>, CallError> {
+        session::enter(&self.shared, key, ProviderRole::Destination)?;
+        Ok(self.shared.options.filters.clone())
+    }
+
+    async fn add_filter(&self, key: SessionKey, request: FilterRequest) -> Result<(), CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        filtering::add(&self.shared, &work.session, request)
     }
 
     async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError> {

@@ -18,6 +18,7 @@
 //! sync_info      hub, cursor, filter, view
 //! store          SQLite behind one writer thread, which is the one order of all that is visible
 //! referee        the rules that a provider can break (pure)
+//! verify         comparison of two replicas by digests of ranges
 //! provider       trait Provider; sdk: ItemStore → provider
 //! knowledge      versions, vectors, knowledge, batches, conflicts (pure)
 //! types          ids, roles, states, HRESULTs
@@ -70,3 +71,4 @@ pub mod store;
 pub mod sync_info;
 pub mod telemetry;
 pub mod types;
+pub mod verify;

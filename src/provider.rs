@@ -18,7 +18,13 @@ use crate::types::{
     ProviderWithError, SyncGuid, SyncProgressStage, SyncState,
 };
 
+mod range_digests;
 pub mod sdk;
+
+pub use range_digests::{
+    ContentCheck, ItemDigest, ItemRange, MAX_LISTED_ITEMS, MAX_PARTS, RangeDigest, RangeDigests, RangeDigestsRequest,
+    RepairItems, item_digest,
+};
 
 /// Frames that may wait between two ends of a data stream. A full queue makes the sender wait, up to the source's disk.
 pub const FRAMES_IN_FLIGHT: usize = 8;
@@ -43,6 +49,9 @@ pub const REQUEST_FILTERED_SYNC: &str = "REQUEST_FILTERED_SYNC";
 
 /// Capability of a source that takes filters (ISupportFilteredSync).
 pub const SUPPORT_FILTERED_SYNC: &str = "SUPPORT_FILTERED_SYNC";
+
+/// The capability of a provider that can be compared with another one, and repaired.
+pub const RANGE_DIGESTS: &str = "RANGE_DIGESTS";
 
 /// Who a provider is, and what it can do.
 #[derive(Clone, Debug, PartialEq)]
@@ -508,6 +517,16 @@ pub trait Provider: Send + Sync + 'static {
     }
     /// Source: one item's data.
     async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError>;
+    /// Digests of ranges of items, for a comparison with another replica; a source's call. Refused with [`RANGE_DIGESTS`] where
+    /// it is not offered.
+    async fn get_range_digests(&self, _: SessionKey, _: RangeDigestsRequest) -> Result<RangeDigests, CallError> {
+        Err(CallError::Refused(Refusal::not_offered(RANGE_DIGESTS)))
+    }
+    /// Prepares a session that brings damaged items anew, and says which of them it is prepared for; a source's call. Refused
+    /// with [`RANGE_DIGESTS`] where it is not offered.
+    async fn repair_items(&self, _: SessionKey, _: RepairItems) -> Result<RepairItems, CallError> {
+        Err(CallError::Refused(Refusal::not_offered(RANGE_DIGESTS)))
+    }
     /// Leaves the session; answered only when no work of it runs any more (R4, design section 4).
     async fn end_session(&self, request: EndSession) -> Result<(), CallError>;
 }

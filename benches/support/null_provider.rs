@@ -304,6 +304,20 @@ impl KnowledgeSyncProviderService for NullProvider {
         Ok(Response::new(Box::pin(parts)))
     }
 
+    async fn get_range_digests(
+        &self,
+        _: Request<pb::GetRangeDigestsRequest>,
+    ) -> Result<Response<pb::GetRangeDigestsResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
+    async fn repair_items(
+        &self,
+        _: Request<pb::RepairItemsRequest>,
+    ) -> Result<Response<pb::RepairItemsResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
     async fn end_session(
         &self,
         _: Request<pb::KnowledgeSyncProviderServiceEndSessionRequest>,

@@ -32,12 +32,13 @@ const PIPE_BYTES: usize = 256 * 1024;
 const STOP_GRACE: Duration = Duration::from_secs(20);
 
 /// The coordinator of this process, with both ends within its reach.
-#[derive(Debug)]
 pub(super) struct LocalCoordinator {
     /// The way to its services.
     pub(super) channel: Channel,
     /// Its names for A and B.
     pub(super) endpoints: [Endpoint; 2],
+    /// How it finds the providers of the ends.
+    pub(super) dial: Dial,
     replicas: Vec<Arc<ReplicaProvider>>,
     stop: CancellationToken,
     served: JoinHandle<Result<(), tonic::transport::Error>>,
@@ -86,7 +87,7 @@ impl LocalCoordinator {
         // Someone waits for the end, and has just asked for everything once more.
         let timing = Timing { item_retry: ITEM_RETRY, ..Timing::default() };
         let options = Options { timing, abandon_operations: true, ..Options::default() };
-        let coordinator = Coordinator::start(opened, options, dial).await.map_err(|error| failed(&error))?;
+        let coordinator = Coordinator::start(opened, options, dial.clone()).await.map_err(|error| failed(&error))?;
         coordinator.store.retry_item_errors(Vec::new(), None).await.map_err(|error| failed(&error))?;
 
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
@@ -110,7 +111,7 @@ impl LocalCoordinator {
             .map_err(|error| Failure::failed(format!("the coordinator of this process does not answer: {error}")))?;
         let endpoints =
             endpoints.try_into().map_err(|_| Failure::failed("a sync has two ends; name two directories"))?;
-        Ok(Self { channel, endpoints, replicas, stop, served })
+        Ok(Self { channel, endpoints, dial, replicas, stop, served })
     }
 
     /// Ends in good order, and tells what only the providers of this process know, in the order of the ends.

@@ -101,6 +101,30 @@ pub(super) struct SyncPlan {
     pub(super) filters: Vec<FilterRequest>,
 }
 
+impl SyncPlan {
+    /// Checks both ends against each other and against the place for state.
+    pub(super) fn check(
+        ends: [SyncEnd; 2],
+        data_dir: Option<PathBuf>,
+        tombstone_age: TombstoneAge,
+    ) -> Result<Self, Failure> {
+        match (&ends[0], &ends[1]) {
+            (SyncEnd::Directory(a), SyncEnd::Directory(b)) => roots::check_apart(a, b)?,
+            (SyncEnd::Provider(a), SyncEnd::Provider(b)) if a == b => {
+                return Err(Failure::usage(format!("{a} is given twice; give two different replicas")));
+            }
+            _ => {}
+        }
+        let data_dir = roots::data_dir(data_dir)?;
+        for end in &ends {
+            if let SyncEnd::Directory(root) = end {
+                roots::check_outside(&data_dir, root)?;
+            }
+        }
+        Ok(Self { ends, data_dir, tombstone_age, filters: Vec::new() })
+    }
+}
+
 impl SyncArgs {
     fn plan(&self) -> Result<SyncPlan, Failure> {
         let a = match Target::parse(&self.a) {
@@ -111,26 +135,14 @@ impl SyncArgs {
             Target::Directory(path) => SyncEnd::Directory(Root::existing_or_new(&path)?),
             Target::Provider(endpoint) => SyncEnd::Provider(endpoint),
         };
-        match (&a, &b) {
-            (SyncEnd::Directory(a), SyncEnd::Directory(b)) => roots::check_apart(a, b)?,
-            (SyncEnd::Provider(a), SyncEnd::Provider(b)) if a == b => {
-                return Err(Failure::usage(format!("{a} is given twice; give two different replicas")));
-            }
-            _ => {}
-        }
-        let data_dir = roots::data_dir(self.data_dir.clone())?;
-        for end in [&a, &b] {
-            if let SyncEnd::Directory(root) = end {
-                roots::check_outside(&data_dir, root)?;
-            }
-        }
         let filters = replica::filters(self.filter.as_deref())?;
         if let (SyncEnd::Provider(endpoint), false) = (&b, filters.is_empty()) {
             return Err(Failure::usage(format!(
                 "{endpoint}: a provider says itself what it takes; give --filter to it, or a directory here"
             )));
         }
-        Ok(SyncPlan { ends: [a, b], data_dir, tombstone_age: self.tombstone_age, filters })
+        let plan = SyncPlan::check([a, b], self.data_dir.clone(), self.tombstone_age)?;
+        Ok(SyncPlan { filters, ..plan })
     }
 
     /// A and B as the user named them.
@@ -194,7 +206,8 @@ async fn dry_run(args: &SyncArgs, sync: &SyncPlan, output: Output, stop: &Cancel
     plan.failure().map_or(Ok(plan.exit()), Err)
 }
 
-async fn operate(
+/// Runs one operation to its end; Ctrl-C cancels it.
+pub(super) async fn operate(
     server: &Server,
     request: pb::StartOperationRequest,
     stop: &CancellationToken,

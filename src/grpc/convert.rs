@@ -15,6 +15,7 @@ pub mod filter;
 pub mod knowledge;
 pub mod operation;
 pub mod provider;
+pub mod range_digests;
 pub mod resolution;
 pub mod session;
 pub mod sync_info;

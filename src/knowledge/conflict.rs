@@ -29,7 +29,7 @@ pub enum DestinationItem {
 }
 
 impl DestinationItem {
-    /// What is seen of an item that has no metadata: rows 2 and 2b of the table (2b is [I], an inference of the reference).
+    /// What is seen of an item that has no metadata: rows 2 and 2b of the table (2b is an inference of the reference).
     /// `known` and `forgotten` are the destination's.
     pub fn without_metadata(
         change: &ItemChange,

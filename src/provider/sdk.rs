@@ -8,6 +8,7 @@
 //! - `enumeration`, `loading`: the source's side, what a destination lacks and the data of one item;
 //! - `applier`: the destination's side;
 //! - `forgetting`: tombstones that are old enough are cleaned up;
+//! - `range_digests`: comparison with another replica, and what is damaged;
 //! - `units`: items whose members are versioned each on their own;
 //! - `metadata`: the book that all of them keep.
 //!
@@ -30,7 +31,8 @@ use crate::knowledge::{ChangeBatch, FilterRequest, IdParameters, ItemId, Replica
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, FULL_ENUMERATION, Load,
     MAX_KNOWLEDGE_BYTES, Partner, ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits,
-    REQUEST_FILTERED_SYNC, Refusal, RefusalCode, Renewal, SUPPORT_FILTERED_SYNC, SessionKey, SyncBatchParameters,
+    RANGE_DIGESTS, REQUEST_FILTERED_SYNC, RangeDigests, RangeDigestsRequest, Refusal, RefusalCode, Renewal,
+    RepairItems, SUPPORT_FILTERED_SYNC, SessionKey, SyncBatchParameters,
 };
 use crate::types::{Hresult, ProviderRole};
 
@@ -43,6 +45,7 @@ mod forgetting;
 mod item_store;
 mod loading;
 mod metadata;
+mod range_digests;
 mod report;
 mod session;
 #[cfg(test)]
@@ -245,7 +248,7 @@ impl From<Refusal> for CallError {
 
 fn capabilities(options: &Options) -> Vec<String> {
     let wishes = (!options.filters.is_empty()).then_some(REQUEST_FILTERED_SYNC);
-    [FULL_ENUMERATION, SUPPORT_FILTERED_SYNC].into_iter().chain(wishes).map(str::to_owned).collect()
+    [FULL_ENUMERATION, RANGE_DIGESTS, SUPPORT_FILTERED_SYNC].into_iter().chain(wishes).map(str::to_owned).collect()
 }
 
 impl ReplicaProvider {
@@ -418,6 +421,34 @@ impl Provider for ReplicaProvider {
             loading::load(&shared, &work.session, &load, &sender);
         });
         Ok(receiver)
+    }
+
+    async fn get_range_digests(
+        &self,
+        key: SessionKey,
+        request: RangeDigestsRequest,
+    ) -> Result<RangeDigests, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || {
+            // Whole, as above.
+            let (work, shared) = (work, shared);
+            range_digests::range_digests(&shared, &work, &request)
+        })
+        .await
+        .map_err(panicked)?
+    }
+
+    async fn repair_items(&self, key: SessionKey, request: RepairItems) -> Result<RepairItems, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || {
+            // Whole, as above.
+            let (work, shared) = (work, shared);
+            range_digests::repair(&shared, &work, &request)
+        })
+        .await
+        .map_err(panicked)?
     }
 
     async fn end_session(&self, request: EndSession) -> Result<(), CallError> {

@@ -15,15 +15,15 @@ use tonic::transport::{Channel, Endpoint};
 use super::{Identity, LastIdentity, LatestKeys, within_message};
 use crate::grpc::address::{self, AddressError};
 use crate::grpc::convert::knowledge::ReplicaKeys;
-use crate::grpc::convert::{self, Path, Violations, batch, exchange, filter, provider, time};
+use crate::grpc::convert::{self, Path, Violations, batch, exchange, filter, provider, range_digests, time};
 use crate::grpc::{MESSAGE_LIMIT, status};
 use crate::knowledge::{ChangeBatch, FilterRequest, ItemId};
 use crate::pb;
 use crate::pb::knowledge_sync_provider_service_client::KnowledgeSyncProviderServiceClient;
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, FRAMES_IN_FLIGHT, Load,
-    ProcessInputs, ProcessOutput, ProcessOutputs, ProcessStart, Provider, ProviderInfo, Renewal, SessionKey,
-    SyncBatchParameters,
+    ProcessInputs, ProcessOutput, ProcessOutputs, ProcessStart, Provider, ProviderInfo, RangeDigests,
+    RangeDigestsRequest, Renewal, RepairItems, SessionKey, SyncBatchParameters,
 };
 use crate::types::Hresult;
 
@@ -364,6 +364,23 @@ impl Provider for DialOut {
             relay(client.load_change_data(request), sender, exchange::data_part, is_last).await
         });
         Ok(receiver)
+    }
+
+    async fn get_range_digests(
+        &self,
+        key: SessionKey,
+        request: RangeDigestsRequest,
+    ) -> Result<RangeDigests, CallError> {
+        let identity = self.identity().await?;
+        let request = range_digests::encode_request(key, &request);
+        let response = unary(self.client.clone().get_range_digests(request)).await?;
+        decode(|violations| range_digests::digests(response, &identity.schema, violations))
+    }
+
+    async fn repair_items(&self, key: SessionKey, items: RepairItems) -> Result<RepairItems, CallError> {
+        let identity = self.identity().await?;
+        let response = unary(self.client.clone().repair_items(range_digests::encode_repair(key, &items))).await?;
+        decode(|violations| Some(range_digests::repaired(response, &identity.schema, violations)))
     }
 
     async fn end_session(&self, request: EndSession) -> Result<(), CallError> {

@@ -9,7 +9,8 @@ use crate::grpc::provider::{DialOptions, DialOut};
 use crate::knowledge::{ChangeBatch, FilterRequest, ItemId};
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, Load, ProcessInputs, ProcessOutputs,
-    ProcessStart, Provider, ProviderInfo, Renewal, SessionKey, SyncBatchParameters,
+    ProcessStart, Provider, ProviderInfo, RangeDigests, RangeDigestsRequest, Renewal, RepairItems, SessionKey,
+    SyncBatchParameters,
 };
 use crate::types::Hresult;
 
@@ -129,6 +130,18 @@ impl Provider for Either {
 
     async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError> {
         self.provider().await?.load_change_data(key, load).await
+    }
+
+    async fn get_range_digests(
+        &self,
+        key: SessionKey,
+        request: RangeDigestsRequest,
+    ) -> Result<RangeDigests, CallError> {
+        self.provider().await?.get_range_digests(key, request).await
+    }
+
+    async fn repair_items(&self, key: SessionKey, items: RepairItems) -> Result<RepairItems, CallError> {
+        self.provider().await?.repair_items(key, items).await
     }
 
     async fn end_session(&self, request: EndSession) -> Result<(), CallError> {

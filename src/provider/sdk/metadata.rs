@@ -112,6 +112,9 @@ macro_rules! columns {
 }
 use columns;
 
+// Behind the macro, which it uses.
+mod range;
+
 /// Why the metadata cannot be opened. The file is left as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {

@@ -17,6 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::enumeration::{Enumeration, Meeting, ReadAhead};
 use super::filtering::Sieve;
+use super::range_digests::Checked;
 use super::{KnownItem, Shared, canceled, detection, forgetting, lock, panicked};
 use crate::knowledge::{Digest, ItemId, Knowledge};
 use crate::provider::{
@@ -85,6 +86,8 @@ pub(super) struct Session {
     pub(super) read_ahead: Mutex<Option<ReadAhead>>,
     /// Contents that this session deleted or displaced, which the store may still have until its end.
     pub(super) deleted: Mutex<HashMap<Digest, (ItemId, KnownItem)>>,
+    /// What it has read of the replica's content, to compare it.
+    pub(super) checked: Mutex<Checked>,
     standing: Mutex<Standing>,
     work: TaskTracker,
     /// It has left the registry.
@@ -239,6 +242,7 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
         sieve: Mutex::new(None),
         read_ahead: Mutex::new(None),
         deleted: Mutex::new(HashMap::new()),
+        checked: Mutex::default(),
         standing: Mutex::new(Standing {
             phase: Phase::Beginning,
             epoch,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
@@ -64,6 +65,9 @@ pub enum Error {
         /// Why.
         error: CallError,
     },
+    /// It was stopped.
+    #[error("stopped")]
+    Canceled,
     /// An answer is not what was asked for.
     #[error("{side}: GetRangeDigests: {what}")]
     Answer {
@@ -164,19 +168,27 @@ pub struct Options {
     pub repair: bool,
 }
 
-/// Compares two replicas. A session of its own is begun on both and ended, whatever comes in between.
+/// Compares two replicas until it is done or `stop` is cancelled. A session of its own is begun on both and ended, whatever comes
+/// in between.
 ///
 /// # Errors
-/// When they cannot be compared, or a call fails.
-pub async fn verify(a: Arc<dyn Provider>, b: Arc<dyn Provider>, options: Options) -> Result<Report, Error> {
+/// When they cannot be compared, a call fails, or it was stopped.
+pub async fn verify(
+    a: Arc<dyn Provider>,
+    b: Arc<dyn Provider>,
+    options: Options,
+    stop: &CancellationToken,
+) -> Result<Report, Error> {
     let session = Session { key: SessionKey { sync_guid: SyncGuid::generate(), epoch: 1 }, providers: [a, b] };
     session.meet().await?;
-    let outcome = match session.begin().await {
-        Ok(()) => {
-            let _leases = session.keep();
-            session.compare(options).await
-        }
-        Err(error) => Err(error),
+    let compared = async {
+        session.begin().await?;
+        let _leases = session.keep();
+        session.compare(options).await
+    };
+    let outcome = tokio::select! {
+        outcome = compared => outcome,
+        () = stop.cancelled() => Err(Error::Canceled),
     };
     session.end(outcome.as_ref().err()).await;
     outcome
@@ -270,9 +282,14 @@ impl Session {
         let (hresult, message) = match error {
             None => (Hresult::S_OK, String::new()),
             Some(Error::Call { error, .. }) => (error.hresult(), error.to_string()),
+            Some(error @ Error::Canceled) => (Hresult::E_ABORT, error.to_string()),
             Some(error) => (Hresult::E_FAIL, error.to_string()),
         };
-        let state = if error.is_none() { SyncState::Completed } else { SyncState::InError };
+        let state = match error {
+            None => SyncState::Completed,
+            Some(Error::Canceled) => SyncState::Interrupted,
+            Some(_) => SyncState::InError,
+        };
         let end = async |side| {
             let request =
                 EndSession { key: self.key, state, hresult, message: message.clone(), provider_with_error: None };
@@ -423,9 +440,14 @@ impl Session {
         while !rest.is_empty() {
             let some = &rest[..rest.len().min(RANGES_AT_ONCE)];
             let request = request(some.to_vec());
-            // Reading takes as long as it takes: the lease, and the connection, are what is watched meanwhile.
-            let answer = self.at(side).get_range_digests(self.key, request.clone()).await;
-            let answer = answer.map_err(|error| Error::Call { side, call: "GetRangeDigests", error })?;
+            let name = "GetRangeDigests";
+            let checksum = request.checksum;
+            let answer = self.at(side).get_range_digests(self.key, request);
+            let answer = match checksum {
+                // Reading takes as long as it takes: the connection is what is watched meanwhile.
+                true => answer.await.map_err(|error| Error::Call { side, call: name, error })?,
+                false => Self::call(side, name, answer).await?,
+            };
             let wrong = |what| Error::Answer { side, what };
             let count = answer.answered_ranges as usize;
             if count == 0 || count > some.len() {

@@ -73,10 +73,7 @@ impl VerifyArgs {
 pub(super) async fn run(args: VerifyArgs, output: Output, stop: CancellationToken) -> Result<Exit, Failure> {
     let plan = args.plan()?;
     let local = LocalCoordinator::start(&plan).await?;
-    let verified = tokio::select! {
-        verified = verified(&args, &local, &stop) => verified,
-        () = stop.cancelled() => Err(Failure::Interrupted("stopped; nothing was changed by the comparison".to_owned())),
-    };
+    let verified = verified(&args, &local, &stop).await;
     // Whatever became of it, locks are given back and providers told.
     let stopped = local.stop().await;
     let (report, left) = verified?;
@@ -98,7 +95,7 @@ async fn verified(
     stop: &CancellationToken,
 ) -> Result<(Report, Vec<ItemId>), Failure> {
     let options = Options { checksum: args.checksum || args.repair, repair: args.repair };
-    let report = compare(local, options).await?;
+    let report = compare(local, options, stop).await?;
     let ids = |report: &Report| report.differences.iter().map(|it| it.item_id.clone()).collect();
     let direction = match &report.prepared {
         [a, b] if a.is_empty() && b.is_empty() => {
@@ -125,18 +122,22 @@ async fn verified(
             "the session that repairs failed: {why}; what it was to bring comes with the next sync"
         )));
     }
-    let after = compare(local, Options { repair: false, ..options }).await?;
+    let after = compare(local, Options { repair: false, ..options }, stop).await?;
     let left = ids(&after);
     Ok((report, left))
 }
 
-async fn compare(local: &LocalCoordinator, options: Options) -> Result<Report, Failure> {
+async fn compare(local: &LocalCoordinator, options: Options, stop: &CancellationToken) -> Result<Report, Failure> {
     let [a, b] = &local.endpoints;
     let find = |endpoint| -> Result<Arc<dyn Provider>, Failure> {
         (local.dial)(endpoint).map_err(|error| Failure::failed(format!("{endpoint}: {error}")))
     };
-    let report = verify::verify(find(a)?, find(b)?, options).await;
-    report.map_err(|error| Failure::failed(format!("{a} and {b} cannot be compared: {error}")))
+    verify::verify(find(a)?, find(b)?, options, stop).await.map_err(|error| match error {
+        verify::Error::Canceled => {
+            Failure::Interrupted("stopped; what was prepared for repair comes with the next sync".to_owned())
+        }
+        error => Failure::failed(format!("{a} and {b} cannot be compared: {error}")),
+    })
 }
 
 /// What is told.

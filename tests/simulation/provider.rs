@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, Digest, GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader,
-    ItemId, Knowledge, RecoverableError, Selection,
+    ChangeBatch, ChangeFlags, ChangeGroup, Digest, FilterFlags, GroupKind, IdParameters, ItemChange, ItemData,
+    ItemDataHeader, ItemId, Knowledge, RecoverableError, Selection,
 };
 use synclave::provider::sdk::decision::{
     Absence, Action, Commit, Decisions, Ground, Incoming, Learning, Obtained, Row, Settlement, Step, Verdict, Winner,
@@ -566,6 +566,7 @@ impl World {
             remaining_updates: None,
             remaining_deletions: None,
             is_last_batch: true,
+            filter_flags: FilterFlags::NONE,
         };
         if let Some(lower_bound) = known.lowest_uncontained(&made_with) {
             let missing: Vec<_> =
@@ -631,6 +632,7 @@ impl World {
             remaining_updates: Some((rows.len() - listed) as u32),
             remaining_deletions: None,
             is_last_batch,
+            filter_flags: FilterFlags::NONE,
         }
     }
 

@@ -105,6 +105,7 @@ impl NullProvider {
             prerequisite_knowledge: asked_with,
             forgotten_knowledge: Some(nothing()),
             is_last_batch: true,
+            filter_flags: Default::default(),
             ..pb::ChangeBatch::default()
         }
     }
@@ -235,6 +236,17 @@ impl KnowledgeSyncProviderService for NullProvider {
     ) -> Result<Response<pb::GetChangeBatchResponse>, Status> {
         let batch = Some(self.batch(request.into_inner().destination_knowledge));
         Ok(Response::new(pb::GetChangeBatchResponse { batch }))
+    }
+
+    async fn specify_filter(
+        &self,
+        _: Request<pb::SpecifyFilterRequest>,
+    ) -> Result<Response<pb::SpecifyFilterResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
+    async fn add_filter(&self, _: Request<pb::AddFilterRequest>) -> Result<Response<pb::AddFilterResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
     }
 
     async fn get_full_enumeration_change_batch(

@@ -20,7 +20,7 @@ use super::summary::{ConflictCopy, Findings, LeftOut};
 use super::sync::{SyncEnd, SyncPlan};
 use crate::coordinator::{Coordinator, OpenedStore, Options, Providers};
 use crate::grpc::provider::DialOptions;
-use crate::provider::sdk::{ReplicaProvider, Report};
+use crate::provider::sdk::{self, ReplicaProvider, Report};
 use crate::server;
 use crate::session::{Dial, Timing};
 use crate::types::Endpoint;
@@ -54,12 +54,18 @@ impl LocalCoordinator {
         let mut replicas = Vec::new();
         let mut providers = Providers::new(DialOptions::default()).speaking_for_simple_stores(&plan.data_dir);
         let mut endpoints = Vec::new();
-        for end in &plan.ends {
+        for (end, filters) in plan.ends.iter().zip([&[][..], &plan.filters]) {
             endpoints.push(match end {
                 SyncEnd::Provider(endpoint) => endpoint.clone(),
                 SyncEnd::Directory(root) => {
                     root.create()?;
-                    let replica = replica::open(root, None, member_name(root), plan.tombstone_age)?;
+                    let options = sdk::Options {
+                        member_name: member_name(root),
+                        tombstone_age: plan.tombstone_age.0,
+                        filters: filters.to_vec(),
+                        ..sdk::Options::default()
+                    };
+                    let replica = replica::open(root, None, options)?;
                     let endpoint = directory_endpoint(root);
                     providers.add(endpoint.clone(), replica.clone());
                     replicas.push(replica);

@@ -11,6 +11,7 @@ pub mod batch;
 pub mod conflict;
 pub mod enums;
 pub mod exchange;
+pub mod filter;
 pub mod knowledge;
 pub mod operation;
 pub mod provider;

@@ -27,12 +27,12 @@ use tokio::sync::mpsc;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::knowledge::{ChangeBatch, IdParameters, ItemId, ReplicaId};
+use crate::knowledge::{ChangeBatch, FilterRequest, IdParameters, ItemId, ReplicaId};
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, FULL_ENUMERATION, Load,
     MAX_KNOWLEDGE_BYTES, Partner, ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits,
-    RANGE_DIGESTS, RangeDigests, RangeDigestsRequest, Refusal, RefusalCode, Renewal, RepairItems, SessionKey,
-    SyncBatchParameters,
+    RANGE_DIGESTS, REQUEST_FILTERED_SYNC, RangeDigests, RangeDigestsRequest, Refusal, RefusalCode, Renewal,
+    RepairItems, SUPPORT_FILTERED_SYNC, SessionKey, SyncBatchParameters,
 };
 use crate::types::{Hresult, ProviderRole};
 
@@ -40,6 +40,7 @@ mod applier;
 mod conflict_copy;
 mod detection;
 mod enumeration;
+mod filtering;
 mod forgetting;
 mod item_store;
 mod loading;
@@ -52,6 +53,7 @@ mod tests;
 mod units;
 
 pub use conflict_copy::conflict_copy_id;
+pub use filtering::ItemFilter;
 pub use forgetting::DEFAULT_TOMBSTONE_AGE;
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
@@ -99,6 +101,8 @@ pub struct Options {
     pub tombstone_age: Option<Duration>,
     /// Entries of each kind that its [`Report`] keeps.
     pub reported_entries: usize,
+    /// As a destination, what it wants: filters, the best first; none: everything.
+    pub filters: Vec<FilterRequest>,
 }
 
 impl Default for Options {
@@ -111,6 +115,7 @@ impl Default for Options {
             max_source_sessions: 1,
             tombstone_age: Some(DEFAULT_TOMBSTONE_AGE),
             reported_entries: report::REPORTED_ENTRIES,
+            filters: Vec::new(),
         }
     }
 }
@@ -241,6 +246,11 @@ impl From<Refusal> for CallError {
     }
 }
 
+fn capabilities(options: &Options) -> Vec<String> {
+    let wishes = (!options.filters.is_empty()).then_some(REQUEST_FILTERED_SYNC);
+    [FULL_ENUMERATION, RANGE_DIGESTS, SUPPORT_FILTERED_SYNC].into_iter().chain(wishes).map(str::to_owned).collect()
+}
+
 impl ReplicaProvider {
     /// Opens or creates the metadata in `metadata_dir` and speaks for `store` from then on.
     ///
@@ -305,7 +315,7 @@ impl Provider for ReplicaProvider {
                 max_bytes: 0,
                 max_inline_bytes: options.max_inline_bytes,
             },
-            capabilities: vec![FULL_ENUMERATION.to_owned(), RANGE_DIGESTS.to_owned()],
+            capabilities: capabilities(options),
             busy_roles: session::busy_roles(&self.shared),
             incarnation_id,
         })
@@ -317,6 +327,16 @@ impl Provider for ReplicaProvider {
 
     async fn renew_session(&self, key: SessionKey, lease: Duration, canceled: bool) -> Result<Renewal, CallError> {
         session::renew(&self.shared, key, lease, canceled)
+    }
+
+    async fn specify_filter(&self, key: SessionKey) -> Result<Vec<FilterRequest>, CallError> {
+        session::enter(&self.shared, key, ProviderRole::Destination)?;
+        Ok(self.shared.options.filters.clone())
+    }
+
+    async fn add_filter(&self, key: SessionKey, request: FilterRequest) -> Result<(), CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        filtering::add(&self.shared, &work.session, request)
     }
 
     async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError> {

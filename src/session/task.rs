@@ -465,6 +465,18 @@ impl SessionTask {
                     Answer::Renewed(within(deadline, provider.renew_session(key, lease, canceled)).await)
                 }));
             }
+            Effect::SpecifyFilter => {
+                let (provider, key) = (self.provider(ProviderRole::Destination), self.key());
+                self.work.spawn(answered(ProviderRole::Destination, async move {
+                    Answer::FilterSpecified(within(deadline, provider.specify_filter(key)).await)
+                }));
+            }
+            Effect::AddFilter(request) => {
+                let (provider, key) = (self.provider(ProviderRole::Source), self.key());
+                self.work.spawn(answered(ProviderRole::Source, async move {
+                    Answer::FilterAdded(within(deadline, provider.add_filter(key, request)).await)
+                }));
+            }
             Effect::GetParameters => {
                 let (provider, key) = (self.provider(ProviderRole::Destination), self.key());
                 self.work.spawn(answered(ProviderRole::Destination, async move {

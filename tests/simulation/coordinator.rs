@@ -551,6 +551,7 @@ impl World {
             return;
         }
         match effect {
+            Effect::SpecifyFilter | Effect::AddFilter(_) => unreachable!("no provider of the simulation has a filter"),
             Effect::Identify(role) => self.call(guid, role, Kind::Identify, Body::Identify, deadline),
             Effect::Admit => self.admit(guid),
             Effect::Begin(role) => {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, Digest, GroupKind, IdParameters, ItemChange, ItemData,
-    ItemDataHeader, ItemId, Knowledge, RecoverableError, Selection, Version,
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, Digest, FilterFlags, GroupKind, IdParameters, ItemChange,
+    ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError, Selection, Version,
 };
 use synclave::provider::sdk::decision::{
     Absence, Action, Commit, Course, Decisions, Ground, Incoming, Learning, Obtained, Row, Settlement, Step, Verdict,
@@ -573,6 +573,7 @@ impl World {
             remaining_updates: None,
             remaining_deletions: None,
             is_last_batch: true,
+            filter_flags: FilterFlags::NONE,
         };
         if let Some(lower_bound) = known.lowest_uncontained(&made_with) {
             let missing: Vec<_> = replica.rows.iter().filter(|(id, row)| !row.is_known_by(id, known)).collect();
@@ -640,6 +641,7 @@ impl World {
             remaining_updates: Some((rows.len() - listed) as u32),
             remaining_deletions: None,
             is_last_batch,
+            filter_flags: FilterFlags::NONE,
         }
     }
 

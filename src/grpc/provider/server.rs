@@ -8,7 +8,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Identity, LastIdentity, LatestKeys, within_message};
-use crate::grpc::convert::{Path, batch, exchange, provider, range_digests};
+use crate::grpc::convert::{Path, batch, exchange, filter, provider, range_digests};
 use crate::grpc::stream::Frames;
 use crate::grpc::{MESSAGE_LIMIT, parse, status};
 use crate::knowledge::ChangeBatch;
@@ -189,6 +189,32 @@ impl KnowledgeSyncProviderService for ProviderServer {
         })?;
         let renewal = self.provider.renew_session(key, lease, canceled).await.map_err(failed)?;
         Ok(Response::new(provider::encode_renewal(renewal)))
+    }
+
+    async fn specify_filter(
+        &self,
+        request: Request<pb::SpecifyFilterRequest>,
+    ) -> Result<Response<pb::SpecifyFilterResponse>, Status> {
+        let pb::SpecifyFilterRequest { sync_guid, epoch } = request.into_inner();
+        let key = parse(|violations| provider::session_key(&sync_guid, epoch, Path::ROOT, violations))?;
+        let requests = self.provider.specify_filter(key).await.map_err(failed)?;
+        let filter_requests = requests.into_iter().map(filter::encode_filter_request).collect();
+        Ok(Response::new(pb::SpecifyFilterResponse { filter_requests }))
+    }
+
+    async fn add_filter(
+        &self,
+        request: Request<pb::AddFilterRequest>,
+    ) -> Result<Response<pb::AddFilterResponse>, Status> {
+        let pb::AddFilterRequest { sync_guid, epoch, filter: wanted, filtering_type } = request.into_inner();
+        let identity = self.identity().await?;
+        let (key, wanted) = parse(|violations| {
+            let key = provider::session_key(&sync_guid, epoch, Path::ROOT, violations);
+            let wanted = filter::filter_request(wanted, filtering_type, &identity.schema, Path::ROOT, violations);
+            key.zip(wanted)
+        })?;
+        self.provider.add_filter(key, wanted).await.map_err(failed)?;
+        Ok(Response::new(pb::AddFilterResponse {}))
     }
 
     async fn get_sync_batch_parameters(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Calls, Members, lock};
 use crate::grpc::address::AddressError;
 use crate::grpc::provider::{DialOptions, DialOut};
-use crate::knowledge::{ChangeBatch, ItemId};
+use crate::knowledge::{ChangeBatch, FilterRequest, ItemId};
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, Load, ProcessInputs, ProcessOutputs,
     ProcessStart, Provider, ProviderInfo, RangeDigests, RangeDigestsRequest, Renewal, RepairItems, SessionKey,
@@ -81,6 +81,14 @@ impl Provider for Either {
 
     async fn renew_session(&self, key: SessionKey, lease: Duration, canceled: bool) -> Result<Renewal, CallError> {
         self.provider().await?.renew_session(key, lease, canceled).await
+    }
+
+    async fn specify_filter(&self, key: SessionKey) -> Result<Vec<FilterRequest>, CallError> {
+        self.provider().await?.specify_filter(key).await
+    }
+
+    async fn add_filter(&self, key: SessionKey, request: FilterRequest) -> Result<(), CallError> {
+        self.provider().await?.add_filter(key, request).await
     }
 
     async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError> {

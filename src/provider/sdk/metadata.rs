@@ -326,6 +326,13 @@ impl Metadata {
             .map(|count| count as u64)
     }
 
+    /// The ids of all items, tombstones too, ascending.
+    pub(super) fn ids(&self) -> rusqlite::Result<Vec<ItemId>> {
+        let mut statement = self.connection.prepare_cached("SELECT item_id FROM items ORDER BY item_id")?;
+        let ids = statement.query_map([], |row| Ok(ItemId::from(row.get_ref(0)?.as_blob()?)))?;
+        ids.collect()
+    }
+
     /// All items.
     pub(super) fn snapshot(&self) -> rusqlite::Result<Snapshot> {
         let mut statement =

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::enumeration::{Enumeration, Meeting, ReadAhead};
+use super::filtering::Sieve;
 use super::range_digests::Checked;
 use super::{KnownItem, Shared, canceled, detection, forgetting, lock, panicked};
 use crate::knowledge::{Digest, ItemId, Knowledge};
@@ -79,6 +80,8 @@ pub(super) struct Session {
     pub(super) enumeration: Mutex<Option<Enumeration>>,
     /// What its latest batch was made with, of either kind: what is loaded is of that batch.
     pub(super) made_with: Mutex<Option<Arc<Knowledge>>>,
+    /// What it was told to hold back.
+    pub(super) sieve: Mutex<Option<Sieve>>,
     /// What it sends next, being read.
     pub(super) read_ahead: Mutex<Option<ReadAhead>>,
     /// Contents that this session deleted or displaced, which the store may still have until its end.
@@ -236,6 +239,7 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
         meeting: OnceLock::new(),
         enumeration: Mutex::new(None),
         made_with: Mutex::new(None),
+        sieve: Mutex::new(None),
         read_ahead: Mutex::new(None),
         deleted: Mutex::new(HashMap::new()),
         checked: Mutex::default(),

@@ -213,6 +213,8 @@ impl Scenario {
             };
             steps.push((time, step));
         }
+        let begun = |(time, step): &(Time, Step)| matches!(step, Step::Operate { .. }).then_some(*time);
+        let operations: Vec<Time> = steps.iter().filter_map(begun).collect();
         // Of a stream of their own: a seed's other steps stay what they were before these came to be.
         let beside = &mut Random::new(seed ^ 0x7461_6b65_6f76_6572);
         for _ in 0..beside.below(4) {
@@ -221,7 +223,14 @@ impl Scenario {
             let late = Duration::from_millis(beside.pick(&[20, 2_000, 20_000]));
             let replica = beside.index(replicas);
             match beside.below(if stormy { 2 } else { 1 }) {
-                0 => steps.push((time, Step::BusyElsewhere { replica, span })),
+                0 => {
+                    // Half of them when a session may just have been told that the provider is free.
+                    let time = match operations.is_empty() || beside.below(2) == 0 {
+                        true => time,
+                        false => beside.pick(&operations) + Duration::from_millis(beside.below(300)),
+                    };
+                    steps.push((time, Step::BusyElsewhere { replica, span }));
+                }
                 _ => steps.push((time, Step::TakeOver { late })),
             }
         }

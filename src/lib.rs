@@ -14,7 +14,7 @@
 //! coordinator    the wiring of what is below
 //! providers      stores of the built-in providers: directories, SQLite tables
 //! operation      directions, retries, until in sync
-//! session        machine (pure) · task · relay · admission · outbox
+//! session        machine (pure) · handle · task · relay · admission · outbox
 //! sync_info      hub, cursor, filter, view
 //! store          SQLite behind one writer thread, which is the one order of all that is visible
 //! referee        the rules that a provider can break (pure)

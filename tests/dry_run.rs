@@ -365,14 +365,7 @@ fn text(value: &Value) -> &str {
 fn the_guard_against_mass_deletion_says_the_same() {
     let mut random = Random::announced("mass delete");
     let scratch = Scratch::new();
-    let (a, b) = (scratch.directory("A"), scratch.path("B"));
-    for index in 0..150 {
-        random.write(&a.join(format!("{index}")), 500);
-    }
-    scratch.sync(&a, &b, &[]);
-    for index in 0..100 {
-        tree::remove(&a.join(format!("{index}")));
-    }
+    let (a, b) = scratch.mass_deleted(&mut random);
     let (plan, run) = plan_and_run(&scratch, &a, &b, &[], Updates::Equal);
     assert_eq!(plan.ended.code(), Some(1), "{plan:?}");
     let reason = |line: &str| line.split(" fail").nth(1).map(|rest| rest.split(';').next().unwrap_or(rest).to_owned());

@@ -81,7 +81,7 @@ pub mod decision {
 
 use applier::Processing;
 use metadata::Metadata;
-use session::Registry;
+use session::{Registry, Work};
 
 /// What a provider's owner decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -297,6 +297,22 @@ impl ReplicaProvider {
     pub fn replica_id(&self) -> ReplicaId {
         lock(&self.shared.replica).clone()
     }
+
+    /// Runs a call of a session where it may block. The session is at work until nothing of the call is left.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: Work,
+        call: impl FnOnce(&Arc<Shared>, &Work) -> Result<T, CallError> + Send + 'static,
+    ) -> Result<T, CallError> {
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || {
+            // Dropped in the reverse order: the work last.
+            let (work, shared) = (work, shared);
+            call(&shared, &work)
+        })
+        .await
+        .map_err(panicked)?
+    }
 }
 
 #[async_trait::async_trait]
@@ -343,9 +359,7 @@ impl Provider for ReplicaProvider {
         let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
         // What an abandoned batch still learns belongs into the answer.
         drop(work.session.turn.clone().lock_owned().await);
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || {
-            let _work = work;
+        self.blocking(work, |shared, _| {
             let knowledge = shared.metadata().knowledge().clone();
             let bytes = metadata::encode_knowledge(&knowledge).len();
             if bytes > MAX_KNOWLEDGE_BYTES {
@@ -355,19 +369,11 @@ impl Provider for ReplicaProvider {
             Ok(SyncBatchParameters { knowledge: (*knowledge).clone(), requested_batch_size })
         })
         .await
-        .map_err(panicked)?
     }
 
     async fn get_change_batch(&self, key: SessionKey, request: ChangeBatchRequest) -> Result<ChangeBatch, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Source)?;
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || {
-            // Whole, token and all: a closure that names only a field of it would leave the token behind.
-            let (work, shared) = (work, shared);
-            enumeration::change_batch(&shared, &work, request)
-        })
-        .await
-        .map_err(panicked)?
+        self.blocking(work, move |shared, work| enumeration::change_batch(shared, work, request)).await
     }
 
     async fn process_change_batch(
@@ -389,14 +395,8 @@ impl Provider for ReplicaProvider {
         lower_bound: ItemId,
     ) -> Result<ChangeBatch, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Source)?;
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || {
-            // Whole, as above.
-            let (work, shared) = (work, shared);
-            enumeration::full_enumeration_batch(&shared, &work, request, lower_bound)
-        })
-        .await
-        .map_err(panicked)?
+        self.blocking(work, move |shared, work| enumeration::full_enumeration_batch(shared, work, request, lower_bound))
+            .await
     }
 
     async fn process_full_enumeration_change_batch(
@@ -416,7 +416,7 @@ impl Provider for ReplicaProvider {
         let (sender, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
         let shared = self.shared.clone();
         tokio::task::spawn_blocking(move || {
-            // Whole, as above, and dropped in the reverse order: the work is over when nothing of it is left.
+            // Whole: a closure that names only a field of it would leave its token behind. The work is dropped last.
             let (work, shared, sender) = (work, shared, sender);
             loading::load(&shared, &work.session, &load, &sender);
         });
@@ -429,26 +429,12 @@ impl Provider for ReplicaProvider {
         request: RangeDigestsRequest,
     ) -> Result<RangeDigests, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Source)?;
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || {
-            // Whole, as above.
-            let (work, shared) = (work, shared);
-            range_digests::range_digests(&shared, &work, &request)
-        })
-        .await
-        .map_err(panicked)?
+        self.blocking(work, move |shared, work| range_digests::range_digests(shared, work, &request)).await
     }
 
     async fn repair_items(&self, key: SessionKey, request: RepairItems) -> Result<RepairItems, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Source)?;
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || {
-            // Whole, as above.
-            let (work, shared) = (work, shared);
-            range_digests::repair(&shared, &work, &request)
-        })
-        .await
-        .map_err(panicked)?
+        self.blocking(work, move |shared, work| range_digests::repair(shared, work, &request)).await
     }
 
     async fn end_session(&self, request: EndSession) -> Result<(), CallError> {

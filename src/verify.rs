@@ -56,7 +56,7 @@ pub enum Error {
         side: Side,
     },
     /// A call failed.
-    #[error("{side}: {call}: {error}")]
+    #[error("{side}: {call}: {error}; put that right and try again")]
     Call {
         /// A or B.
         side: Side,

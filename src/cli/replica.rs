@@ -25,7 +25,8 @@ pub(super) fn open(root: &Root, state_dir: Option<PathBuf>, options: Options) ->
 pub(super) fn filters(path: Option<&Path>) -> Result<Vec<FilterRequest>, Failure> {
     let Some(path) = path else { return Ok(Vec::new()) };
     let unusable = |reason: &dyn std::fmt::Display| Failure::usage(format!("{}: {reason}", path.display()));
-    let definition = std::fs::read(path).map_err(|error| unusable(&format!("the filter cannot be read: {error}")))?;
+    let definition = std::fs::read(path)
+        .map_err(|error| unusable(&format!("the filter cannot be read ({error}); check the name")))?;
     if definition.len() > MAX_FILTER_BYTES {
         return Err(unusable(&format!("a filter has at most {MAX_FILTER_BYTES} bytes")));
     }

@@ -1,7 +1,8 @@
 //! The task of one session: it drives the pure [`Machine`] with real calls, timers and commits.
 //!
-//! The task owns everything of its session. Others hold a [`SessionHandle`](super::SessionHandle), which only sends. A call runs in a child task
-//! with its own deadline and comes back as an event; what must outlive `AbortWork` (EndSession) has a set of its own.
+//! The task owns everything of its session. Others hold a [`SessionHandle`](super::SessionHandle), which only sends. A call
+//! runs in a child task with its own deadline and comes back as an event; what must outlive `AbortWork` (EndSession) has a
+//! set of its own.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -15,6 +15,7 @@ use crate::telemetry::{LogFormat, LogOptions};
 mod check;
 mod client;
 mod conflict;
+mod dry_run;
 mod endpoint;
 mod errors;
 mod exit;
@@ -24,6 +25,7 @@ mod local;
 mod operation;
 mod options;
 mod output;
+mod plan;
 mod progress;
 mod provider;
 mod render;
@@ -34,6 +36,7 @@ mod session;
 mod summary;
 mod sync;
 mod table;
+mod verify;
 mod wait;
 mod watch;
 
@@ -108,6 +111,7 @@ struct Globals {
 #[derive(Debug, Subcommand)]
 enum Command {
     Sync(sync::SyncArgs),
+    Verify(verify::VerifyArgs),
     Serve(serve::ServeArgs),
     Provider(provider::ProviderArgs),
     Session(session::SessionArgs),
@@ -196,6 +200,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     let server = cli.globals.server;
     match cli.command {
         Command::Sync(args) => sync::run(args, output, stop).await,
+        Command::Verify(args) => verify::run(args, output, stop).await,
         Command::Serve(args) => serve::run(args, stop).await,
         Command::Provider(args) => provider::run(args, output, stop).await,
         Command::Session(args) => session::run(args, &server, output, stop).await,

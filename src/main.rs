@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+/// What one thread allocates, another often frees here: a call's answer, a write on its way to the store. The C library's
+/// allocator takes a lock for that, which cost the coordinator a third of its sessions per second (docs/performance.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = match synclave::cli::parse(std::env::args_os()) {
         Ok(cli) => cli,

@@ -3,6 +3,10 @@
 // Each benchmark is a crate of its own, and none uses all of this.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+/// The program's own allocator (src/main.rs), for us and for whom we are measured against.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 pub mod bare_sqlite;
 pub mod mode;
 pub mod null_provider;

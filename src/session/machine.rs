@@ -163,11 +163,6 @@ impl Machine {
         self.failure.as_ref()
     }
 
-    /// True when there are transitions that are not stored yet.
-    pub fn has_events(&self) -> bool {
-        !self.events.is_empty()
-    }
-
     /// What a provider told of itself, or what stands for one that is not dialled; known from `Admit` on.
     pub fn info(&self, role: ProviderRole) -> Option<&ProviderInfo> {
         self.infos[role as usize].as_ref()

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -22,7 +23,7 @@ use super::outbox::Outbox;
 use super::registry::StateError;
 use super::relay::{Relay, within};
 use super::timing::Timing;
-use super::unwritten::Unwritten;
+use super::unwritten::{TRANSITION_DELAY, Unwritten};
 use crate::provider::{BeginSession, EndSession, Partner, ProcessStart, Provider, SessionKey, SessionRef};
 use crate::store::conflicts::{End, Findings};
 use crate::store::{OwedEnd, SessionFindings, SessionRecord, Standing, Store, Submitted, Write};
@@ -69,7 +70,9 @@ pub(super) struct SessionTask {
     publish_at: Option<Instant>,
     waiting: watch::Sender<&'static str>,
     unwritten: Unwritten,
-    /// A transition that is on its way to the store.
+    /// When the transitions that wait go to the store, unless a commit takes them along before.
+    visible_at: Option<Instant>,
+    /// Transitions that are on their way to the store.
     publishing: Option<Submitted>,
     owed: Vec<OwedEnd>,
     heard: [Instant; 2],
@@ -94,6 +97,7 @@ impl SessionTask {
             publish_at: None,
             waiting: watch::channel("").0,
             unwritten: Unwritten::default(),
+            visible_at: None,
             publishing: None,
             owed: Vec::new(),
             heard: [Instant::now(); 2],
@@ -121,6 +125,9 @@ impl SessionTask {
                         self.timers.remove(&timer);
                         self.handle(Event::Timer(timer)).await;
                     }
+                }
+                () = sleep_until(self.visible_at.unwrap_or_else(Instant::now)), if self.visible_at.is_some() => {
+                    self.make_visible().await;
                 }
                 () = sleep_until(self.publish_at.unwrap_or_else(Instant::now)), if self.publish_at.is_some() => {
                     // The sender goes with the batch; `Processed` brings the final totals.
@@ -209,7 +216,7 @@ impl SessionTask {
         }
     }
 
-    fn lease_remaining(&self, role: ProviderRole) -> std::time::Duration {
+    fn lease_remaining(&self, role: ProviderRole) -> Duration {
         if self.machine.record().is_dialled(role) {
             return self.parts.timing.lease.saturating_sub(self.heard[role as usize].elapsed());
         }
@@ -368,7 +375,7 @@ impl SessionTask {
                 self.unwritten.settle(self.machine.record().sync_guid, role);
             }
             Effect::Commit(commit, owed) => return Some(self.commit(commit, owed).await),
-            Effect::Publish => self.publish().await,
+            Effect::Publish => self.publish(),
             Effect::SetTimer(timer, after) => {
                 self.timers.insert(timer, Instant::now() + after);
             }
@@ -470,18 +477,22 @@ impl SessionTask {
         }
     }
 
-    /// A transition is committed as it becomes visible, and nothing waits for it but what is written next; progress is durable
-    /// with the next commit.
-    async fn publish(&mut self) {
-        self.published().await;
-        if self.unwritten.has_transitions(&self.machine) {
-            let writes = self.take_writes();
-            match self.parts.store.submit(writes).await {
-                Ok(submitted) => self.publishing = Some(submitted),
-                Err(failure) => warn!(%failure, "a transition is not stored yet; the next commit carries it"),
-            }
+    /// A transition becomes visible soon; progress goes behind it, and is durable with the next commit.
+    fn publish(&mut self) {
+        if self.unwritten.note(&mut self.machine) {
+            self.visible_at.get_or_insert_with(|| Instant::now() + TRANSITION_DELAY);
         } else {
             self.parts.store.progress(self.machine.record().clone());
+        }
+    }
+
+    /// Transitions are committed as they become visible, and nothing waits for that but what is written next.
+    async fn make_visible(&mut self) {
+        self.published().await;
+        let writes = self.take_writes();
+        match self.parts.store.submit(writes).await {
+            Ok(submitted) => self.publishing = Some(submitted),
+            Err(failure) => warn!(%failure, "a transition is not stored yet; the next commit carries it"),
         }
     }
 
@@ -496,6 +507,7 @@ impl SessionTask {
     }
 
     fn take_writes(&mut self) -> Vec<Write> {
+        self.visible_at = None;
         let writes = self.unwritten.take(&mut self.machine);
         for write in &writes {
             if let Write::Session(_, Some(event)) = write {
@@ -525,7 +537,7 @@ impl SessionTask {
 pub fn found(
     record: &SessionRecord,
     findings: Findings,
-    item_retry: std::time::Duration,
+    item_retry: Duration,
     time: jiff::Timestamp,
 ) -> SessionFindings {
     let end = |role| {

@@ -3,9 +3,15 @@
 //! A commit that fails loses none of it: the next one carries it again, so that the stored events are a path through the
 //! states whatever the disk does.
 
+use std::time::Duration;
+
 use super::machine::Machine;
 use crate::store::{SessionFindings, Write};
 use crate::types::{ProviderRole, SyncGuid};
+
+/// A transition that nothing waits for becomes visible after so long, with whatever came to pass meanwhile: a session with
+/// little to do has its next commit by then, and pays for one transaction less.
+pub const TRANSITION_DELAY: Duration = Duration::from_millis(5);
 
 /// Writes that wait for a session's next commit.
 #[derive(Debug, Default)]
@@ -27,24 +33,27 @@ impl Unwritten {
         self.writes.push(Write::Found(Box::new(found)));
     }
 
-    /// True when a transition waits, or what a batch showed: what is only progress must not go before it.
-    pub fn has_transitions(&self, machine: &Machine) -> bool {
-        machine.has_events() || self.writes.iter().any(|write| matches!(write, Write::Session(..) | Write::Found(_)))
+    /// Keeps the transitions that the machine has made, each with the record as it is now. True when something waits that
+    /// progress must not go before: a transition, or what a batch showed.
+    pub fn note(&mut self, machine: &mut Machine) -> bool {
+        for event in machine.take_events() {
+            self.last_cause.clone_from(&event.cause);
+            self.writes.push(Write::Session(Box::new(machine.record().clone()), Some(event)));
+        }
+        self.writes.iter().any(|write| matches!(write, Write::Session(..) | Write::Found(_)))
     }
 
-    /// All that the commit at hand writes; the session's record is in it in any case.
+    /// All that the commit at hand writes; the session's record as it is now is in it in any case.
     pub fn take(&mut self, machine: &mut Machine) -> Vec<Write> {
-        let events = machine.take_events();
-        let record = machine.record();
-        let had_events = !events.is_empty();
-        for event in events {
-            self.last_cause.clone_from(&event.cause);
-            self.writes.push(Write::Session(Box::new(record.clone()), Some(event)));
-        }
+        self.note(machine);
         self.taken = self.writes.len();
         let mut writes = self.writes.clone();
-        if !had_events {
-            writes.push(Write::Session(Box::new(record.clone()), None));
+        let newest = writes.iter().rev().find_map(|write| match write {
+            Write::Session(record, _) => Some(record),
+            _ => None,
+        });
+        if newest.is_none_or(|newest| **newest != *machine.record()) {
+            writes.push(Write::Session(Box::new(machine.record().clone()), None));
         }
         writes
     }

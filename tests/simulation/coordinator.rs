@@ -20,7 +20,7 @@ use synclave::session::machine::{Answer, Commit, Effect, Event, Machine, RelayEr
 use synclave::session::outbox::delivery::{self, Delivery};
 use synclave::session::recovery::{end_left_behind, notice_left_behind};
 use synclave::session::task::found;
-use synclave::session::unwritten::Unwritten;
+use synclave::session::unwritten::{TRANSITION_DELAY, Unwritten};
 use synclave::store::{Counters, Member, OperationState, OwedEnd, SessionEvent, SessionRecord, SyncDirection, Write};
 use synclave::sync_info::Hub;
 use synclave::types::{
@@ -115,6 +115,8 @@ pub(crate) struct Session {
     waiting: Rc<RefCell<Option<&'static str>>>,
     permit: Option<Permit>,
     unwritten: Unwritten,
+    /// Transitions wait, and nothing has committed them yet.
+    becomes_visible: bool,
     owed: Vec<OwedEnd>,
     inbox: VecDeque<Event>,
     effects: VecDeque<Effect>,
@@ -497,6 +499,7 @@ impl World {
             waiting: Rc::default(),
             permit: None,
             unwritten: Unwritten::default(),
+            becomes_visible: false,
             owed: Vec::new(),
             inbox: VecDeque::new(),
             effects: VecDeque::new(),
@@ -542,7 +545,7 @@ impl World {
 
     fn carry_out(&mut self, guid: SyncGuid, effect: Effect) {
         let deadline = TIMING.call_deadline;
-        if matches!(effect, Effect::Commit(..) | Effect::Publish)
+        if matches!(effect, Effect::Commit(..))
             && let Some(session) = self.session(guid)
             && session.publishing
         {
@@ -651,6 +654,7 @@ impl World {
             }
             Effect::Commit(commit, owed) => {
                 let Some(session) = self.session(guid) else { return };
+                session.becomes_visible = false;
                 let mut writes = session.unwritten.take(&mut session.machine);
                 writes.extend(owed.iter().map(|owed| Write::Owe(Box::new(owed.clone()))));
                 if !owed.is_empty() {
@@ -660,9 +664,11 @@ impl World {
             }
             Effect::Publish => {
                 let Some(session) = self.session(guid) else { return };
-                if session.unwritten.has_transitions(&session.machine) {
-                    let writes = session.unwritten.take(&mut session.machine);
-                    return self.begin_commit(Committer::Session(guid, None), writes);
+                if session.unwritten.note(&mut session.machine) {
+                    if !std::mem::replace(&mut session.becomes_visible, true) {
+                        self.becomes_visible(guid);
+                    }
+                    return;
                 }
                 let record = session.machine.record().clone();
                 if let (Some(published), Some(coordinator)) = (self.database.progress(record), &self.coordinator) {
@@ -683,6 +689,11 @@ impl World {
             }
             Effect::Finish => self.finish_session(guid),
         }
+    }
+
+    fn becomes_visible(&mut self, sync_guid: SyncGuid) {
+        let coordinator = self.life();
+        self.queue_in(TRANSITION_DELAY, Happening::Visible { coordinator, sync_guid });
     }
 
     fn finish_session(&mut self, guid: SyncGuid) {
@@ -939,6 +950,15 @@ impl World {
                 if session.timers.get(&timer) == Some(&set) {
                     session.timers.remove(&timer);
                     self.feed(sync_guid, Event::Timer(timer));
+                }
+            }
+            Happening::Visible { sync_guid, .. } => {
+                let Some(session) = self.session(sync_guid) else { return };
+                if session.publishing {
+                    self.becomes_visible(sync_guid);
+                } else if std::mem::take(&mut session.becomes_visible) {
+                    let writes = session.unwritten.take(&mut session.machine);
+                    self.begin_commit(Committer::Session(sync_guid, None), writes);
                 }
             }
             Happening::Durable { commit, .. } => self.committed(commit),

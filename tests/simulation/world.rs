@@ -148,6 +148,10 @@ pub(crate) enum Happening {
         timer: Timer,
         set: u64,
     },
+    Visible {
+        coordinator: u64,
+        sync_guid: SyncGuid,
+    },
     Durable {
         coordinator: u64,
         commit: u64,
@@ -425,6 +429,7 @@ impl World {
             | Happening::Output { coordinator, .. }
             | Happening::Idle { coordinator, .. }
             | Happening::Timer { coordinator, .. }
+            | Happening::Visible { coordinator, .. }
             | Happening::Durable { coordinator, .. }
             | Happening::Deliver { coordinator, .. }
             | Happening::OperationDue { coordinator, .. } => {

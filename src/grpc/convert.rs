@@ -16,6 +16,7 @@ pub mod operation;
 pub mod provider;
 pub mod resolution;
 pub mod session;
+pub mod simple;
 pub mod sync_info;
 pub mod time;
 

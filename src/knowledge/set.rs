@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::{ChangeUnitId, ClockVector, IdFormat, ItemId, ReplicaId, Version};
 
 mod algebra;
+mod exceptions;
 mod ranges;
 mod selection;
 
@@ -160,6 +161,11 @@ impl Knowledge {
     /// What is known of `item`'s change units that no fragment names (FindClockVectorForItem). O(log n).
     pub fn vector_for_item(&self, item: &ItemId) -> &Arc<ClockVector> {
         self.fragments[0].vector_for(item)
+    }
+
+    /// What is known of `item`, of whichever change units: a vector for each fragment. O(log n) for each.
+    pub fn vectors_for_item(&self, item: &ItemId) -> impl Iterator<Item = &Arc<ClockVector>> {
+        self.fragments.iter().map(move |fragment| fragment.vector_for(item))
     }
 
     /// What is known of one change unit of `item` (FindClockVectorForChangeUnit). O(log n).

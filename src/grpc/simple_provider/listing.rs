@@ -81,15 +81,9 @@ pub(super) fn detect(calls: &Calls, schema: &Schema, known: &dyn Known) -> Resul
             }
         }
     }
-    detection.observations.sort_unstable_by(|a, b| id_of(a).cmp(id_of(b)));
+    detection.observations.sort_unstable_by(|a, b| a.id().cmp(b.id()));
     detection.anchor = anchor.filter(|_| schema.supports_anchors && detection.skipped.is_empty());
     Ok(detection)
-}
-
-fn id_of(observation: &Observation) -> &ItemId {
-    match observation {
-        Observation::Present { id, .. } | Observation::Missing { id } => id,
-    }
 }
 
 /// Reads a whole list. `None` when the store does not know the anchor.

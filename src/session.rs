@@ -25,7 +25,7 @@ pub mod token;
 pub mod unwritten;
 
 pub use registry::{NewSession, Sessions, StateError};
-pub use task::{CallerCall, SessionHandle};
+pub use task::{CallerCall, SessionHandle, StateAnswer, StateCall};
 pub use timing::Timing;
 
 use std::sync::Arc;

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::exit::Failure;
 use super::local::{LocalCoordinator, directory_endpoint};
+use super::options::TombstoneAge;
 use super::provider::member_name;
 use super::roots::{self, Root};
 use super::sync::{SyncEnd, SyncPlan};
@@ -29,6 +30,7 @@ use crate::types::Endpoint;
 #[derive(Debug)]
 pub(super) struct DryRun {
     replicas: Vec<Replica>,
+    tombstone_age: TombstoneAge,
     scratch: Scratch,
 }
 
@@ -75,7 +77,7 @@ impl DryRun {
                 state_dir,
             });
         }
-        Ok(Self { replicas, scratch })
+        Ok(Self { replicas, tombstone_age: sync.tombstone_age, scratch })
     }
 
     /// A coordinator that reaches these two replicas and nobody else: what it owes to others is not its to deliver.
@@ -86,8 +88,12 @@ impl DryRun {
         let mut opened_replicas = Vec::new();
         for replica in &self.replicas {
             let Replica { endpoint, member_name, overlay, state_dir } = replica;
-            let options =
-                Options { member_name: member_name.clone(), reported_entries: usize::MAX, ..Options::default() };
+            let options = Options {
+                member_name: member_name.clone(),
+                tombstone_age: self.tombstone_age.0,
+                reported_entries: usize::MAX,
+                ..Options::default()
+            };
             let provider = ReplicaProvider::open(overlay.clone(), state_dir, &overlay.identity(), options);
             let provider = provider.map_err(|error| failed(&error))?;
             providers.insert(endpoint.clone(), provider.clone());

@@ -58,7 +58,7 @@ impl LocalCoordinator {
                 SyncEnd::Provider(endpoint) => endpoint.clone(),
                 SyncEnd::Directory(root) => {
                     root.create()?;
-                    let replica = replica::open(root, None, member_name(root))?;
+                    let replica = replica::open(root, None, member_name(root), plan.tombstone_age)?;
                     let endpoint = directory_endpoint(root);
                     providers.add(endpoint.clone(), replica.clone());
                     replicas.push(replica);

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
+use super::options::TombstoneAge;
 use super::output::Output;
 use super::roots::{self, Root};
 use super::serve::{cannot_listen, check_reach, span};
@@ -59,6 +60,9 @@ struct FileArgs {
     /// Keep what it knows here instead of in DIR/.synclave
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Forget a deletion after so long: 60d, 12h or never. A replica that has not seen it by then must compare all items
+    #[arg(long, default_value = "60d", value_name = "AGE")]
+    tombstone_age: TombstoneAge,
     /// Listen on an address that others can reach, without TLS
     #[arg(long)]
     insecure: bool,
@@ -183,6 +187,8 @@ pub(super) struct FilePlan {
     pub(super) name: String,
     /// Instead of `.synclave` in the root.
     pub(super) state_dir: Option<PathBuf>,
+    /// When deletions are forgotten.
+    pub(super) tombstone_age: TombstoneAge,
 }
 
 impl FileArgs {
@@ -190,7 +196,7 @@ impl FileArgs {
         check_reach(self.listen, self.insecure)?;
         let root = Root::existing(&self.dir)?;
         let name = self.name.unwrap_or_else(|| member_name(&root));
-        Ok(FilePlan { root, listen: self.listen, name, state_dir: self.state_dir })
+        Ok(FilePlan { root, listen: self.listen, name, state_dir: self.state_dir, tombstone_age: self.tombstone_age })
     }
 }
 
@@ -211,7 +217,7 @@ pub(super) async fn run(args: ProviderArgs, output: Output, stop: CancellationTo
         ProviderCommand::File(args) => {
             let plan = args.plan()?;
             let (root, state_dir, name) = (plan.root, plan.state_dir, plan.name);
-            serve(plan.listen, move || replica::open(&root, state_dir, name), stop).await
+            serve(plan.listen, move || replica::open(&root, state_dir, name, plan.tombstone_age), stop).await
         }
         ProviderCommand::Sqlite(args) => {
             check_reach(args.listen, args.insecure)?;

@@ -11,7 +11,7 @@ use super::dry_run::DryRun;
 use super::endpoint::{self, Target};
 use super::exit::{Exit, Failure};
 use super::local::{self, LocalCoordinator};
-use super::options::{Collision, Conflict};
+use super::options::{Collision, Conflict, FullEnumeration, TombstoneAge};
 use super::output::{self, Output};
 use super::plan::Plan;
 use super::roots::{self, Root};
@@ -60,6 +60,12 @@ pub(super) struct SyncArgs {
     /// Turn the safety stop against mass deletion off
     #[arg(long)]
     allow_mass_delete: bool,
+    /// What to do when B, or A, has not seen deletions that the other has forgotten since
+    #[arg(long, value_enum, default_value = "abort", value_name = "ACTION")]
+    full_enumeration: FullEnumeration,
+    /// Forget a deletion after so long: 60d, 12h or never. A replica that has not seen it by then must compare all items
+    #[arg(long, default_value = "60d", value_name = "AGE")]
+    tombstone_age: TombstoneAge,
     /// Say what would be done, item by item, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -84,6 +90,8 @@ pub(super) struct SyncPlan {
     pub(super) ends: [SyncEnd; 2],
     /// Where state is kept; made when it is not there.
     pub(super) data_dir: PathBuf,
+    /// When the directories' providers forget deletions.
+    pub(super) tombstone_age: TombstoneAge,
 }
 
 impl SyncArgs {
@@ -109,7 +117,7 @@ impl SyncArgs {
                 roots::check_outside(&data_dir, root)?;
             }
         }
-        Ok(SyncPlan { ends: [a, b], data_dir })
+        Ok(SyncPlan { ends: [a, b], data_dir, tombstone_age: self.tombstone_age })
     }
 
     /// A and B as the user named them.
@@ -126,6 +134,7 @@ impl SyncArgs {
             destination: Some(endpoint::to_pb(destination)),
             direction: direction.into(),
             conflict_resolution_policy: Some(pb::ConflictResolutionPolicy::from(self.conflict).into()),
+            full_enumeration_action: Some(pb::FullEnumerationAction::from(self.full_enumeration).into()),
             collision_conflict_resolution_policy: Some(
                 pb::CollisionConflictResolutionPolicy::from(self.collision).into(),
             ),

@@ -12,6 +12,7 @@ use super::{ChangeUnitId, ClockVector, IdFormat, ItemId, ReplicaId, Version};
 
 mod algebra;
 mod exceptions;
+mod forgotten;
 mod ranges;
 mod selection;
 

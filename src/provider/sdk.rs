@@ -7,6 +7,7 @@
 //! - `detection`: local changes become versions when a session begins (R14);
 //! - `enumeration`, `loading`: the source's side, what a destination lacks and the data of one item;
 //! - `applier`: the destination's side;
+//! - `forgetting`: tombstones that are old enough are cleaned up;
 //! - `units`: items whose members are versioned each on their own;
 //! - `metadata`: the book that all of them keep.
 //!
@@ -14,7 +15,7 @@
 //! a transaction; another, the *gate*, lets only one of detection and application touch the store at a time.
 //!
 //! Refusals in words of our own: `BUSY` (as many sessions as it takes; nothing was done, try again), `MASS_DELETE`,
-//! `REPLICA_WENT_BACK`, `STALE_EPOCH`, `METADATA`, and the reasons of the store's own [`StoreError`]s.
+//! `REPLICA_REMADE`, `REPLICA_WENT_BACK`, `STALE_EPOCH`, `METADATA`, and the reasons of the store's own [`StoreError`]s.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,11 +26,11 @@ use tokio::sync::mpsc;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::knowledge::{ChangeBatch, IdParameters, ReplicaId};
+use crate::knowledge::{ChangeBatch, IdParameters, ItemId, ReplicaId};
 use crate::provider::{
-    BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, Load, MAX_KNOWLEDGE_BYTES,
-    ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits, Refusal, RefusalCode, Renewal,
-    SessionKey, SyncBatchParameters,
+    BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, FULL_ENUMERATION, Load,
+    MAX_KNOWLEDGE_BYTES, Partner, ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits,
+    Refusal, RefusalCode, Renewal, SessionKey, SyncBatchParameters,
 };
 use crate::types::{Hresult, ProviderRole};
 
@@ -37,6 +38,7 @@ mod applier;
 mod conflict_copy;
 mod detection;
 mod enumeration;
+mod forgetting;
 mod item_store;
 mod loading;
 mod metadata;
@@ -47,6 +49,7 @@ mod tests;
 mod units;
 
 pub use conflict_copy::conflict_copy_id;
+pub use forgetting::DEFAULT_TOMBSTONE_AGE;
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
     Staged, Staging, StoreError,
@@ -58,18 +61,20 @@ pub use units::{MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES};
 /// The decisions of detection and application, apart from threads, files and the wire: the provider runs them over SQLite,
 /// `tests/simulation` over replicas in memory.
 pub mod decision {
+    pub use super::applier::absent::{Absence, Absent, absence, judge};
     pub use super::applier::carry_out::{change_item, conclusion, intents, leave_out, order, outcome};
     pub use super::applier::decisions::Decisions;
     pub use super::applier::fetch::Obtained;
-    pub use super::applier::learned;
     pub use super::applier::merge::{Course, Fetched, UnitCourse, course, wanted};
     pub use super::applier::plan::{Action, Deferral, Ground, Plan, Step, Verdict};
     pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
+    pub use super::applier::{Learning, learned, learns_forgotten};
     pub use super::detection::{Book, Folded, fold};
     pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};
     pub use super::units::{Object, missing};
 }
 
+use applier::Processing;
 use metadata::Metadata;
 use session::Registry;
 
@@ -86,6 +91,9 @@ pub struct Options {
     pub max_inline_bytes: u64,
     /// Sessions as source at once, beside one as destination; 0 or 1: one session at a time in all.
     pub max_source_sessions: u32,
+    /// Tombstones are cleaned up that were recorded so long ago, with a resolution of seconds; `None`: never. A replica that
+    /// has not seen a deletion by then is out of date and must compare all items.
+    pub tombstone_age: Option<Duration>,
     /// Entries of each kind that its [`Report`] keeps.
     pub reported_entries: usize,
 }
@@ -98,6 +106,7 @@ impl Default for Options {
             max_changes: 0,
             max_inline_bytes: 64 * 1024,
             max_source_sessions: 1,
+            tombstone_age: Some(DEFAULT_TOMBSTONE_AGE),
             reported_entries: report::REPORTED_ENTRIES,
         }
     }
@@ -117,6 +126,7 @@ struct Shared {
     instance_id: String,
     /// Beside the metadata, so that GetIdParameters waits for no transaction.
     replica: Mutex<ReplicaId>,
+    incarnation: Mutex<String>,
     metadata: Mutex<Metadata>,
     /// Held by detection and by each group that is applied. Taken before `metadata`, never after.
     gate: Mutex<()>,
@@ -159,6 +169,21 @@ impl Shared {
         Refusal::own(RefusalCode::FailedPrecondition, "REPLICA_WENT_BACK", Hresult::SYNC_E_INVALID_OPERATION, message)
     }
 
+    /// Refuses a partner that was wiped and made again under its id: it would give out the same versions for other changes,
+    /// and its ticks need not show it.
+    fn meet(&self, partner: &Partner) -> Result<(), Refusal> {
+        if self.metadata().meet(partner).map_err(metadata_failed)? {
+            return Ok(());
+        }
+        let message = format!(
+            "replica {} was wiped and made again under the same id since the last session with it: its versions would be taken \
+             for those that it gave out before; give it a new replica id",
+            partner.replica_id
+        );
+        let code = Hresult::SYNC_E_INVALID_OPERATION;
+        Err(Refusal::own(RefusalCode::FailedPrecondition, "REPLICA_REMADE", code, message))
+    }
+
     /// Takes a new replica id if that is due. Called when no session is left.
     fn renew_replica(&self) {
         if !self.went_back.swap(false, Ordering::Relaxed) {
@@ -166,7 +191,13 @@ impl Shared {
         }
         let mut metadata = self.metadata();
         match metadata.renew() {
-            Ok(()) => *lock(&self.replica) = metadata.replica().clone(),
+            Ok(()) => {
+                *lock(&self.replica) = metadata.replica().clone();
+                match metadata.incarnation() {
+                    Ok(incarnation) => *lock(&self.incarnation) = incarnation,
+                    Err(error) => warn!(%error, "cannot record the new replica's incarnation"),
+                }
+            }
             Err(error) => {
                 self.went_back.store(true, Ordering::Relaxed);
                 warn!(%error, "cannot start as a new replica");
@@ -222,7 +253,10 @@ impl ReplicaProvider {
         identity: &str,
         options: Options,
     ) -> Result<Arc<Self>, MetadataError> {
-        let metadata = Metadata::open(metadata_dir, identity)?;
+        let mut metadata = Metadata::open(metadata_dir, identity)?;
+        let incarnation = metadata
+            .incarnation()
+            .map_err(|error| MetadataError::Broken { path: metadata_dir.to_owned(), reason: error.to_string() })?;
         let report = Mutex::new(Report::new(options.reported_entries));
         Ok(Arc::new(Self {
             shared: Arc::new(Shared {
@@ -230,6 +264,7 @@ impl ReplicaProvider {
                 options,
                 instance_id: Uuid::new_v4().simple().to_string(),
                 replica: Mutex::new(metadata.replica().clone()),
+                incarnation: Mutex::new(incarnation),
                 metadata: Mutex::new(metadata),
                 gate: Mutex::new(()),
                 looked: Mutex::new(None),
@@ -255,6 +290,7 @@ impl ReplicaProvider {
 impl Provider for ReplicaProvider {
     async fn get_id_parameters(&self) -> Result<ProviderInfo, CallError> {
         let options = &self.shared.options;
+        let incarnation_id = lock(&self.shared.incarnation).clone();
         Ok(ProviderInfo {
             id_parameters: IdParameters::BUILT_IN,
             replica_id: self.replica_id(),
@@ -266,9 +302,9 @@ impl Provider for ReplicaProvider {
                 max_bytes: 0,
                 max_inline_bytes: options.max_inline_bytes,
             },
-            capabilities: Vec::new(),
+            capabilities: vec![FULL_ENUMERATION.to_owned()],
             busy_roles: session::busy_roles(&self.shared),
-            incarnation_id: String::new(),
+            incarnation_id,
         })
     }
 
@@ -320,7 +356,36 @@ impl Provider for ReplicaProvider {
     ) -> Result<ProcessOutputs, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
         let turn = work.session.turn.clone().lock_owned().await;
-        applier::process(&self.shared, work, turn, start, batch, inputs)
+        applier::process(&self.shared, work, turn, Processing::ChangeBatch, start, batch, inputs)
+    }
+
+    async fn get_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        request: ChangeBatchRequest,
+        lower_bound: ItemId,
+    ) -> Result<ChangeBatch, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || {
+            // Whole, as above.
+            let (work, shared) = (work, shared);
+            enumeration::full_enumeration_batch(&shared, &work, request, lower_bound)
+        })
+        .await
+        .map_err(panicked)?
+    }
+
+    async fn process_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        start: ProcessStart,
+        batch: ChangeBatch,
+        inputs: ProcessInputs,
+    ) -> Result<ProcessOutputs, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
+        let turn = work.session.turn.clone().lock_owned().await;
+        applier::process(&self.shared, work, turn, Processing::FullEnumeration, start, batch, inputs)
     }
 
     async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError> {

@@ -43,6 +43,9 @@ rules! {
     DuplicateItem = "DUPLICATE_ITEM", SYNC_E_DUPLICATE_ITEM;
     /// A change's version is in the made-with knowledge of its group (`windows-sync.md` 5.6).
     ChangeNotInKnowledge = "CHANGE_NOT_IN_KNOWLEDGE", SYNC_E_CHANGE_NOT_IN_KNOWLEDGE;
+    /// A batch of a full enumeration is one ordered group (R24) that begins no higher than was asked, and has no upper bound
+    /// exactly when it is the last: what is within the bounds and not listed is deleted.
+    NotFullEnumeration = "NOT_FULL_ENUMERATION", SYNC_E_INVALID_OPERATION;
     /// A tombstone has no change units (R25).
     DeletionWithChangeUnits = "DELETION_WITH_CHANGE_UNITS", SYNC_E_INVALID_OPERATION;
     /// An item with change units has no version of its own (`windows-sync.md` 4.3).

@@ -36,12 +36,14 @@ mod event;
 mod external;
 mod left_out;
 mod link;
+mod recovery;
 #[cfg(test)]
 mod tests;
 
 use change_loop::{BatchInHand, Rate};
 use end::Ends;
 pub use event::{Answer, Commit, Effect, Event, Now, RelayError, Relayed, Ticks, Timer};
+use recovery::Recovery;
 
 /// Commits of the final state that may fail before the session ends without it; the next start then ends it.
 const MAX_FINAL_ATTEMPTS: u32 = 10;
@@ -95,6 +97,7 @@ pub struct Machine {
     heard: [Option<Instant>; 2],
     batch: BatchInHand,
     left_out: u64,
+    recovery: Recovery,
     /// What stands between the replicas.
     standing: Standing,
     /// Items that are set aside, and were not sent in a later version.
@@ -126,6 +129,7 @@ impl Machine {
             heard: [None; 2],
             batch: BatchInHand::default(),
             left_out: 0,
+            recovery: Recovery::default(),
             standing: Standing::default(),
             set_aside: HashSet::new(),
             ended_by_caller: false,

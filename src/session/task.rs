@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -20,6 +21,7 @@ use super::registry::StateError;
 use super::relay::{Relay, within};
 use super::timing::Timing;
 use super::unwritten::Unwritten;
+use crate::knowledge::ItemId;
 use crate::provider::{
     BeginSession, EndSession, Partner, ProcessStart, ProgressReport, Provider, ProviderFault, SessionKey, SessionRef,
 };
@@ -76,6 +78,31 @@ enum Message {
     Progress(ProgressReport),
     Caller { call: CallerCall, reply: oneshot::Sender<Result<(), StateError>> },
     Status { role: ProviderRole, reply: oneshot::Sender<SessionStatus> },
+    State { call: StateCall, reply: oneshot::Sender<Result<StateAnswer, StateError>> },
+}
+
+/// What SessionStateService keeps in a session for its providers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StateCall {
+    /// SetForgottenKnowledgeRecoveryRange: both bounds closed; without an upper one to the last item.
+    SetRecoveryRange(ItemId, Option<ItemId>),
+    /// GetForgottenKnowledgeRecoveryRange.
+    GetRecoveryRange,
+    /// LoadInfoFromChangeApplication: opaque.
+    LoadInfo(Bytes),
+    /// GetInfoForChangeApplication.
+    GetInfo,
+}
+
+/// The answer to a [`StateCall`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StateAnswer {
+    /// It is kept.
+    Kept,
+    /// The recovery range.
+    RecoveryRange(ItemId, Option<ItemId>),
+    /// What a change applier kept; empty when it kept nothing.
+    Info(Bytes),
 }
 
 /// What only the caller of an external session may do.
@@ -119,6 +146,18 @@ impl SessionHandle {
     pub async fn caller(&self, call: CallerCall) -> Result<(), StateError> {
         let (reply, answer) = oneshot::channel();
         self.send(Message::Caller { call, reply }).await;
+        answer.await.unwrap_or(Err(StateError::NoSession))
+    }
+
+    /// Sets or reads what the session keeps for its providers.
+    ///
+    /// # Errors
+    /// [`StateError::Concluded`] for what sets, once the outcome is decided; [`StateError::NoRecovery`] for the recovery range
+    /// outside a recovery; [`StateError::IdFormat`] and [`StateError::RangeOutOfOrder`] for bounds that are none;
+    /// [`StateError::NoSession`] when it is over.
+    pub async fn state(&self, call: StateCall) -> Result<StateAnswer, StateError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Message::State { call, reply }).await;
         answer.await.unwrap_or(Err(StateError::NoSession))
     }
 
@@ -198,6 +237,8 @@ pub(super) struct SessionTask {
     publishing: Option<Submitted>,
     owed: Vec<OwedEnd>,
     heard: [Instant; 2],
+    /// What a destination's change applier keeps in the session; opaque.
+    change_application: Bytes,
     over: bool,
 }
 
@@ -220,6 +261,7 @@ impl SessionTask {
             publishing: None,
             owed: Vec::new(),
             heard: [Instant::now(); 2],
+            change_application: Bytes::new(),
             over: false,
         }
     }
@@ -291,6 +333,11 @@ impl SessionTask {
                 // The caller may have gone.
                 let _ = reply.send(taken);
             }
+            Message::State { call, reply } => {
+                let answer = self.state(call);
+                // The caller may have gone.
+                let _ = reply.send(answer);
+            }
             Message::Status { role, reply } => {
                 let status = SessionStatus {
                     is_canceled: self.machine.is_canceled(),
@@ -301,6 +348,28 @@ impl SessionTask {
                 // The caller may have gone.
                 let _ = reply.send(status);
             }
+        }
+    }
+
+    fn state(&mut self, call: StateCall) -> Result<StateAnswer, StateError> {
+        let sets = matches!(call, StateCall::SetRecoveryRange(..) | StateCall::LoadInfo(_));
+        if sets && self.machine.is_concluded() {
+            return Err(StateError::Concluded);
+        }
+        match call {
+            StateCall::SetRecoveryRange(lower, upper) => {
+                self.machine.set_recovery_range(lower, upper)?;
+                Ok(StateAnswer::Kept)
+            }
+            StateCall::GetRecoveryRange => {
+                let (lower, upper) = self.machine.recovery_range().cloned().ok_or(StateError::NoRecovery)?;
+                Ok(StateAnswer::RecoveryRange(lower, upper))
+            }
+            StateCall::LoadInfo(info) => {
+                self.change_application = info;
+                Ok(StateAnswer::Kept)
+            }
+            StateCall::GetInfo => Ok(StateAnswer::Info(self.change_application.clone())),
         }
     }
 
@@ -408,7 +477,16 @@ impl SessionTask {
                     Answer::Batch(within(deadline, provider.get_change_batch(key, request)).await)
                 }));
             }
-            Effect::Process { batch, referee, resolutions } => self.process(batch, referee, resolutions),
+            Effect::GetFullEnumerationBatch(request, lower_bound) => {
+                let (provider, key) = (self.provider(ProviderRole::Source), self.key());
+                self.work.spawn(answered(ProviderRole::Source, async move {
+                    let call = provider.get_full_enumeration_change_batch(key, request, lower_bound);
+                    Answer::Batch(within(deadline, call).await)
+                }));
+            }
+            Effect::Process { batch, full_enumeration, referee, resolutions } => {
+                self.process(batch, full_enumeration, referee, resolutions);
+            }
             Effect::Record(findings) => {
                 let item_retry = self.parts.timing.item_retry;
                 self.unwritten.found(found(self.machine.record(), *findings, item_retry, jiff::Timestamp::now()));
@@ -490,6 +568,7 @@ impl SessionTask {
     fn process(
         &mut self,
         batch: crate::knowledge::ChangeBatch,
+        full_enumeration: bool,
         referee: Box<crate::referee::Referee>,
         resolutions: Vec<crate::knowledge::Resolution>,
     ) {
@@ -508,6 +587,7 @@ impl SessionTask {
                 collision_conflict_resolution_policy: record.collision_conflict_resolution_policy,
                 resolutions,
             },
+            full_enumeration,
             timing: self.parts.timing,
             cancel: self.cancel_work.clone(),
             relayed,

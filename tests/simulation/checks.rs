@@ -84,6 +84,14 @@ pub(crate) struct Violation {
     pub(crate) message: String,
 }
 
+/// A deletion that was forgotten.
+#[derive(Clone, Debug)]
+pub(crate) struct Deletion {
+    pub(crate) version: Version,
+    /// Of the item that was deleted: another item may come to have its name.
+    pub(crate) creation: Version,
+}
+
 /// What an all-seeing observer remembers.
 #[derive(Debug, Default)]
 pub(crate) struct Ghost {
@@ -92,6 +100,10 @@ pub(crate) struct Ghost {
     same: HashMap<(ItemId, Version), BTreeSet<Version>>,
     /// Contents that a user has seen and overwritten, or deleted, at a replica.
     pub(crate) superseded: BTreeSet<(usize, Vec<u8>)>,
+    /// The deletions that a replica has forgotten, where nothing has taken their place.
+    pub(crate) buried: BTreeMap<(usize, ItemId), Deletion>,
+    /// Items that are about to go by a recovery, with the deletion that the source had forgotten.
+    pub(crate) doomed: BTreeMap<(usize, ItemId), Deletion>,
     pub(crate) begins: BTreeMap<(SyncGuid, ProviderRole), u32>,
     /// The last coordinator that sent a call of a session, and the epoch in it.
     pub(crate) epochs: BTreeMap<SyncGuid, (u64, u64)>,
@@ -122,6 +134,11 @@ impl Ghost {
         parents: impl IntoIterator<Item = &'a Version>,
     ) {
         self.parents.insert((item.clone(), version.clone()), parents.into_iter().cloned().collect());
+    }
+
+    /// Whoever has taken `version` has seen `older` too, though its maker had not.
+    pub(crate) fn vouch(&mut self, item: &ItemId, version: &Version, older: &Version) {
+        self.parents.entry((item.clone(), version.clone())).or_default().insert(older.clone());
     }
 
     /// Both versions stand for the same state: whoever has seen the one need not see the other.

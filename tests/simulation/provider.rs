@@ -3,6 +3,7 @@
 //! are modelled here, each step an event of its own, so that anything may come between.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,17 +12,17 @@ use synclave::knowledge::{
     ItemId, Knowledge, RecoverableError, Selection,
 };
 use synclave::provider::sdk::decision::{
-    Action, Commit, Decisions, Ground, Incoming, Obtained, Settlement, Step, Verdict, Winner, change_item, conclusion,
-    intents, learned, leave_out, order, outcome, settle,
+    Absence, Action, Commit, Decisions, Ground, Incoming, Learning, Obtained, Row, Settlement, Step, Verdict, Winner,
+    absence, change_item, conclusion, intents, learned, learns_forgotten, leave_out, order, outcome, settle,
 };
 use synclave::provider::sdk::{ItemError, ItemStore};
 use synclave::provider::{
-    CallError, ChangeBatchRequest, DataPart, Load, ProcessOutput, ProcessResult, ProcessStart, ProviderInfo,
-    ProviderLimits, Refusal, RefusalCode, Renewal, SyncBatchParameters,
+    CallError, ChangeBatchRequest, DataPart, FULL_ENUMERATION, Load, ProcessOutput, ProcessResult, ProcessStart,
+    ProviderInfo, ProviderLimits, Refusal, RefusalCode, Renewal, SyncBatchParameters,
 };
-use synclave::types::{ConflictResolutionPolicy as Policy, Hresult, ProviderRole, SyncGuid};
+use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction, Hresult, ProviderRole, SyncGuid};
 
-use super::checks::Check;
+use super::checks::{Check, Deletion};
 use super::mutants::Fault;
 use super::replica::{Author, Replica, digest};
 use super::scenario::{Scenario, Time};
@@ -53,6 +54,8 @@ pub(crate) struct Provider {
     ended: BTreeMap<SyncGuid, (u64, Time)>,
     /// Held while a section is carried out: detection waits.
     gate: bool,
+    /// Tombstones are cleaned up as soon as no session is on.
+    pub(crate) forgets: bool,
     max_source_sessions: u32,
     /// It is in a session of another coordinator's.
     pub(crate) elsewhere: Option<u64>,
@@ -93,7 +96,12 @@ struct Apply {
     decisions: Decisions,
     batch: Box<ChangeBatch>,
     known: Knowledge,
+    forgotten: Arc<Knowledge>,
     has_prerequisite: bool,
+    learning: Learning,
+    learns_forgotten: bool,
+    /// Of a full enumeration: what it does not list comes first.
+    absent: bool,
     group: usize,
     begin: usize,
     end: usize,
@@ -118,6 +126,8 @@ struct Carrying {
     intended: Vec<ItemId>,
     failures: BTreeMap<usize, RecoverableError>,
     tick: u64,
+    /// Of what a full enumeration does not list: what is learned of it.
+    absence: Option<Knowledge>,
 }
 
 impl Apply {
@@ -143,6 +153,7 @@ impl Provider {
             sessions: BTreeMap::new(),
             ended: BTreeMap::new(),
             gate: false,
+            forgets: false,
             max_source_sessions: scenario.max_source_sessions,
             elsewhere: None,
         }
@@ -191,7 +202,7 @@ impl Provider {
             instance_id: format!("{}{}", name(self.index), self.life),
             member_name: name(self.index).to_string(),
             limits: ProviderLimits { max_source_sessions: self.max_source_sessions, ..ProviderLimits::default() },
-            capabilities: Vec::new(),
+            capabilities: vec![FULL_ENUMERATION.to_owned()],
             busy_roles: ProviderRole::BOTH.into_iter().filter(|role| self.busy(*role, lasts)).collect(),
             incarnation_id: String::new(),
         }
@@ -285,6 +296,12 @@ impl World {
                 };
                 self.reply(to, &call, result);
             }
+            Body::FullBatch(request, lower_bound) => {
+                let found = self.enter(to, key, ProviderRole::Source);
+                let result =
+                    found.map(|()| Payload::Batch(Box::new(self.full_enumeration_batch(to, request, lower_bound))));
+                self.reply(to, &call, result);
+            }
             Body::Load(load) => {
                 let found = self.enter(to, key, ProviderRole::Source);
                 let result = found.map(|()| Payload::Parts(self.load(to, &load)));
@@ -370,7 +387,10 @@ impl World {
         let fresh = replica.detect();
         let adopted = before.saturating_sub(replica.intents.len() + fresh.len());
         self.figures.adopted += adopted as u64;
+        self.bury_removed(index);
         for (item, older, version) in fresh {
+            let buried = || self.ghost.buried.get(&(index, item.clone())).map(|deletion| deletion.version.clone());
+            let older = older.or_else(buried);
             self.ghost.made(&item, &version, older.as_ref());
             let mut shelf = self.providers[index].replica.store.shelf();
             let by_user = match shelf.items.get(&item) {
@@ -484,6 +504,33 @@ impl World {
         for later in ends {
             self.reply(index, &later, Err(not_in_session()));
         }
+        if self.providers[index].forgets {
+            self.forget(index, false);
+        }
+    }
+
+    /// Tombstones are old enough. The SDK waits until no session is on; a source may do it at any time.
+    pub(crate) fn forget(&mut self, index: usize, at_once: bool) {
+        let provider = &mut self.providers[index];
+        let applies = provider.sessions.values().any(|live| live.role == ProviderRole::Destination);
+        provider.forgets = provider.gate || applies || !(at_once || provider.sessions.is_empty());
+        if provider.forgets {
+            return;
+        }
+        for (item, Row { version, creation, .. }) in provider.replica.forget() {
+            self.figures.forgotten += 1;
+            self.history.add(self.now, || format!("{} forgets that {item} was deleted by {version:?}", name(index)));
+            self.ghost.buried.insert((index, item), Deletion { version, creation });
+        }
+    }
+
+    /// What a recovery took away is as forgotten here as it is at the source.
+    fn bury_removed(&mut self, index: usize) {
+        for item in std::mem::take(&mut self.providers[index].replica.removed) {
+            if let Some(deletion) = self.ghost.doomed.get(&(index, item.clone())) {
+                self.ghost.buried.insert((index, item), deletion.clone());
+            }
+        }
     }
 
     /// A destination tells its knowledge.
@@ -513,7 +560,7 @@ impl World {
         let mut batch = ChangeBatch {
             groups: Vec::new(),
             prerequisite_knowledge: shared(known.clone()),
-            forgotten_knowledge: shared(Knowledge::new(IdParameters::BUILT_IN.item_id)),
+            forgotten_knowledge: replica.forgotten.clone(),
             work_estimate: 0,
             remaining_work_estimate: 0,
             remaining_updates: None,
@@ -531,27 +578,8 @@ impl World {
                 Some(Fault::RangeTooWide) => None,
                 _ => last.filter(|_| !batch.is_last_batch),
             };
-            let changes = missing[..listed].iter().map(|(id, row)| {
-                let state = &row.item.state;
-                let alive = !row.item.deleted;
-                let content = replica.store.content(id).filter(|content| digest(content) == state.digest);
-                let inline = content
-                    .filter(|_| alive && self.scenario.inline)
-                    .map(|content| ItemData { header: header(state), content: Bytes::from(content) });
-                ItemChange {
-                    item_id: (*id).clone(),
-                    creation_version: row.creation.clone(),
-                    change_version: Some(row.version.clone()),
-                    flags: if alive { ChangeFlags::NONE } else { ChangeFlags::DELETED },
-                    change_units: Vec::new(),
-                    winner_item_id: None,
-                    work_estimate: 1,
-                    data_size: alive.then_some(state.size),
-                    content_digest: alive.then_some(state.digest),
-                    modification_time: if alive { state.modification_time } else { None },
-                    inline_data: inline,
-                }
-            });
+            let inline = self.scenario.inline;
+            let changes = missing[..listed].iter().map(|(id, row)| item_change(replica, id, row, inline));
             let changes: Vec<ItemChange> = changes.collect();
             batch.groups = vec![ChangeGroup {
                 kind: GroupKind::Ordered { lower_bound, upper_bound },
@@ -571,6 +599,41 @@ impl World {
         batch
     }
 
+    /// One ordered group of all that there is from a bound on, as the SDK's enumeration makes it.
+    fn full_enumeration_batch(
+        &mut self,
+        index: usize,
+        request: ChangeBatchRequest,
+        lower_bound: ItemId,
+    ) -> ChangeBatch {
+        let known = &request.destination_knowledge;
+        self.ticks_are_known(index, known);
+        self.figures.recoveries += 1;
+        let replica = &self.providers[index].replica;
+        let rows: Vec<_> = replica.rows.range(lower_bound.clone()..).collect();
+        let listed = rows.len().min(request.requested_batch_size.max(1) as usize);
+        let is_last_batch = listed == rows.len();
+        let change = |(id, row): &(&ItemId, &Row)| {
+            let is_known = known.contains_change(id, &row.version);
+            item_change(replica, id, row, self.scenario.inline && !is_known)
+        };
+        let upper_bound = rows[..listed].last().map(|(id, _)| (*id).clone()).filter(|_| !is_last_batch);
+        ChangeBatch {
+            groups: vec![ChangeGroup {
+                kind: GroupKind::Ordered { lower_bound, upper_bound },
+                made_with_knowledge: replica.knowledge.clone(),
+                changes: rows[..listed].iter().map(change).collect(),
+            }],
+            prerequisite_knowledge: shared(known.clone()),
+            forgotten_knowledge: replica.forgotten.clone(),
+            work_estimate: 0,
+            remaining_work_estimate: 0,
+            remaining_updates: Some((rows.len() - listed) as u32),
+            remaining_deletions: None,
+            is_last_batch,
+        }
+    }
+
     fn load(&mut self, index: usize, load: &Load) -> Vec<DataPart> {
         let replica = &self.providers[index].replica;
         let id = &load.item_id;
@@ -588,8 +651,10 @@ impl World {
     }
 
     pub(crate) fn provider_takes(&mut self, to: usize, coordinator: u64, stream: u64, frame: Frame) {
-        let (sync_guid, epoch, start, batch) = match frame {
-            Frame::Start { sync_guid, epoch, start, batch } => (sync_guid, epoch, start, batch),
+        let (sync_guid, epoch, start, full_enumeration, batch) = match frame {
+            Frame::Start { sync_guid, epoch, start, full_enumeration, batch } => {
+                (sync_guid, epoch, start, full_enumeration, batch)
+            }
             frame => return self.frame(to, stream, frame),
         };
         self.ghost.is_stale =
@@ -610,8 +675,23 @@ impl World {
             self.ticks_are_known(to, knowledge);
         }
         let known = (*self.providers[to].replica.knowledge).clone();
+        let learning = match start.full_enumeration_action {
+            _ if full_enumeration => Learning::Recovery,
+            _ if !known.is_out_of_date(&batch) => Learning::All,
+            FullEnumerationAction::PartialSync => Learning::ItemsOnly,
+            FullEnumerationAction::Abort | FullEnumerationAction::FullEnumeration => {
+                let code = Hresult::SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED;
+                let refusal = Refusal::winsync(RefusalCode::FailedPrecondition, code, "out of date");
+                return self.send_output(to, coordinator, stream, Err(CallError::Refused(refusal)));
+            }
+        };
+        self.figures.partial += u64::from(learning == Learning::ItemsOnly);
         let decisions = Decisions::new(start.resolutions.clone());
         let apply = Apply {
+            forgotten: self.providers[to].replica.forgotten.clone(),
+            learning,
+            learns_forgotten: learns_forgotten(learning, &known, &batch),
+            absent: full_enumeration,
             coordinator,
             stream,
             start,
@@ -733,7 +813,11 @@ impl World {
             }
             let waits = !apply.loads.is_empty();
             if !waits && !gate {
-                self.settle_section(index, &mut apply);
+                if std::mem::take(&mut apply.absent) {
+                    self.settle_absence(index, &mut apply);
+                } else {
+                    self.settle_section(index, &mut apply);
+                }
             }
             self.put_back(index, guid, apply);
             if !waits {
@@ -748,6 +832,11 @@ impl World {
         }
         // A section is finished also when nobody listens any more.
         live_renewed(&mut self.providers[index], guid, now);
+        if apply.carrying.as_ref().is_some_and(|carrying| carrying.absence.is_some()) {
+            self.conclude_absence(index, &mut apply);
+            self.put_back(index, guid, apply);
+            return self.queue_in(pause, again);
+        }
         let outcomes = self.conclude(index, guid, &mut apply);
         for output in outcomes {
             self.send_output(index, apply.coordinator, apply.stream, Ok(output));
@@ -798,6 +887,7 @@ impl World {
             changes: apply.changes(),
             made_with: &apply.group().made_with_knowledge,
             known: &apply.known,
+            forgotten: &apply.forgotten,
             policy: apply.start.conflict_resolution_policy,
             decisions: &apply.decisions,
         };
@@ -817,7 +907,8 @@ impl World {
         for (id, action) in &plan.actions {
             let change = &apply.changes()[action.index];
             let theirs = change.change_version.as_ref().filter(|_| change.item_id == *id);
-            let ours = action.before.as_ref().map(|row| &row.version);
+            let buried = self.ghost.buried.get(&(index, id.clone())).map(|deletion| deletion.version.clone());
+            let ours = action.before.as_ref().map(|row| &row.version).or(buried.as_ref());
             let made = &action.after.version;
             if made.replica == self.providers[index].replica.id && Some(made) != ours && Some(made) != theirs {
                 // A copy has seen nothing of what is alive under its name.
@@ -825,9 +916,13 @@ impl World {
                 let ours = ours.filter(|_| !(action.keeps_loser && alive));
                 self.ghost.made(id, made, ours.into_iter().chain(theirs));
             } else if let (Some(ours), Some(theirs)) = (ours, theirs) {
-                let before = action.before.as_ref().expect("it has a version");
-                let same = before.item.deleted == action.after.item.deleted
-                    && (before.item.deleted || before.item.state == action.after.item.state);
+                let same = match &action.before {
+                    Some(before) => {
+                        before.item.deleted == action.after.item.deleted
+                            && (before.item.deleted || before.item.state == action.after.item.state)
+                    }
+                    None => action.after.item.deleted,
+                };
                 if same {
                     self.ghost.same(id, ours, theirs);
                 }
@@ -840,7 +935,86 @@ impl World {
             intended,
             failures: BTreeMap::new(),
             tick: plan.tick,
+            absence: None,
         });
+    }
+
+    /// Settles what a full enumeration does not list, and records what is about to go.
+    fn settle_absence(&mut self, index: usize, apply: &mut Apply) {
+        self.providers[index].gate = true;
+        let replica = &self.providers[index].replica;
+        let GroupKind::Ordered { lower_bound, upper_bound } = &apply.group().kind else { return };
+        let rows = replica.rows.range(lower_bound.clone()..);
+        let rows = rows.take_while(|(id, _)| upper_bound.as_ref().is_none_or(|upper| *id <= upper));
+        let rows = rows.map(|(id, row)| (id.clone(), row.clone()));
+        let knowledge = (&apply.known, &*apply.batch.prerequisite_knowledge);
+        let Absence { actions, learned, tick } =
+            absence(rows, apply.group(), knowledge, (&replica.id.clone(), replica.tick));
+        let intents = intents(&actions, &learned);
+        let intended: Vec<ItemId> = intents.iter().map(|(id, _)| id.clone()).collect();
+        if !intents.is_empty() {
+            self.providers[index].replica.commit(Commit { intents, tick, ..Commit::default() });
+        }
+        for (id, action) in &actions {
+            let row = action.before.as_ref().expect("it is there");
+            // The source may have the deletion's version only by what it learned where that was forgotten.
+            let made_with = &apply.group().made_with_knowledge;
+            let forgotten = self.ghost.buried.iter().filter(|((_, item), _)| item == id).map(|(_, deletion)| deletion);
+            let mut forgotten = forgotten.filter(|deletion| made_with.contains_change(id, &deletion.version));
+            let descends = |deletion: &&Deletion| self.ghost.descends(id, &deletion.version, &row.version);
+            let deletion = forgotten.clone().find(descends).or_else(|| forgotten.next()).cloned();
+            let version = deletion.as_ref().map(|deletion| &deletion.version);
+            if !action.forgets {
+                self.figures.contested += 1;
+                self.ghost.made(id, &action.after.version, [&row.version].into_iter().chain(version));
+                continue;
+            }
+            self.figures.gone += 1;
+            let alive = !row.item.deleted;
+            match deletion {
+                Some(deletion) if !alive || self.ghost.descends(id, &deletion.version, &row.version) => {
+                    self.ghost.doomed.insert((index, id.clone()), deletion);
+                }
+                deletion => {
+                    let message = format!(
+                        "{} takes {id} {:?} away, and what its source can have forgotten is {deletion:?}",
+                        name(index),
+                        row.version
+                    );
+                    self.fail(Check::LostEdit, message);
+                }
+            }
+        }
+        apply.carrying = Some(Carrying {
+            verdicts: Vec::new(),
+            order: order(&actions).into(),
+            actions,
+            intended,
+            failures: BTreeMap::new(),
+            tick,
+            absence: Some(learned),
+        });
+    }
+
+    fn conclude_absence(&mut self, index: usize, apply: &mut Apply) {
+        self.providers[index].gate = false;
+        let Some(Carrying { actions, order: _, intended, failures, tick, absence: Some(learned), .. }) =
+            apply.carrying.take()
+        else {
+            return;
+        };
+        if !failures.is_empty() {
+            // Those are not among the actions any more.
+            let failed = intended.iter().filter(|id| !actions.contains_key(*id));
+            failed.for_each(|id| apply.left_out.add_item(id.clone()));
+        }
+        let learned = learned.project_onto_items(actions.keys());
+        let replica = &mut self.providers[index].replica;
+        let knowledge = replica.knowledge.clone();
+        let mut commit = conclusion(actions, intended, (&replica.id.clone(), &knowledge), &learned, tick);
+        commit.forgotten = Some(apply.batch.forgotten_knowledge.intersection(&learned));
+        replica.commit(commit);
+        self.bury_removed(index);
     }
 
     /// Does what is to be done to one item.
@@ -862,8 +1036,8 @@ impl World {
             carrying.actions.remove(id);
             return;
         }
-        let verdict = &carrying.verdicts[action.index];
-        let conflict = matches!(verdict, Verdict::Planned { conflict: true }) && !action.keeps_loser;
+        let verdict = carrying.verdicts.get(action.index);
+        let conflict = matches!(verdict, Some(Verdict::Planned { conflict: true })) && !action.keeps_loser;
         let (row, made) = (action.before.clone(), action.after.clone());
         self.figures.copies += u64::from(action.keeps_loser);
         if does_something {
@@ -883,13 +1057,31 @@ impl World {
         index: usize,
         id: &ItemId,
         before: Option<Vec<u8>>,
-        row: Option<synclave::provider::sdk::decision::Row>,
-        made: &synclave::provider::sdk::decision::Row,
+        row: Option<Row>,
+        made: &Row,
         conflict: bool,
         policy: Policy,
     ) {
         let after = self.providers[index].replica.store.content(id);
-        let Some(row) = row else { return };
+        let Some(row) = row else {
+            let Some(Deletion { version, creation }) = self.ghost.buried.get(&(index, id.clone())).cloned() else {
+                return;
+            };
+            if made.item.deleted || conflict || self.ghost.descends(id, &made.version, &version) {
+                return;
+            }
+            // Another item of that name, whose maker knew nothing of the one that was deleted here.
+            if made.creation != creation {
+                return self.ghost.vouch(id, &made.version, &version);
+            }
+            let message = format!(
+                "{} brings {id} back with {:?}, which knows nothing of {version:?}, and has forgotten that",
+                name(index),
+                made.version
+            );
+            self.fail(Check::Resurrection, message);
+            return;
+        };
         let descends = self.ghost.descends(id, &made.version, &row.version);
         if row.item.deleted && !made.item.deleted && !conflict && !descends {
             let message = format!(
@@ -952,7 +1144,7 @@ impl World {
             let loser_lost = matches!(verdict, Verdict::Planned { conflict: true })
                 && apply.start.conflict_resolution_policy == Policy::KeepBoth
                 && actions.get(&change.item_id).is_some_and(|action| {
-                    let there = |row: &synclave::provider::sdk::decision::Row| !row.item.deleted;
+                    let there = |row: &Row| !row.item.deleted;
                     action.before.as_ref().is_some_and(there) && there(&action.after)
                 });
             if let Some(digest) = change.content_digest.filter(|_| loser_lost)
@@ -969,7 +1161,11 @@ impl World {
         }
         let replica = &mut self.providers[index].replica;
         let knowledge = replica.knowledge.clone();
-        let commit = conclusion(actions, intended, (&replica.id.clone(), &knowledge), &learned, tick);
+        let mut commit = conclusion(actions, intended, (&replica.id.clone(), &knowledge), &learned, tick);
+        commit.forgotten = apply.learns_forgotten.then(|| apply.batch.forgotten_knowledge.intersection(&learned));
+        for (id, _) in &commit.rows {
+            self.ghost.buried.remove(&(index, id.clone()));
+        }
         replica.commit(commit);
         let outcomes: Vec<_> = changes.iter().zip(verdicts).map(|(change, verdict)| outcome(change, verdict)).collect();
         for outcome in &outcomes {
@@ -1003,9 +1199,31 @@ fn header(state: &synclave::provider::sdk::ItemState) -> ItemDataHeader {
     }
 }
 
+fn item_change(replica: &Replica, id: &ItemId, row: &Row, inline: bool) -> ItemChange {
+    let state = &row.item.state;
+    let alive = !row.item.deleted;
+    let content = replica.store.content(id).filter(|content| digest(content) == state.digest);
+    let inline_data = content
+        .filter(|_| alive && inline)
+        .map(|content| ItemData { header: header(state), content: Bytes::from(content) });
+    ItemChange {
+        item_id: id.clone(),
+        creation_version: row.creation.clone(),
+        change_version: Some(row.version.clone()),
+        flags: if alive { ChangeFlags::NONE } else { ChangeFlags::DELETED },
+        change_units: Vec::new(),
+        winner_item_id: None,
+        work_estimate: 1,
+        data_size: alive.then_some(state.size),
+        content_digest: alive.then_some(state.digest),
+        modification_time: if alive { state.modification_time } else { None },
+        inline_data,
+    }
+}
+
 fn section_learned(apply: &Apply) -> Knowledge {
     let prerequisite = (!apply.has_prerequisite).then_some((&*apply.batch.prerequisite_knowledge, &apply.known));
-    learned(apply.group(), apply.end, prerequisite)
+    learned(apply.group(), apply.end, prerequisite, apply.learning)
 }
 
 /// Whether a change's data is needed. (The SDK saves some of it: by its headers, and by copies of what is here already.)
@@ -1023,7 +1241,7 @@ fn need(replica: &Replica, apply: &Apply, change: &ItemChange, incoming: &Incomi
             error_description: "an earlier change of it was left out".to_owned(),
         });
     }
-    let knowledge = (&*apply.group().made_with_knowledge, &apply.known);
+    let knowledge = (&*apply.group().made_with_knowledge, &apply.known, &*apply.forgotten);
     let policy = apply.decisions.whole(change, replica.rows.get(id), apply.start.conflict_resolution_policy);
     match settle(change, version, knowledge, replica.rows.get(id), incoming, policy) {
         Settlement::NeedsHeader | Settlement::NeedsContent => Ok(true),

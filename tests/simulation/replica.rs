@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use sha2::{Digest as _, Sha256};
-use synclave::knowledge::{Digest, IdParameters, ItemDataHeader, ItemId, Knowledge, ReplicaId, Version};
+use synclave::knowledge::{ClockVector, Digest, IdParameters, ItemDataHeader, ItemId, Knowledge, ReplicaId, Version};
 use synclave::provider::sdk::decision::{Book, Commit, Intent, Row, Snapshot, fold};
 use synclave::provider::sdk::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Staged,
@@ -251,7 +251,10 @@ pub(crate) struct Replica {
     pub(crate) rows: BTreeMap<ItemId, Row>,
     pub(crate) intents: BTreeMap<ItemId, Intent>,
     pub(crate) knowledge: Arc<Knowledge>,
+    pub(crate) forgotten: Arc<Knowledge>,
     pub(crate) tick: u64,
+    /// Items that went without a tombstone, for the observer.
+    pub(crate) removed: Vec<ItemId>,
 }
 
 impl Replica {
@@ -262,7 +265,9 @@ impl Replica {
             rows: BTreeMap::new(),
             intents: BTreeMap::new(),
             knowledge: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
+            forgotten: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
             tick: 0,
+            removed: Vec::new(),
         }
     }
 
@@ -274,11 +279,35 @@ impl Replica {
         for id in &commit.dropped_intents {
             self.intents.remove(id);
         }
+        for id in commit.removed {
+            self.intents.remove(&id);
+            self.rows.remove(&id);
+            self.removed.push(id);
+        }
+        if let Some(forgotten) = commit.forgotten {
+            self.forgotten = Arc::new(self.forgotten.union(&forgotten));
+        }
         self.intents.extend(commit.intents);
         if let Some(knowledge) = commit.knowledge {
             self.knowledge = Arc::new(knowledge);
         }
         self.tick = self.tick.max(commit.tick);
+    }
+
+    /// The versions of live items.
+    pub(crate) fn versions(&self) -> BTreeMap<&ItemId, &Version> {
+        self.rows.iter().filter(|(_, row)| !row.item.deleted).map(|(id, row)| (id, &row.version)).collect()
+    }
+
+    /// Cleans every tombstone up, as the SDK's metadata do; the versions that are forgotten.
+    pub(crate) fn forget(&mut self) -> Vec<(ItemId, Row)> {
+        let old = |(id, row): &(&ItemId, &Row)| row.item.deleted && !row.lingering && !self.intents.contains_key(*id);
+        let old: Vec<_> = self.rows.iter().filter(old).map(|(id, row)| (id.clone(), row.clone())).collect();
+        let mut versions = ClockVector::new();
+        old.iter().for_each(|(_, row)| versions.learn(&row.version));
+        self.forgotten = Arc::new(self.forgotten.forget_to_versions(&self.knowledge, &versions));
+        old.iter().for_each(|(id, _)| drop(self.rows.remove(id)));
+        old
     }
 
     /// Local changes become versions. Gives the items that got a new one, with the version before.

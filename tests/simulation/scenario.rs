@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use synclave::store::SyncDirection;
-use synclave::types::ConflictResolutionPolicy as Policy;
+use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction as Action};
 
 use super::random::Random;
 
@@ -67,7 +67,13 @@ pub(crate) enum Step {
         b: usize,
         direction: SyncDirection,
         policy: Policy,
+        action: Action,
         max_attempts: u32,
+    },
+    /// Every tombstone of the replica is old enough to be cleaned up; `at_once`: also while it is the source of a session.
+    Forget {
+        replica: usize,
+        at_once: bool,
     },
     /// Of the operations that run, the one with that index, modulo their number.
     Cancel {
@@ -150,6 +156,7 @@ impl Scenario {
             1 => (0..replicas).map(|one| (one, (one + 1) % replicas)).collect(),
             _ => (0..replicas).flat_map(|one| (one + 1..replicas).map(move |other| (one, other))).collect(),
         };
+        let forgetful = random.below(2) == 0;
         let mut steps = Vec::new();
         for _ in 0..count {
             // Much happens at nearly the same time, so that it meets.
@@ -160,8 +167,17 @@ impl Scenario {
             let (one, other) = random.pick(&topology);
             let (a, b) = if random.below(2) == 0 { (one, other) } else { (other, one) };
             let short = Duration::from_millis(random.pick(&[50, 800, 4_000, 20_000, 90_000, 200_000]));
+            if forgetful && random.below(3) == 0 {
+                let step = match random.below(2) {
+                    0 => Step::Delete { replica, item },
+                    _ => Step::Forget { replica, at_once: random.below(3) == 0 },
+                };
+                steps.push((time, step));
+                continue;
+            }
             let step = match random.below(if stormy { 100 } else { 82 }) {
-                0..=29 => Step::Write { replica, item, same: random.below(12) == 0 },
+                0..=4 => Step::Forget { replica, at_once: random.below(3) == 0 },
+                5..=29 => Step::Write { replica, item, same: random.below(12) == 0 },
                 30..=33 => Step::SetMode { replica, item },
                 34..=41 => Step::Delete { replica, item },
                 42..=67 => Step::Operate {
@@ -175,6 +191,12 @@ impl Scenario {
                         SyncDirection::Download,
                     ]),
                     policy: random.pick(policies),
+                    action: random.pick(&[
+                        Action::FullEnumeration,
+                        Action::FullEnumeration,
+                        Action::PartialSync,
+                        Action::Abort,
+                    ]),
                     max_attempts: random.between(1, 4) as u32,
                 },
                 68..=71 => Step::Cancel { index: random.index(4) },

@@ -11,7 +11,7 @@ use synclave::provider::{
 };
 use synclave::session::Timing;
 use synclave::session::machine::{Now, Timer};
-use synclave::types::{ConflictResolutionPolicy, ProviderRole, SyncGuid};
+use synclave::types::{ConflictResolutionPolicy, FullEnumerationAction, ProviderRole, SyncGuid};
 
 use super::checks::{Check, Ghost, Violation};
 use super::coordinator::{Coordinator, Operation};
@@ -60,6 +60,7 @@ pub(crate) enum Body {
     Renew { canceled: bool },
     Parameters,
     Batch(ChangeBatchRequest),
+    FullBatch(ChangeBatchRequest, ItemId),
     Load(Load),
     End,
 }
@@ -72,6 +73,7 @@ impl Body {
             Self::Renew { .. } => "RenewSession",
             Self::Parameters => "GetSyncBatchParameters",
             Self::Batch(_) => "GetChangeBatch",
+            Self::FullBatch(..) => "GetFullEnumerationChangeBatch",
             Self::Load(_) => "LoadChangeData",
             Self::End => "EndSession",
         }
@@ -96,6 +98,7 @@ pub(crate) enum Frame {
         sync_guid: SyncGuid,
         epoch: u64,
         start: ProcessStart,
+        full_enumeration: bool,
         batch: Box<ChangeBatch>,
     },
     Data {
@@ -229,6 +232,14 @@ pub(crate) struct Figures {
     pub(crate) lapsed: u64,
     pub(crate) adopted: u64,
     pub(crate) reconnects: u64,
+    /// Tombstones that were cleaned up.
+    pub(crate) forgotten: u64,
+    /// Batches of full enumerations, items that went by them, and items that they found contested.
+    pub(crate) recoveries: u64,
+    pub(crate) gone: u64,
+    pub(crate) contested: u64,
+    /// Batches of partial syncs.
+    pub(crate) partial: u64,
     pub(crate) taken_over: u64,
     pub(crate) stale: u64,
     pub(crate) found_busy: u64,
@@ -246,6 +257,11 @@ impl std::ops::AddAssign for Figures {
         self.lapsed += other.lapsed;
         self.adopted += other.adopted;
         self.reconnects += other.reconnects;
+        self.forgotten += other.forgotten;
+        self.recoveries += other.recoveries;
+        self.gone += other.gone;
+        self.contested += other.contested;
+        self.partial += other.partial;
         self.taken_over += other.taken_over;
         self.stale += other.stale;
         self.found_busy += other.found_busy;
@@ -312,7 +328,8 @@ impl World {
             self.history.add(self.now, || format!("--- closing round {rounds}"));
             for other in 1..self.scenario.replicas {
                 let policy = ConflictResolutionPolicy::LastWriterWins;
-                self.operate(0, other, synclave::store::SyncDirection::UploadAndDownload, policy, 3);
+                let action = FullEnumerationAction::FullEnumeration;
+                self.operate(0, other, synclave::store::SyncDirection::UploadAndDownload, policy, action, 3);
                 self.work(None);
             }
         }
@@ -445,9 +462,10 @@ impl World {
                 self.providers[replica].replica.store.shelf().unwritable.insert(item);
             }
             Step::Writable { replica } => self.providers[replica].replica.store.shelf().unwritable.clear(),
-            Step::Operate { a, b, direction, policy, max_attempts } => {
-                self.operate(a, b, direction, policy, max_attempts)
+            Step::Operate { a, b, direction, policy, action, max_attempts } => {
+                self.operate(a, b, direction, policy, action, max_attempts)
             }
+            Step::Forget { replica, at_once } => self.forget(replica, at_once),
             Step::Cancel { index } => self.cancel_operation(index),
             Step::CrashProvider { replica, down } => {
                 if self.providers[replica].up {
@@ -686,6 +704,7 @@ impl World {
         self.providers[1..].iter().all(|other| {
             let other = &other.replica;
             other.store.contents() == first.store.contents()
+                && other.versions() == first.versions()
                 && other.knowledge.contains(&first.knowledge)
                 && first.knowledge.contains(&other.knowledge)
         })
@@ -706,7 +725,14 @@ impl World {
                     format!("{id}={content:?}@{:?}", row.version)
                 })
                 .collect();
-            format!("{}: {} (knows {:?})", name(provider.index), items.join(" "), provider.replica.knowledge)
+            let replica = &provider.replica;
+            format!(
+                "{}: {} (knows {:?}, forgot {:?})",
+                name(provider.index),
+                items.join(" "),
+                replica.knowledge,
+                replica.forgotten
+            )
         };
         let all: Vec<String> = self.providers.iter().map(held).collect();
         format!("after {MAX_ROUNDS} rounds the replicas differ\n    {}", all.join("\n    "))

@@ -19,10 +19,15 @@ use crate::knowledge::{
 use crate::provider::{CallError, ChangeBatchRequest, MAX_KNOWLEDGE_BYTES, MAX_MESSAGE_BYTES, Refusal, RefusalCode};
 use crate::types::Hresult;
 
+mod full;
 mod read_ahead;
+mod rest;
 
+pub(super) use full::full_enumeration_batch;
 pub(super) use read_ahead::ReadAhead;
 use read_ahead::{Coming, Ready};
+pub(super) use rest::Enumeration;
+use rest::Totals;
 
 /// Bytes of content for one unit of work.
 const WORK_UNIT: u64 = 64 * 1024;
@@ -32,17 +37,6 @@ const CHANGE_OVERHEAD: u64 = 192;
 const UNIT_OVERHEAD: u64 = 56;
 /// Room for the framing of a batch.
 const BATCH_OVERHEAD: u64 = 16 * 1024;
-
-/// What a session's source still has to send.
-#[derive(Debug)]
-pub(super) struct Enumeration {
-    /// Of the metadata when it was listed; any commit since makes it useless.
-    generation: u64,
-    known: Knowledge,
-    candidates: Vec<Candidate>,
-    /// Of the latest batch.
-    pub(super) made_with: Arc<Knowledge>,
-}
 
 pub(super) fn knowledge_too_large(bytes: usize) -> Refusal {
     Refusal::own(
@@ -77,6 +71,7 @@ struct Listed {
 /// Everything of a batch but its inline data, read under the metadata's lock.
 struct Listing {
     made_with: Arc<Knowledge>,
+    forgotten: Arc<Knowledge>,
     lower_bound: ItemId,
     listed: Vec<Listed>,
     remaining_updates: u64,
@@ -84,6 +79,21 @@ struct Listing {
     remaining_deletions: u64,
     /// What the next batch is likely to begin with.
     coming: Coming,
+}
+
+impl Listing {
+    fn new(metadata: &Metadata, lower_bound: ItemId) -> Self {
+        Self {
+            made_with: metadata.knowledge().clone(),
+            forgotten: metadata.forgotten().clone(),
+            lower_bound,
+            listed: Vec::new(),
+            remaining_updates: 0,
+            remaining_work: 0,
+            remaining_deletions: 0,
+            coming: Coming { generation: metadata.generation(), ..Coming::default() },
+        }
+    }
 }
 
 /// The next batch for a destination with the requested knowledge.
@@ -98,10 +108,17 @@ pub(super) fn change_batch(
     if session.cancel.is_cancelled() {
         return Err(canceled().into());
     }
-    read_inline(shared, &mut listing.listed);
     if !listing.coming.items.is_empty() {
-        *lock(&session.read_ahead) = Some(ReadAhead::begin(shared, entered.again(), listing.coming));
+        let coming = std::mem::take(&mut listing.coming);
+        *lock(&session.read_ahead) = Some(ReadAhead::begin(shared, entered.again(), coming));
     }
+    Ok(batch_of(shared, entered, request, listing))
+}
+
+/// The batch of what was listed: its inline data is read, and its work counted.
+fn batch_of(shared: &Shared, entered: &Work, request: ChangeBatchRequest, mut listing: Listing) -> ChangeBatch {
+    let session = &entered.session;
+    read_inline(shared, &mut listing.listed);
     let is_last_batch = listing.remaining_updates == 0;
     let upper_bound = if is_last_batch { None } else { listing.listed.last().map(|last| last.id.clone()) };
     let mut work_estimate = 0;
@@ -117,30 +134,29 @@ pub(super) fn change_batch(
     let work_done = session.counters.completed_work.fetch_add(saturated(work_estimate), Ordering::Relaxed);
     let total = u64::from(work_done).saturating_add(work_estimate).saturating_add(listing.remaining_work);
     session.counters.total_work.store(saturated(total), Ordering::Relaxed);
-    let item_format = listing.made_with.item_format();
-    Ok(ChangeBatch {
+    ChangeBatch {
         groups: vec![ChangeGroup {
             kind: GroupKind::Ordered { lower_bound: listing.lower_bound, upper_bound },
             made_with_knowledge: listing.made_with,
             changes,
         }],
         prerequisite_knowledge: Arc::new(request.destination_knowledge),
-        forgotten_knowledge: Arc::new(Knowledge::new(item_format)),
+        forgotten_knowledge: listing.forgotten,
         work_estimate: saturated(work_estimate),
         remaining_work_estimate: saturated(listing.remaining_work),
         remaining_updates: Some(saturated(listing.remaining_updates)),
         remaining_deletions: Some(listing.remaining_deletions),
         is_last_batch,
-    })
+    }
 }
 
 /// The destination knows all that there is.
 fn nothing(shared: &Shared, request: ChangeBatchRequest) -> ChangeBatch {
-    let item_format = shared.metadata().knowledge().item_format();
+    let forgotten_knowledge = shared.metadata().forgotten().clone();
     ChangeBatch {
         groups: Vec::new(),
         prerequisite_knowledge: Arc::new(request.destination_knowledge),
-        forgotten_knowledge: Arc::new(Knowledge::new(item_format)),
+        forgotten_knowledge,
         work_estimate: 0,
         remaining_work_estimate: 0,
         remaining_updates: Some(0),
@@ -163,57 +179,39 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
     let Some(lower_bound) = known.lowest_uncontained(&made_with) else { return Ok(None) };
 
     let mut enumeration = lock(&session.enumeration);
-    let usable = enumeration
-        .as_ref()
-        .is_some_and(|earlier| earlier.generation == metadata.generation() && known.contains(&earlier.known));
-    if !usable {
-        let candidates = metadata.uncontained(known).map_err(metadata_failed)?;
-        *enumeration = Some(Enumeration {
-            generation: metadata.generation(),
-            known: known.clone(),
-            candidates,
-            made_with: made_with.clone(),
-        });
-    }
-    if let Some(enumeration) = &mut *enumeration {
-        enumeration.made_with = made_with.clone();
-    }
-    let candidates = enumeration.as_ref().map_or(&[][..], |enumeration| &enumeration.candidates);
-    let mut missing = candidates.iter().filter(|candidate| candidate.is_missing(known)).peekable();
+    let earlier = enumeration.take().filter(|earlier| earlier.serves(&metadata, known));
+    let enumeration = enumeration.insert(match earlier {
+        Some(earlier) => earlier,
+        None => Enumeration::new(&metadata, known).map_err(metadata_failed)?,
+    });
+    enumeration.advance(known, &lower_bound);
+    *lock(&session.made_with) = Some(made_with.clone());
+    let mut missing = enumeration.missing().iter().peekable();
+    let mut left = enumeration.left();
 
     let meeting = *session.meeting.get_or_init(|| Meeting::of(known, metadata.replica()));
     let mut limits = Limits::of(shared, request, &made_with, meeting)?;
-    let mut listing = Listing {
-        made_with,
-        lower_bound,
-        listed: Vec::new(),
-        remaining_updates: 0,
-        remaining_work: 0,
-        remaining_deletions: 0,
-        coming: Coming { generation: metadata.generation(), inline: limits.inline, items: Vec::new() },
-    };
+    let mut listing = Listing::new(&metadata, lower_bound);
+    listing.coming.inline = limits.inline;
     let mut ahead = ahead.of(metadata.generation());
-    // Only what the destination has had can be deleted there; tombstones of items that it never knew do not count.
-    let deletes = |candidate: &Candidate| {
-        u64::from(candidate.content_gone && known.contains_change(&candidate.item_id, &candidate.creation))
-    };
+    listing.remaining_deletions = left.deletions;
     while let Some(candidate) = missing.peek() {
         let ready = ahead.remove(&candidate.item_id);
         let Some(listed) = limits.take(&metadata, candidate, ready).map_err(metadata_failed)? else { break };
-        listing.remaining_deletions += deletes(candidate);
+        left.subtract(Totals::of(candidate, known));
         listing.listed.push(listed);
         missing.next();
     }
+    listing.remaining_updates = left.updates;
+    listing.remaining_work = left.work;
     let mut room = limits.whole;
     for candidate in missing {
-        if limits.inline > 0 && listing.coming.items.len() < room.changes as usize && room.bytes > 0 {
-            let inline = !candidate.deleted && candidate.size <= limits.inline;
-            room.bytes = room.bytes.saturating_sub(CHANGE_OVERHEAD + if inline { candidate.size } else { 0 });
-            listing.coming.items.push(candidate.item_id.clone());
+        if limits.inline == 0 || listing.coming.items.len() >= room.changes as usize || room.bytes == 0 {
+            break;
         }
-        listing.remaining_updates += 1;
-        listing.remaining_work += if candidate.deleted { 1 } else { work(candidate.size) };
-        listing.remaining_deletions += deletes(candidate);
+        let inline = !candidate.deleted && candidate.size <= limits.inline;
+        room.bytes = room.bytes.saturating_sub(CHANGE_OVERHEAD + if inline { candidate.size } else { 0 });
+        listing.coming.items.push(candidate.item_id.clone());
     }
     Ok(Some(listing))
 }
@@ -302,15 +300,18 @@ impl<'a> Limits<'a> {
         }
     }
 
+    /// Changes that still fit.
+    fn changes_left(&self) -> u32 {
+        self.changes
+    }
+
+    /// The next change of the batch; `None` when it does not fit any more.
     fn take(
         &mut self,
         metadata: &Metadata,
         candidate: &Candidate,
         ready: Option<Ready>,
     ) -> rusqlite::Result<Option<Listed>> {
-        if self.changes == 0 {
-            return Ok(None);
-        }
         // The candidate was listed under this very generation; without its row there would be nothing to say.
         let (row, content) = match ready {
             Some(Ready { row, content }) => (row, content),
@@ -319,14 +320,30 @@ impl<'a> Limits<'a> {
                 None => return Ok(None),
             },
         };
+        let listed = self.take_row(metadata, candidate.item_id.clone(), row, false)?;
+        Ok(listed.map(|listed| Listed { content: content.filter(|_| listed.inline), ..listed }))
+    }
+
+    /// As `take`, with the row at hand. Of what the destination knows (`is_known`) no data is sent.
+    fn take_row(
+        &mut self,
+        metadata: &Metadata,
+        id: ItemId,
+        row: Row,
+        is_known: bool,
+    ) -> rusqlite::Result<Option<Listed>> {
+        if self.changes == 0 {
+            return Ok(None);
+        }
         let state = &row.item.state;
-        let units = if row.units.is_some() { units::missing(&candidate.item_id, &row, self.known) } else { Vec::new() };
+        let units = if row.units.is_some() { units::missing(&id, &row, self.known) } else { Vec::new() };
         // Values of units are needed in any case.
         let mut inline = !row.item.deleted
+            && !is_known
             && self.inline > 0
             && state.size <= self.inline
-            && (!units.is_empty() || !self.is_likely_there(metadata, &candidate.item_id, state)?);
-        let mut bytes = CHANGE_OVERHEAD + candidate.item_id.as_bytes().len() as u64;
+            && (!units.is_empty() || !self.is_likely_there(metadata, &id, state)?);
+        let mut bytes = CHANGE_OVERHEAD + id.as_bytes().len() as u64;
         bytes += units.iter().map(|unit| UNIT_OVERHEAD + unit.as_bytes().len() as u64).sum::<u64>();
         let properties: usize = state.properties.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
         let data = properties as u64 + state.size;
@@ -342,8 +359,7 @@ impl<'a> Limits<'a> {
         self.bytes = self.bytes.saturating_sub(bytes);
         self.changes -= 1;
         self.empty = false;
-        let content = content.filter(|_| inline);
-        Ok(Some(Listed { id: candidate.item_id.clone(), row, units, inline, content }))
+        Ok(Some(Listed { id, row, units, inline, content: None }))
     }
 }
 

@@ -15,6 +15,8 @@ use crate::provider::sdk::{Fingerprint, ItemState, KnownItem};
 
 mod candidates;
 mod codec;
+mod forgetting;
+mod incarnation;
 mod row;
 
 pub(super) use codec::encode_knowledge;
@@ -24,7 +26,7 @@ pub use row::{Commit, Intent, Row, Snapshot, Unit, Units};
 const FILE_NAME: &str = "metadata.db";
 /// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.
 const APPLICATION_ID: i32 = 0x5379_6e63;
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -64,7 +66,8 @@ CREATE TABLE intents (
     version_tick INTEGER NOT NULL,
     learned BLOB NOT NULL,
     units BLOB,
-    left_out BLOB NOT NULL
+    left_out BLOB NOT NULL,
+    forgets INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE unit_versions (
     item_id BLOB NOT NULL,
@@ -74,10 +77,13 @@ CREATE TABLE unit_versions (
     PRIMARY KEY (item_id, change_unit_id)
 ) WITHOUT ROWID;
 CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
+CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX tombstones_by_age ON tombstones (since);
 ";
 
 /// What leads from the schema of each version, from 1 on, to that of the next.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 ALTER TABLE items ADD COLUMN units BLOB;
 ALTER TABLE intents ADD COLUMN units BLOB;
 ALTER TABLE intents ADD COLUMN left_out BLOB NOT NULL DEFAULT x'';
@@ -89,7 +95,15 @@ CREATE TABLE unit_versions (
     PRIMARY KEY (item_id, change_unit_id)
 ) WITHOUT ROWID;
 CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
-"];
+",
+    // How old a tombstone is was not recorded, so it is taken to be new.
+    "
+ALTER TABLE intents ADD COLUMN forgets INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX tombstones_by_age ON tombstones (since);
+INSERT INTO tombstones (item_id, since) SELECT item_id, unixepoch() FROM items WHERE deleted = 1;
+",
+];
 
 macro_rules! columns {
     () => {
@@ -97,6 +111,7 @@ macro_rules! columns {
          creation_replica, creation_tick, version_replica, version_tick, units"
     };
 }
+use columns;
 
 /// Why the metadata cannot be opened. The file is left as it was.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +157,7 @@ pub(super) struct Metadata {
     knowledge: Arc<Knowledge>,
     /// Counted once, when the file is opened: a count looks at every row.
     alive: u64,
+    forgotten: Arc<Knowledge>,
     generation: u64,
     replica_of_key: HashMap<i64, ReplicaId>,
     key_of_replica: HashMap<ReplicaId, i64>,
@@ -190,6 +206,7 @@ impl Metadata {
             tick: 0,
             knowledge: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
             alive: 0,
+            forgotten: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
             generation: 0,
             replica_of_key: HashMap::new(),
             key_of_replica: HashMap::new(),
@@ -220,6 +237,12 @@ impl Metadata {
         self.knowledge = Arc::new(knowledge);
         let count = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
         self.alive = self.connection.query_row("SELECT count(*) FROM items WHERE deleted = 0", [], count)? as u64;
+        self.forgotten = Arc::new(match self.meta("forgotten")? {
+            Some(bytes) => {
+                codec::decode_knowledge(&bytes).ok_or_else(|| corrupt("the forgotten knowledge does not parse"))?
+            }
+            None => Knowledge::new(IdParameters::BUILT_IN.item_id),
+        });
         self.replica_of_key.clear();
         self.key_of_replica.clear();
         let mut statement = self.connection.prepare("SELECT key, id FROM replicas")?;
@@ -253,6 +276,11 @@ impl Metadata {
     /// What the replica knows, with its local tick.
     pub(super) fn knowledge(&self) -> &Arc<Knowledge> {
         &self.knowledge
+    }
+
+    /// Upper bound of the tombstones that were cleaned up; never more than the knowledge.
+    pub(super) fn forgotten(&self) -> &Arc<Knowledge> {
+        &self.forgotten
     }
 
     /// Where the store's next look begins. A new replica has none.
@@ -356,14 +384,18 @@ impl Metadata {
     /// What was about to be done when the last commit was made.
     pub(super) fn intents(&self) -> rusqlite::Result<Vec<(ItemId, Intent)>> {
         self.connection
-            .prepare_cached(concat!("SELECT ", columns!(), ", learned, left_out FROM intents ORDER BY item_id"))?
+            .prepare_cached(concat!(
+                "SELECT ",
+                columns!(),
+                ", learned, left_out, forgets FROM intents ORDER BY item_id"
+            ))?
             .query_map([], |row| {
                 let (id, read) = self.read(row)?;
                 let learned = codec::decode_vector(row.get_ref(14)?.as_blob()?)
                     .ok_or_else(|| corrupt("an intent's vector does not parse"))?;
                 let left_out = codec::decode_unit_ids(row.get_ref(15)?.as_blob()?)
                     .ok_or_else(|| corrupt("an intent's change units do not parse"))?;
-                Ok((id, Intent { row: read, learned, left_out }))
+                Ok((id, Intent { row: read, learned, left_out, forgets: row.get(16)? }))
             })?
             .collect()
     }
@@ -396,6 +428,9 @@ impl Metadata {
             let mut divide = transaction.prepare_cached("INSERT INTO unit_versions VALUES (?1, ?2, ?3, ?4)")?;
             let mut settle = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
             let mut live = transaction.prepare_cached("SELECT 1 FROM items WHERE item_id = ?1 AND deleted = 0")?;
+            let mut remove = transaction.prepare_cached("DELETE FROM items WHERE item_id = ?1")?;
+            let mut bury = transaction
+                .prepare_cached("INSERT OR REPLACE INTO tombstones (item_id, since) VALUES (?1, unixepoch())")?;
             for (id, row) in &commit.rows {
                 alive = alive + u64::from(!row.item.deleted) - u64::from(live.exists([id.as_bytes()])?);
                 let versions = (key(&row.creation.replica)?, key(&row.version.replica)?);
@@ -411,6 +446,15 @@ impl Metadata {
                     }
                 }
                 settle.execute([id.as_bytes()])?;
+                if row.item.deleted {
+                    bury.execute([id.as_bytes()])?;
+                }
+            }
+            for id in &commit.removed {
+                alive -= u64::from(live.exists([id.as_bytes()])?);
+                remove.execute([id.as_bytes()])?;
+                merge.execute([id.as_bytes()])?;
+                settle.execute([id.as_bytes()])?;
             }
             for id in &commit.dropped_intents {
                 settle.execute([id.as_bytes()])?;
@@ -418,8 +462,8 @@ impl Metadata {
             let mut intend = transaction.prepare_cached(concat!(
                 "INSERT OR REPLACE INTO intents (",
                 columns!(),
-                ", learned, left_out) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)"
+                ", learned, left_out, forgets) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)"
             ))?;
             for (id, intent) in &commit.intents {
                 let versions = (key(&intent.row.creation.replica)?, key(&intent.row.version.replica)?);
@@ -427,6 +471,7 @@ impl Metadata {
                 write(&mut intend, id, &intent.row, versions, units)?;
                 intend.raw_bind_parameter(15, codec::encode_vector(&intent.learned))?;
                 intend.raw_bind_parameter(16, codec::encode_unit_ids(&intent.left_out))?;
+                intend.raw_bind_parameter(17, intent.forgets)?;
                 intend.raw_execute()?;
             }
         }
@@ -436,8 +481,15 @@ impl Metadata {
         if let Some(anchor) = &commit.anchor {
             set_meta(&transaction, "anchor", anchor)?;
         }
+        let forgotten = commit.forgotten.map(|forgotten| self.forgotten.union(&forgotten));
+        if let Some(forgotten) = &forgotten {
+            set_meta(&transaction, "forgotten", &encode_knowledge(forgotten))?;
+        }
         set_meta(&transaction, "tick", &commit.tick.to_le_bytes())?;
         transaction.commit()?;
+        if let Some(forgotten) = forgotten {
+            self.forgotten = Arc::new(forgotten);
+        }
         for (replica, key) in interned {
             self.replica_of_key.insert(key, replica.clone());
             self.key_of_replica.insert(replica, key);
@@ -472,7 +524,8 @@ impl Metadata {
     fn start_anew(&mut self, identity: &str) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         transaction.execute_batch(
-            "DELETE FROM meta; DELETE FROM replicas; DELETE FROM items; DELETE FROM intents; DELETE FROM unit_versions;",
+            "DELETE FROM meta; DELETE FROM replicas; DELETE FROM items; DELETE FROM intents; DELETE FROM unit_versions; \
+             DELETE FROM tombstones;",
         )?;
         begin_replica(&transaction, identity)?;
         transaction.commit()

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::knowledge::{ChangeBatch, Resolution};
+use crate::knowledge::{ChangeBatch, ItemId, Resolution};
 use crate::provider::{
     CallError, ChangeBatchRequest, ProgressReport, ProviderFault, ProviderInfo, Renewal, SyncBatchParameters,
 };
@@ -93,7 +93,7 @@ pub enum Answer {
     Renewed(Result<Renewal, CallError>),
     /// GetSyncBatchParameters.
     Parameters(Result<SyncBatchParameters, CallError>),
-    /// GetChangeBatch.
+    /// GetChangeBatch, or GetFullEnumerationChangeBatch.
     Batch(Result<ChangeBatch, CallError>),
     /// EndSession.
     Ended(Result<(), CallError>),
@@ -154,10 +154,14 @@ pub enum Effect {
     GetParameters,
     /// Call GetChangeBatch at the source.
     GetBatch(ChangeBatchRequest),
-    /// Call ProcessChangeBatch at the destination and relay what it loads.
+    /// Call GetFullEnumerationChangeBatch at the source, from this bound on; answered like `GetBatch`.
+    GetFullEnumerationBatch(ChangeBatchRequest, ItemId),
+    /// Call ProcessChangeBatch, or ProcessFullEnumerationChangeBatch, at the destination and relay what it loads.
     Process {
         /// The batch.
         batch: ChangeBatch,
+        /// Which of the two.
+        full_enumeration: bool,
         /// Judges the frames; comes back with `Processed`.
         referee: Box<Referee>,
         /// Decisions about items of the batch.

@@ -133,7 +133,7 @@ pub(super) fn of_batch(batch: &ChangeBatch, schema: &IdParameters) {
     }
     let Ok(verdict) = referee.batch(batch) else { return };
     assert!(checked.is_ok(), "the referee took what breaks a rule: {checked:?}");
-    if verdict.out_of_date {
+    if verdict.out_of_date_from.is_some() {
         return;
     }
     for (_, change) in batch.changes() {

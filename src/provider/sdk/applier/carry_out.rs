@@ -58,7 +58,7 @@ impl Applier<'_> {
     }
 
     /// Commits what is about to be done to the store, and to which items.
-    fn intend(
+    pub(super) fn intend(
         &self,
         actions: &BTreeMap<ItemId, Action>,
         learned: &Knowledge,
@@ -74,7 +74,7 @@ impl Applier<'_> {
     }
 
     /// Changes the store, in [`order`]. What fails leaves the actions and is returned with its change.
-    fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> BTreeMap<usize, (ItemId, ItemError)> {
+    pub(super) fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> BTreeMap<usize, (ItemId, ItemError)> {
         let mut failures: BTreeMap<usize, (ItemId, ItemError)> = BTreeMap::new();
         for id in order(actions) {
             let Some(action) = actions.get_mut(&id) else { continue };
@@ -102,7 +102,7 @@ impl Applier<'_> {
 
     /// Rows, knowledge and the end of the intents, in one transaction; also of the intents of what failed, where nothing was
     /// changed.
-    fn conclude(
+    pub(super) fn conclude(
         &self,
         actions: BTreeMap<ItemId, Action>,
         intended: Vec<ItemId>,
@@ -110,7 +110,8 @@ impl Applier<'_> {
         tick: u64,
     ) -> Result<(), CallError> {
         let mut metadata = self.shared.metadata();
-        let commit = conclusion(actions, intended, (metadata.replica(), metadata.knowledge()), learned, tick);
+        let mut commit = conclusion(actions, intended, (metadata.replica(), metadata.knowledge()), learned, tick);
+        commit.forgotten = self.learns_forgotten.then(|| self.batch.forgotten_knowledge.intersection(learned));
         metadata.commit(commit).map_err(metadata_failed)?;
         Ok(())
     }
@@ -157,7 +158,8 @@ pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(
     let intent = |(id, action): (&ItemId, &Action)| {
         let mut vector = if action.comes_first { Default::default() } else { (**learned.vector_for_item(id)).clone() };
         vector.learn(&action.after.version);
-        (id.clone(), Intent { row: action.after.clone(), learned: vector, left_out: action.left_out.clone() })
+        let (row, left_out) = (action.after.clone(), action.left_out.clone());
+        (id.clone(), Intent { row, learned: vector, left_out, forgets: action.forgets })
     };
     to_store.map(intent).collect()
 }
@@ -224,8 +226,12 @@ pub fn conclusion(
     if tick > 0 {
         knowledge.set_local_tick(replica, tick);
     }
-    let rows = actions.into_iter().map(|(id, action)| (id, action.after)).collect();
-    Commit { rows, dropped_intents: intended, knowledge: Some(knowledge), tick, ..Commit::default() }
+    // A container that is not empty yet stays, with a tombstone that waits for its last child.
+    let (forgotten, kept): (Vec<_>, Vec<_>) =
+        actions.into_iter().partition(|(_, action)| action.forgets && !action.after.lingering);
+    let rows = kept.into_iter().map(|(id, action)| (id, action.after)).collect();
+    let removed = forgotten.into_iter().map(|(id, _)| id).collect();
+    Commit { rows, removed, dropped_intents: intended, knowledge: Some(knowledge), tick, ..Commit::default() }
 }
 
 /// What the coordinator is told of a change.

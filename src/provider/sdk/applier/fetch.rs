@@ -274,7 +274,7 @@ impl Applier<'_> {
         let version = self.check_change(section, change)?;
         let metadata = self.shared.metadata();
         let row = metadata.row(&change.item_id).map_err(|error| Need::Call(metadata_failed(error).into()))?;
-        let knowledge = (&*section.group.made_with_knowledge, &*self.known);
+        let knowledge = (&*section.group.made_with_knowledge, &*self.known, &*self.forgotten);
         let policy = self.decisions.whole(change, row.as_ref(), self.start.conflict_resolution_policy);
         let winner = match settle(change, version, knowledge, row.as_ref(), incoming, policy) {
             Settlement::NeedsHeader | Settlement::NeedsContent if self.shared.store.has_change_units() => {
@@ -325,7 +325,7 @@ impl Applier<'_> {
         self.check_units(section, change)?;
         let row = self.shared.metadata().row(&change.item_id);
         let row = row.map_err(|error| Need::Call(metadata_failed(error).into()))?;
-        let knowledge = (&*section.group.made_with_knowledge, &*self.known);
+        let knowledge = (&*section.group.made_with_knowledge, &*self.known, &*self.forgotten);
         match course(change, knowledge.0, knowledge.1, row.as_ref()) {
             Course::Obsolete => return Ok(None),
             Course::Units(courses) => {

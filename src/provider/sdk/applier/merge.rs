@@ -278,6 +278,7 @@ impl Ground<'_> {
                 comes_first: false,
                 keeps_loser: false,
                 left_out: left_out.clone(),
+                forgets: false,
             };
             actions.insert(id.clone(), action);
         }
@@ -341,6 +342,7 @@ impl Ground<'_> {
                     comes_first: true,
                     keeps_loser: true,
                     left_out: Vec::new(),
+                    forgets: false,
                 };
                 actions.insert(name, action);
                 Ok(true)

@@ -70,7 +70,12 @@ fn change_units_come_back_as_they_were() {
     let state = ItemState { properties: Default::default(), size: 2, digest: Digest([3; 32]), modification_time: None };
     let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: false };
     let row = Row { item, lingering: false, creation: own.clone(), version: own.clone(), units: Some(units) };
-    let intent = Intent { row: row.clone(), learned: ClockVector::default(), left_out: vec!["b".into(), "ccc".into()] };
+    let intent = Intent {
+        row: row.clone(),
+        learned: ClockVector::default(),
+        left_out: vec!["b".into(), "ccc".into()],
+        forgets: true,
+    };
     let (rows, intents) = (vec![("i".into(), row.clone())], vec![("j".into(), intent.clone())]);
     metadata.commit(Commit { rows, intents, tick: 3, ..Commit::default() }).unwrap();
     drop(metadata);
@@ -78,7 +83,7 @@ fn change_units_come_back_as_they_were() {
     let mut metadata = Metadata::open(directory.path(), "here").unwrap();
     assert_eq!(metadata.row(&"i".into()).unwrap(), Some(row.clone()));
     let found = metadata.intents().unwrap();
-    assert_eq!((&found[0].1.row, &found[0].1.left_out), (&row, &intent.left_out));
+    assert_eq!((&found[0].1.row, &found[0].1.left_out, found[0].1.forgets), (&row, &intent.left_out, true));
     let indexed = |metadata: &Metadata| -> i64 {
         metadata.connection.query_row("SELECT count(*) FROM unit_versions", [], |row| row.get(0)).unwrap()
     };
@@ -88,14 +93,19 @@ fn change_units_come_back_as_they_were() {
     assert_eq!(indexed(&metadata), 0);
 }
 
-/// Rows of ten items by two replicas, alive or not, some with units, by number of the item.
-fn rows() -> impl Strategy<Value = BTreeMap<u8, (u8, u64, bool, Vec<(u8, u64)>)>> {
+/// Number of a replica, and a tick of it.
+type At = (u8, u64);
+/// Ticks of both replicas, by number of the item.
+type Ticks = BTreeMap<u8, [u64; 2]>;
+
+/// Rows of ten items by two replicas, deleted or not, some with units, by number of the item.
+fn rows() -> impl Strategy<Value = BTreeMap<u8, (At, bool, Vec<At>)>> {
     let unit = prop::collection::vec((0..2_u8, 1..9_u64), 0..3);
-    prop::collection::btree_map(0..10_u8, (0..2_u8, 1..9_u64, any::<bool>(), unit), 0..10)
+    prop::collection::btree_map(0..10_u8, ((0..2_u8, 1..9_u64), any::<bool>(), unit), 0..10)
 }
 
 /// What is known of everything, of single items, and of a unit of them.
-fn known() -> impl Strategy<Value = ([u64; 2], BTreeMap<u8, [u64; 2]>, BTreeMap<u8, [u64; 2]>)> {
+fn known() -> impl Strategy<Value = ([u64; 2], Ticks, Ticks)> {
     let ticks = || [0..9_u64, 0..9_u64];
     (
         ticks(),
@@ -115,7 +125,7 @@ proptest! {
         let replicas = [metadata.replica().clone(), ReplicaId::from(vec![9; 16])];
         let id = |number: u8| ItemId::from(vec![b'a' + number]);
         let state = ItemState { properties: Default::default(), size: 2, digest: Digest([3; 32]), modification_time: None };
-        let rows: Vec<(ItemId, Row)> = rows.into_iter().map(|(number, (replica, tick, deleted, units))| {
+        let rows: Vec<(ItemId, Row)> = rows.into_iter().map(|(number, ((replica, tick), deleted, units))| {
             let version = Version::new(replicas[usize::from(replica)].clone(), tick);
             let units: Units = units.into_iter().map(|(replica, tick)| {
                 let at = Version::new(replicas[usize::from(replica)].clone(), tick);

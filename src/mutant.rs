@@ -68,6 +68,14 @@ mutants! {
     LearnRecoveryTooEarly,
     /// An item without metadata is taken for one that never was, also when its tombstone was forgotten.
     ForgetForgotten,
+    /// What is left out of an item with change units is left out of the whole item.
+    LeaveWholeItemOut,
+    /// A deletion meets the base of an item only, and none of its change units (R28).
+    DeletionIgnoresUnits,
+    /// A resolved conflict of a change unit keeps the loser's version.
+    KeepLosersUnitVersion,
+    /// Units that the source's new item does not have stay.
+    KeepUnlistedUnits,
     /// A session that fails before it was admitted goes straight to its final state.
     SkipConnecting,
 }

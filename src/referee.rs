@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use crate::knowledge::{
     ChangeBatch, ChangeOutcome, ChangeUnitChange, ChangeUnitId, ConflictingChange, Deferred, Failed, IdParameters,
-    ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId, Selection, Version,
+    ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId, Selection, SyncFilter, Version,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::{DataPart, Load, ProcessResult};
 use crate::types::{FullEnumerationAction, ProviderRole};
 
 mod enumeration;
+mod filter;
 mod rule;
 mod transfer;
 
@@ -39,6 +40,8 @@ pub struct Referee {
     source: ReplicaId,
     destination: ReplicaId,
     full_enumeration_action: FullEnumerationAction,
+    /// What the source took; it sends and teaches nothing else.
+    filter: Option<SyncFilter>,
     /// KD, the destination's knowledge when it last told it.
     known: Knowledge,
     /// What failed or was deferred in this session (design section 5, Skipped).
@@ -196,8 +199,10 @@ impl Referee {
         source: ReplicaId,
         destination: ReplicaId,
         full_enumeration_action: FullEnumerationAction,
+        filter: Option<SyncFilter>,
     ) -> Self {
         Self {
+            filter,
             schema,
             source,
             destination,
@@ -288,6 +293,9 @@ impl Referee {
     fn examine(&mut self, batch: &ChangeBatch) -> Result<Examined, Breach> {
         self.open = None;
         batch.check(&self.schema)?;
+        if let Some(filter) = &self.filter {
+            filter::check(batch, filter)?;
+        }
         let asked = self.asked_knowledge();
         if let Some(bound) = batch.prerequisite_knowledge.lowest_uncontained(&asked) {
             let message =

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use synclave::command::BeginSession;
 use synclave::coordinator::{Coordinator, Options, Providers};
 use synclave::grpc::provider::DialOptions;
+use synclave::knowledge::{FilterRequest, FilteringType, SyncFilter};
 use synclave::provider::sdk::{Options as Sdk, ReplicaProvider};
 use synclave::providers::file::FileStore;
 use synclave::providers::memory::MemoryStore;
@@ -260,5 +261,40 @@ async fn an_edited_unit_brings_an_item_back_whose_deletion_is_forgotten() {
     for store in [&a, &b, &c] {
         assert_eq!(json!(store.contents()), after_recovery());
     }
+    bench.stop().await;
+}
+
+/// A destination that wants one item: its units are merged as ever, the other item is neither sent nor taught, and whoever hears
+/// of it by way of this destination is sent it by its source.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_items_holds_back_the_units_of_the_others() {
+    let bench = Bench::start().await;
+    let (a, at_a) = bench.memory("a").await;
+    let filter = SyncFilter::ItemList(["wanted".into()].into());
+    let wanted = FilterRequest { filter, filtering_type: FilteringType::CurrentItemsOnly };
+    let (b, at_b) = bench.memory_with("b", Sdk { filters: vec![wanted], ..Sdk::default() }).await;
+    let (c, at_c) = bench.memory("c").await;
+    let in_sync = async |source: &Endpoint, destination: &Endpoint| {
+        let record = bench.session(source, destination, Policy::None).await;
+        assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::InSync, 0), "{record:?}");
+        record.counters.updates_transferred
+    };
+    for item in ["before", "wanted", "with"] {
+        a.set(item, json!({"c1": 1, "c2": 1})).expect("an object");
+    }
+    assert_eq!(in_sync(&at_a, &at_b).await, 1);
+    for item in ["before", "wanted", "with"] {
+        edit(&a, item, "c1", json!("of a"));
+    }
+    edit(&b, "wanted", "c2", json!("of b"));
+    assert_eq!(in_sync(&at_a, &at_b).await, 1);
+    let merged = json!({"c1": "of a", "c2": "of b"});
+    assert_eq!(json!(b.contents()), json!({ "wanted": merged }));
+    assert_eq!(in_sync(&at_a, &at_b).await, 0);
+
+    assert_eq!(in_sync(&at_b, &at_c).await, 1);
+    assert_eq!(in_sync(&at_a, &at_c).await, 2);
+    let of_a = json!({"c1": "of a", "c2": 1});
+    assert_eq!(json!(c.contents()), json!({"before": of_a, "wanted": merged, "with": of_a}));
     bench.stop().await;
 }

@@ -3,9 +3,6 @@
 //! that a user wrote is lost, and nothing is left to be moved.
 
 mod processes;
-#[path = "simulation/random.rs"]
-#[allow(dead_code)]
-mod random;
 mod simple_store;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,9 +10,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use processes::content::Random;
 use processes::services::{FileProvider, Server};
 use processes::{Process, Scratch, number, synclave};
-use random::Random;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde_json::{Value, json};
 use simple_store::{PLAIN, SKILLED, Serving, SimpleStore, contents};
@@ -177,16 +174,16 @@ impl Group {
         let there: Vec<&str> = before.keys().map(String::as_str).chain(NAMES).collect();
         let id = self.random.pick(&there).to_owned();
         let after = match before.get(&id) {
-            Some(_) if self.random.per_mille(200) => None,
+            Some(_) if self.random.chance(5) => None,
             Some(item) => {
                 let mut item = item.clone();
                 let member = self.random.pick(&MEMBERS);
-                item[member] = if self.random.per_mille(150) { Value::Null } else { self.value(member) };
+                item[member] = if self.random.chance(7) { Value::Null } else { self.value(member) };
                 Some(item)
             }
             None => Some(MEMBERS.iter().map(|member| ((*member).to_owned(), self.value(member))).collect()),
         };
-        let by_hand = self.random.per_mille(300);
+        let by_hand = self.random.chance(3);
         eprintln!("{} {id}: {:?} becomes {after:?}", self.members[at].store.name(), before.get(&id));
         self.members[at].store.set(&id, after.as_ref(), by_hand);
         // Of this item: a copy of it may hold the value as well, until a user takes it from there too.
@@ -229,7 +226,7 @@ impl Group {
     fn history(seed: u64) {
         let mut group = Self::start(seed);
         for _ in 0..STEPS {
-            if group.random.per_mille(650) { group.edit() } else { group.sync_some() }
+            if group.random.chance(3) { group.sync_some() } else { group.edit() }
         }
         let rounds = (0..ROUNDS).take_while(|_| group.round() > 0).count();
         assert!(rounds < ROUNDS, "does not come to rest");

@@ -19,6 +19,7 @@ use super::provider::member_name;
 use super::roots::{self, Root};
 use super::sync::{SyncEnd, SyncPlan};
 use crate::coordinator::Coordinator;
+use crate::knowledge::FilterRequest;
 use crate::provider::sdk::{Options, ReplicaProvider};
 use crate::provider::{CallError, Provider};
 use crate::providers::file::{Contents, FileStore, OverlaidChange, Overlay};
@@ -38,6 +39,8 @@ pub(super) struct DryRun {
 struct Replica {
     endpoint: Endpoint,
     member_name: String,
+    /// What it takes.
+    filters: Vec<FilterRequest>,
     overlay: Arc<Overlay>,
     /// Where the copy of its metadata is.
     state_dir: PathBuf,
@@ -61,7 +64,7 @@ impl DryRun {
         copy_store(&sync.data_dir, &scratch.directory("data")?)?;
         let contents = Contents::default();
         let mut replicas = Vec::new();
-        for (name, root) in ["a", "b"].into_iter().zip(ends) {
+        for ((name, filters), root) in [("a", &[][..]), ("b", &sync.filters)].into_iter().zip(ends) {
             // A directory that is still to be made is an empty one.
             let tree =
                 if root.exists() { root.path().to_owned() } else { scratch.directory(&format!("{name}-root"))? };
@@ -73,6 +76,7 @@ impl DryRun {
             replicas.push(Replica {
                 endpoint: directory_endpoint(root),
                 member_name: member_name(root),
+                filters: filters.to_vec(),
                 overlay: Arc::new(overlay),
                 state_dir,
             });
@@ -87,10 +91,11 @@ impl DryRun {
         let mut providers: HashMap<Endpoint, Arc<dyn Provider>> = HashMap::new();
         let mut opened_replicas = Vec::new();
         for replica in &self.replicas {
-            let Replica { endpoint, member_name, overlay, state_dir } = replica;
+            let Replica { endpoint, member_name, filters, overlay, state_dir } = replica;
             let options = Options {
                 member_name: member_name.clone(),
                 tombstone_age: self.tombstone_age.0,
+                filters: filters.clone(),
                 reported_entries: usize::MAX,
                 ..Options::default()
             };

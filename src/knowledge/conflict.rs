@@ -29,7 +29,7 @@ pub enum DestinationItem {
 }
 
 impl DestinationItem {
-    /// What is seen of an item that has no metadata: rows 2 and 2b of the table (2b is [I], an inference of the reference).
+    /// What is seen of an item that has no metadata: rows 2 and 2b of the table (2b is an inference of the reference).
     /// `known` and `forgotten` are the destination's.
     pub fn without_metadata(
         change: &ItemChange,
@@ -129,7 +129,8 @@ pub fn decide(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, ite
         DestinationItem::Deleted(version) => (made_with.contains_change(id, version), true),
         DestinationItem::Divided { base, units } => {
             let knows = |(unit, version): &(ChangeUnitId, Version)| made_with.contains_change_unit(id, unit, version);
-            (made_with.vector_for_item(id).contains(base) && units.iter().all(knows), false)
+            let all = units.iter().all(knows) || mutant::is(Mutant::DeletionIgnoresUnits);
+            (made_with.vector_for_item(id).contains(base) && all, false)
         }
     };
     if known_to_source {

@@ -8,6 +8,7 @@
 //! - `enumeration`, `loading`: the source's side, what a destination lacks and the data of one item;
 //! - `applier`: the destination's side;
 //! - `forgetting`: tombstones that are old enough are cleaned up;
+//! - `range_digests`: comparison with another replica, and what is damaged;
 //! - `units`: items whose members are versioned each on their own;
 //! - `metadata`: the book that all of them keep.
 //!
@@ -26,11 +27,12 @@ use tokio::sync::mpsc;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::knowledge::{ChangeBatch, IdParameters, ItemId, ReplicaId};
+use crate::knowledge::{ChangeBatch, FilterRequest, IdParameters, ItemId, ReplicaId};
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, FULL_ENUMERATION, Load,
     MAX_KNOWLEDGE_BYTES, Partner, ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits,
-    Refusal, RefusalCode, Renewal, SessionKey, SyncBatchParameters,
+    RANGE_DIGESTS, REQUEST_FILTERED_SYNC, RangeDigests, RangeDigestsRequest, Refusal, RefusalCode, Renewal,
+    RepairItems, SUPPORT_FILTERED_SYNC, SessionKey, SyncBatchParameters,
 };
 use crate::types::{Hresult, ProviderRole};
 
@@ -38,10 +40,12 @@ mod applier;
 mod conflict_copy;
 mod detection;
 mod enumeration;
+mod filtering;
 mod forgetting;
 mod item_store;
 mod loading;
 mod metadata;
+mod range_digests;
 mod report;
 mod session;
 #[cfg(test)]
@@ -49,6 +53,7 @@ mod tests;
 mod units;
 
 pub use conflict_copy::conflict_copy_id;
+pub use filtering::ItemFilter;
 pub use forgetting::DEFAULT_TOMBSTONE_AGE;
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
@@ -76,7 +81,7 @@ pub mod decision {
 
 use applier::Processing;
 use metadata::Metadata;
-use session::Registry;
+use session::{Registry, Work};
 
 /// What a provider's owner decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +101,8 @@ pub struct Options {
     pub tombstone_age: Option<Duration>,
     /// Entries of each kind that its [`Report`] keeps.
     pub reported_entries: usize,
+    /// As a destination, what it wants: filters, the best first; none: everything.
+    pub filters: Vec<FilterRequest>,
 }
 
 impl Default for Options {
@@ -108,6 +115,7 @@ impl Default for Options {
             max_source_sessions: 1,
             tombstone_age: Some(DEFAULT_TOMBSTONE_AGE),
             reported_entries: report::REPORTED_ENTRIES,
+            filters: Vec::new(),
         }
     }
 }
@@ -238,6 +246,11 @@ impl From<Refusal> for CallError {
     }
 }
 
+fn capabilities(options: &Options) -> Vec<String> {
+    let wishes = (!options.filters.is_empty()).then_some(REQUEST_FILTERED_SYNC);
+    [FULL_ENUMERATION, RANGE_DIGESTS, SUPPORT_FILTERED_SYNC].into_iter().chain(wishes).map(str::to_owned).collect()
+}
+
 impl ReplicaProvider {
     /// Opens or creates the metadata in `metadata_dir` and speaks for `store` from then on.
     ///
@@ -284,6 +297,22 @@ impl ReplicaProvider {
     pub fn replica_id(&self) -> ReplicaId {
         lock(&self.shared.replica).clone()
     }
+
+    /// Runs a call of a session where it may block. The session is at work until nothing of the call is left.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: Work,
+        call: impl FnOnce(&Arc<Shared>, &Work) -> Result<T, CallError> + Send + 'static,
+    ) -> Result<T, CallError> {
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || {
+            // Dropped in the reverse order: the work last.
+            let (work, shared) = (work, shared);
+            call(&shared, &work)
+        })
+        .await
+        .map_err(panicked)?
+    }
 }
 
 #[async_trait::async_trait]
@@ -302,7 +331,7 @@ impl Provider for ReplicaProvider {
                 max_bytes: 0,
                 max_inline_bytes: options.max_inline_bytes,
             },
-            capabilities: vec![FULL_ENUMERATION.to_owned()],
+            capabilities: capabilities(options),
             busy_roles: session::busy_roles(&self.shared),
             incarnation_id,
         })
@@ -316,13 +345,21 @@ impl Provider for ReplicaProvider {
         session::renew(&self.shared, key, lease, canceled)
     }
 
+    async fn specify_filter(&self, key: SessionKey) -> Result<Vec<FilterRequest>, CallError> {
+        session::enter(&self.shared, key, ProviderRole::Destination)?;
+        Ok(self.shared.options.filters.clone())
+    }
+
+    async fn add_filter(&self, key: SessionKey, request: FilterRequest) -> Result<(), CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        filtering::add(&self.shared, &work.session, request)
+    }
+
     async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
         // What an abandoned batch still learns belongs into the answer.
         drop(work.session.turn.clone().lock_owned().await);
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || {
-            let _work = work;
+        self.blocking(work, |shared, _| {
             let knowledge = shared.metadata().knowledge().clone();
             let bytes = metadata::encode_knowledge(&knowledge).len();
             if bytes > MAX_KNOWLEDGE_BYTES {
@@ -332,19 +369,11 @@ impl Provider for ReplicaProvider {
             Ok(SyncBatchParameters { knowledge: (*knowledge).clone(), requested_batch_size })
         })
         .await
-        .map_err(panicked)?
     }
 
     async fn get_change_batch(&self, key: SessionKey, request: ChangeBatchRequest) -> Result<ChangeBatch, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Source)?;
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || {
-            // Whole, token and all: a closure that names only a field of it would leave the token behind.
-            let (work, shared) = (work, shared);
-            enumeration::change_batch(&shared, &work, request)
-        })
-        .await
-        .map_err(panicked)?
+        self.blocking(work, move |shared, work| enumeration::change_batch(shared, work, request)).await
     }
 
     async fn process_change_batch(
@@ -366,14 +395,8 @@ impl Provider for ReplicaProvider {
         lower_bound: ItemId,
     ) -> Result<ChangeBatch, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Source)?;
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || {
-            // Whole, as above.
-            let (work, shared) = (work, shared);
-            enumeration::full_enumeration_batch(&shared, &work, request, lower_bound)
-        })
-        .await
-        .map_err(panicked)?
+        self.blocking(work, move |shared, work| enumeration::full_enumeration_batch(shared, work, request, lower_bound))
+            .await
     }
 
     async fn process_full_enumeration_change_batch(
@@ -393,11 +416,25 @@ impl Provider for ReplicaProvider {
         let (sender, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
         let shared = self.shared.clone();
         tokio::task::spawn_blocking(move || {
-            // Whole, as above, and dropped in the reverse order: the work is over when nothing of it is left.
+            // Whole: a closure that names only a field of it would leave its token behind. The work is dropped last.
             let (work, shared, sender) = (work, shared, sender);
             loading::load(&shared, &work.session, &load, &sender);
         });
         Ok(receiver)
+    }
+
+    async fn get_range_digests(
+        &self,
+        key: SessionKey,
+        request: RangeDigestsRequest,
+    ) -> Result<RangeDigests, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        self.blocking(work, move |shared, work| range_digests::range_digests(shared, work, &request)).await
+    }
+
+    async fn repair_items(&self, key: SessionKey, request: RepairItems) -> Result<RepairItems, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        self.blocking(work, move |shared, work| range_digests::repair(shared, work, &request)).await
     }
 
     async fn end_session(&self, request: EndSession) -> Result<(), CallError> {

@@ -55,6 +55,8 @@ rules! {
     /// A batch's prerequisite is at least the knowledge that it was asked with: with less, what was skipped in this session
     /// would be learned without having been applied.
     PrerequisiteTooSmall = "PREREQUISITE_TOO_SMALL", SYNC_E_BATCH_NEEDS_KNOWLEDGE;
+    /// A source that took a filter sends only what it lets through, and teaches nothing of the rest (`windows-sync.md` 7).
+    FilterNotHeld = "FILTER_NOT_HELD", SYNC_E_NOT_EXPECTED_CHANGE;
     /// Batches without a change come to an end (`windows-sync.md` 2.6).
     TooManyEmptyBatches = "TOO_MANY_EMPTY_BATCHES", SYNC_E_INTERNAL_ERROR;
     /// Nobody knows a higher tick of a replica than the replica itself: else it was restored or cloned, and will give

@@ -8,7 +8,7 @@ use crate::types::{Hresult, ProviderRole};
 
 /// A is the source, D the destination, B a third replica.
 fn referee_with(known: &Knowledge, action: FullEnumerationAction) -> Referee {
-    let mut referee = Referee::new(SCHEMA, replica("A"), replica("D"), action);
+    let mut referee = Referee::new(SCHEMA, replica("A"), replica("D"), action, None);
     assert_eq!(referee.parameters(known), Ok(()));
     referee
 }
@@ -530,4 +530,26 @@ fn a_full_enumeration_teaches_its_range_and_its_last_batch_everything() {
     let last = enumeration("i1", None, vec![change("i2", a(5))]);
     assert_eq!(learns(&last, APPLIED, &made_with()), Ok(()));
     broke(learns(&last, OutcomeKind::RecoverableError, &made_with()), DESTINATION, Rule::LearnedTooMuch);
+}
+
+#[test]
+fn a_filtered_source_sends_and_teaches_nothing_else() {
+    use crate::knowledge::{FilterFlags, SyncFilter};
+
+    let filter = SyncFilter::ItemList([item("i1"), item("i3")].into());
+    let action = FullEnumerationAction::Abort;
+    let mut referee = Referee::new(SCHEMA, replica("A"), replica("D"), action, Some(filter.clone()));
+    assert_eq!(referee.parameters(&known()), Ok(()));
+    let within = made_with().project_onto_items([&item("i1"), &item("i3")]);
+    let marked = |groups| ChangeBatch { filter_flags: filter.flags(), ..batch(&known(), groups) };
+    let rule = |result: Result<BatchVerdict, Breach>| result.map(|_| ()).map_err(|breach| (breach.role, breach.rule));
+    let broken = Err((ProviderRole::Source, Rule::FilterNotHeld));
+
+    let honest = vec![ordered("", None, &within, vec![change("i1", a(3))])];
+    assert_eq!(rule(referee.batch(&marked(honest.clone()))), Ok(()));
+    let unmarked = ChangeBatch { filter_flags: FilterFlags::NONE, ..marked(honest) };
+    assert_eq!(rule(referee.batch(&unmarked)), broken);
+    let more = made_with().project_onto_items([&item("i1"), &item("i2")]);
+    assert_eq!(rule(referee.batch(&marked(vec![ordered("", None, &more, vec![change("i2", a(3))])]))), broken);
+    assert_eq!(rule(referee.batch(&marked(vec![ordered("", None, &made_with(), vec![change("i1", a(3))])]))), broken);
 }

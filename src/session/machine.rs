@@ -2,9 +2,9 @@
 //! so that a simulation can drive millions of histories.
 //!
 //! ```text
-//! Identifying → Admitting → Recording → Beginning → Asking → Enumerating → Processing ─┐
-//!                                          ▲           ▲────────────────────────────────┤ until the last batch
-//!                                          │           └── Reconnecting ◄── lost ───────┤
+//! Identifying → Admitting → Recording → Beginning (→ Filtering) → Asking → Enumerating → Processing ─┐
+//!                                          ▲                        ▲──────────────────────────────────┤ until the last batch
+//!                                          │                        └── Reconnecting ◄── lost ─────────┤
 //!                                          └ BeginSession at most once per provider     ▼
 //!                                                              Done ◄── Ending ◄── Concluding
 //! ```
@@ -34,6 +34,7 @@ mod change_loop;
 mod end;
 mod event;
 mod external;
+mod filtering;
 mod left_out;
 mod link;
 mod recovery;
@@ -43,6 +44,7 @@ mod tests;
 use change_loop::{BatchInHand, Rate};
 use end::Ends;
 pub use event::{Answer, Commit, Effect, Event, Now, RelayError, Relayed, Ticks, Timer};
+use filtering::Filtering;
 use recovery::Recovery;
 
 /// Commits of the final state that may fail before the session ends without it; the next start then ends it.
@@ -65,6 +67,7 @@ enum Step {
     BusyElsewhere,
     Recording,
     Beginning,
+    Filtering,
     Asking,
     Enumerating,
     Processing,
@@ -92,6 +95,7 @@ pub struct Machine {
     /// How often a provider was found to be busy elsewhere.
     found_busy: u32,
     ends: Ends,
+    filtering: Filtering,
     referee: Option<Box<Referee>>,
     renewing: [bool; 2],
     heard: [Option<Instant>; 2],
@@ -124,6 +128,7 @@ impl Machine {
             timing,
             waited: false,
             found_busy: 0,
+            filtering: Filtering::default(),
             referee: None,
             renewing: [false; 2],
             heard: [None; 2],
@@ -235,6 +240,8 @@ impl Machine {
             Answer::Identified(_) => false,
             Answer::Begun(result) | Answer::Ended(result) => result.is_ok(),
             Answer::Renewed(result) => result.is_ok(),
+            Answer::FilterSpecified(result) => result.is_ok(),
+            Answer::FilterAdded(result) => result.is_ok(),
             Answer::Parameters(result) => result.is_ok(),
             Answer::Batch(result) => result.is_ok(),
         };
@@ -254,6 +261,16 @@ impl Machine {
             },
             Answer::Begun(result) => self.begun(role, result, now, effects),
             Answer::Renewed(result) => self.renewed(role, result, now, effects),
+            Answer::FilterSpecified(result) => {
+                if self.step == Step::Filtering {
+                    self.filter_specified(result, now, effects);
+                }
+            }
+            Answer::FilterAdded(result) => {
+                if self.step == Step::Filtering {
+                    self.filter_added(result, now, effects);
+                }
+            }
             Answer::Parameters(result) => {
                 if self.step == Step::Asking {
                     self.parameters(result, now, effects);
@@ -346,7 +363,7 @@ impl Machine {
     fn go_on(&mut self, effects: &mut Vec<Effect>) {
         match self.record.kind {
             SessionKind::Coordinated => {
-                self.ask(effects);
+                self.filter_or_ask(effects);
                 effects.push(Effect::Publish);
             }
             SessionKind::External => self.run_external(effects),

@@ -12,9 +12,10 @@ use tracing::{Instrument, error_span, info, warn};
 
 use super::Dial;
 use super::admission::Admission;
+use super::handle::{AtEnd, SessionHandle, SessionStatus, StateAnswer, StateCall, handle};
 use super::outbox::Outbox;
 use super::recovery::{end_left_behind, notice_left_behind};
-use super::task::{AtEnd, Links, Parts, SessionHandle, SessionStatus, SessionTask, StateAnswer, StateCall, handle};
+use super::task::{Links, Parts, SessionTask};
 use super::timing::Timing;
 use super::token::{Tokens, fingerprint};
 use crate::knowledge::ReplicaId;

@@ -49,7 +49,7 @@ checks! {
     KnowledgeShrinks = "knowledge shrinks",
     /// A partner never knows a tick of a replica that the replica does not know itself.
     TickReused = "tick reused",
-    /// What failed in a session is not sent again in it.
+    /// What failed in a session, or was applied, is not sent again in it.
     SkippedAgain = "skipped sent again",
     /// All providers are honest: nobody is blamed for breaking a rule.
     FalseBlame = "false blame",
@@ -119,10 +119,10 @@ pub(crate) struct Ghost {
     pub(crate) told: BTreeMap<usize, Arc<Knowledge>>,
     /// What the source of a session had when it gave its last batch.
     pub(crate) source_had: BTreeMap<SyncGuid, Arc<Knowledge>>,
-    /// Versions that failed in a session's batch in hand, of which the coordinator has not heard yet.
-    pub(crate) failing: BTreeMap<SyncGuid, BTreeSet<(ItemId, Version)>>,
-    /// Versions that failed in a session, and the coordinator knows.
-    pub(crate) failed: BTreeMap<SyncGuid, BTreeSet<(ItemId, Version)>>,
+    /// Versions in a session's batch in hand that were applied, or failed, of which the coordinator has not heard yet.
+    pub(crate) settling: BTreeMap<SyncGuid, BTreeSet<(ItemId, Version)>>,
+    /// Versions that were applied, or failed, in a session, and the coordinator knows.
+    pub(crate) settled: BTreeMap<SyncGuid, BTreeSet<(ItemId, Version)>>,
 }
 
 impl Ghost {

@@ -551,6 +551,7 @@ impl World {
             return;
         }
         match effect {
+            Effect::SpecifyFilter | Effect::AddFilter(_) => unreachable!("no provider of the simulation has a filter"),
             Effect::Identify(role) => self.call(guid, role, Kind::Identify, Body::Identify, deadline),
             Effect::Admit => self.admit(guid),
             Effect::Begin(role) => {
@@ -1047,9 +1048,9 @@ impl World {
         let Some(session) = self.session(guid) else { return };
         let to = session.ends[1];
         let Some(relay) = session.relay.take() else { return };
-        let failing = self.ghost.failing.remove(&guid).unwrap_or_default();
+        let settling = self.ghost.settling.remove(&guid).unwrap_or_default();
         if result.is_ok() {
-            self.ghost.failed.entry(guid).or_default().extend(failing);
+            self.ghost.settled.entry(guid).or_default().extend(settling);
         }
         if let Err(error) = &result {
             self.history.add(self.now, || format!("{} batch: {error:?}", short(guid)));

@@ -59,6 +59,10 @@ pub(crate) fn seen_by(mutant: synclave::mutant::Mutant) -> Check {
         Mutant::DeleteUnknown => Check::LostEdit,
         Mutant::LearnRecoveryTooEarly => Check::FalseBlame,
         Mutant::ForgetForgotten => Check::Convergence,
+        Mutant::LeaveWholeItemOut => Check::FalseBlame,
+        Mutant::DeletionIgnoresUnits => Check::LostEdit,
+        Mutant::KeepLosersUnitVersion => Check::LostEdit,
+        Mutant::KeepUnlistedUnits => Check::Convergence,
         Mutant::SkipConnecting => Check::Edge,
     }
 }

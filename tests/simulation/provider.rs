@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, Digest, GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader,
-    ItemId, Knowledge, RecoverableError, Selection,
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, Digest, FilterFlags, GroupKind, IdParameters, ItemChange,
+    ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError, Selection, Version,
 };
 use synclave::provider::sdk::decision::{
-    Absence, Action, Commit, Decisions, Ground, Incoming, Learning, Obtained, Row, Settlement, Step, Verdict, Winner,
-    absence, change_item, conclusion, intents, learned, learns_forgotten, leave_out, order, outcome, settle,
+    Absence, Action, Commit, Course, Decisions, Ground, Incoming, Learning, Obtained, Row, Settlement, Step, Verdict,
+    Winner, absence, change_item, conclusion, course, intents, learned, learns_forgotten, leave_out, order, outcome,
+    settle, wanted,
 };
 use synclave::provider::sdk::{ItemError, ItemStore};
 use synclave::provider::{
@@ -26,6 +27,7 @@ use super::checks::{Check, Deletion};
 use super::mutants::Fault;
 use super::replica::{Author, Replica, digest};
 use super::scenario::{Scenario, Time};
+use super::units::{self, Want};
 use super::world::{Body, Call, Frame, Happening, Payload, TIMING, World, name, shared, short};
 
 /// Changes that are applied together at most. Small, so that a batch has several sections.
@@ -108,7 +110,7 @@ struct Apply {
     left_out: Selection,
     obtained: Vec<Obtained>,
     /// Which load is of which change.
-    loads: BTreeMap<u64, usize>,
+    loads: BTreeMap<u64, (usize, Want)>,
     next_load: u64,
     carrying: Option<Carrying>,
     applied: u32,
@@ -144,7 +146,7 @@ impl Provider {
     pub(crate) fn new(index: usize, scenario: &Scenario) -> Self {
         Self {
             index,
-            replica: Replica::new(index),
+            replica: Replica::new(index, scenario.units & 1 << index != 0),
             up: true,
             life: 1,
             reach: Reach::Open,
@@ -304,7 +306,7 @@ impl World {
             }
             Body::Load(load) => {
                 let found = self.enter(to, key, ProviderRole::Source);
-                let result = found.map(|()| Payload::Parts(self.load(to, &load)));
+                let result = found.map(|()| Payload::Parts(self.load(to, call.sync_guid, &load)));
                 self.reply(to, &call, result);
             }
             Body::End => self.end_session(to, call),
@@ -388,10 +390,15 @@ impl World {
         let adopted = before.saturating_sub(replica.intents.len() + fresh.len());
         self.figures.adopted += adopted as u64;
         self.bury_removed(index);
-        for (item, older, version) in fresh {
-            let buried = || self.ghost.buried.get(&(index, item.clone())).map(|deletion| deletion.version.clone());
-            let older = older.or_else(buried);
-            self.ghost.made(&item, &version, older.as_ref());
+        for (item, before, after) in fresh {
+            self.units_found(index, &item, before.as_ref(), &after);
+            let version = after.version;
+            let older = before.map(|row| row.version);
+            if older.as_ref() != Some(&version) {
+                let buried = || self.ghost.buried.get(&(index, item.clone())).map(|deletion| deletion.version.clone());
+                let older = older.or_else(buried);
+                self.ghost.made(&item, &version, older.as_ref());
+            }
             let mut shelf = self.providers[index].replica.store.shelf();
             let by_user = match shelf.items.get(&item) {
                 Some(entry) => entry.author == Author::User,
@@ -566,10 +573,10 @@ impl World {
             remaining_updates: None,
             remaining_deletions: None,
             is_last_batch: true,
+            filter_flags: FilterFlags::NONE,
         };
         if let Some(lower_bound) = known.lowest_uncontained(&made_with) {
-            let missing: Vec<_> =
-                replica.rows.iter().filter(|(id, row)| !known.contains_change(id, &row.version)).collect();
+            let missing: Vec<_> = replica.rows.iter().filter(|(id, row)| !row.is_known_by(id, known)).collect();
             let listed = missing.len().min(request.requested_batch_size.max(1) as usize);
             batch.remaining_updates = Some((missing.len() - listed) as u32);
             batch.is_last_batch = listed == missing.len();
@@ -579,7 +586,7 @@ impl World {
                 _ => last.filter(|_| !batch.is_last_batch),
             };
             let inline = self.scenario.inline;
-            let changes = missing[..listed].iter().map(|(id, row)| item_change(replica, id, row, inline));
+            let changes = missing[..listed].iter().map(|(id, row)| item_change(replica, id, row, known, inline));
             let changes: Vec<ItemChange> = changes.collect();
             batch.groups = vec![ChangeGroup {
                 kind: GroupKind::Ordered { lower_bound, upper_bound },
@@ -587,13 +594,16 @@ impl World {
                 changes,
             }];
         }
-        let failed = self.ghost.failed.get(&guid);
-        let again = batch.changes().find_map(|(_, change)| {
-            let version = change.change_version.clone()?;
-            failed?.contains(&(change.item_id.clone(), version.clone())).then(|| (change.item_id.clone(), version))
-        });
+        let settled = self.ghost.settled.get(&guid);
+        let again = batch
+            .changes()
+            .flat_map(|(_, change)| parts_of(change))
+            .find(|of| settled.is_some_and(|it| it.contains(of)));
         if let Some((item, version)) = again {
-            self.fail(Check::SkippedAgain, format!("{item} {version:?} failed in {} and is sent again", short(guid)));
+            self.fail(
+                Check::SkippedAgain,
+                format!("{item} {version:?} failed or was applied in {} and is sent again", short(guid)),
+            );
         }
         self.ghost.source_had.insert(guid, made_with);
         batch
@@ -614,8 +624,8 @@ impl World {
         let listed = rows.len().min(request.requested_batch_size.max(1) as usize);
         let is_last_batch = listed == rows.len();
         let change = |(id, row): &(&ItemId, &Row)| {
-            let is_known = known.contains_change(id, &row.version);
-            item_change(replica, id, row, self.scenario.inline && !is_known)
+            let is_known = row.is_known_by(id, known);
+            item_change(replica, id, row, known, self.scenario.inline && !is_known)
         };
         let upper_bound = rows[..listed].last().map(|(id, _)| (*id).clone()).filter(|_| !is_last_batch);
         ChangeBatch {
@@ -631,12 +641,16 @@ impl World {
             remaining_updates: Some((rows.len() - listed) as u32),
             remaining_deletions: None,
             is_last_batch,
+            filter_flags: FilterFlags::NONE,
         }
     }
 
-    fn load(&mut self, index: usize, load: &Load) -> Vec<DataPart> {
+    fn load(&mut self, index: usize, guid: SyncGuid, load: &Load) -> Vec<DataPart> {
         let replica = &self.providers[index].replica;
         let id = &load.item_id;
+        if let Some(row) = replica.rows.get(id).filter(|row| !row.item.deleted && row.units.is_some()) {
+            return units::parts(replica, row, load, self.ghost.source_had.get(&guid).map(|made_with| &**made_with));
+        }
         let row = replica.rows.get(id).filter(|row| !row.item.deleted && row.version == load.version);
         let Some(row) = row else { return vec![DataPart::Failed(changed(id))] };
         let state = &row.item.state;
@@ -727,11 +741,11 @@ impl World {
             Frame::Closed => apply.closed = true,
             Frame::Data { load_id, parts } => {
                 live.deadline = now + TIMING.lease;
-                let Some(index) = apply.loads.remove(&load_id) else { return };
+                let Some((index, want)) = apply.loads.remove(&load_id) else { return };
                 let id = apply.changes()[index].item_id.clone();
                 let mut apply = live.apply.take().expect("it was just there");
                 let store = &self.providers[to].replica.store;
-                take_parts(store, &id, &mut apply.obtained[index], parts);
+                take_parts(store, &id, want, &mut apply.obtained[index], parts);
                 if let Some(live) = self.providers[to].sessions.get_mut(&guid) {
                     live.apply = Some(apply);
                 }
@@ -763,26 +777,29 @@ impl World {
             let change = &apply.changes()[at];
             let mut obtained = Obtained { incoming: Incoming::of(change), staged: None, fetched: None, error: None };
             match need(replica, &apply, change, &obtained.incoming) {
-                Ok(false) => {}
-                Ok(true) => match &change.inline_data {
-                    Some(data) => {
-                        let content = data.content.to_vec();
-                        stage(&replica.store, &change.item_id, &data.header, content, &mut obtained);
-                    }
-                    None => {
-                        let version = change.change_version.clone().expect("needed, so it was decided by its version");
-                        let load = Load {
-                            load_id: apply.next_load,
-                            item_id: change.item_id.clone(),
-                            change_unit_ids: Vec::new(),
-                            version,
-                            offset: 0,
-                        };
-                        apply.loads.insert(load.load_id, at);
-                        apply.next_load += 1;
-                        outputs.push(load);
-                    }
-                },
+                Ok(None) => {}
+                Ok(Some(want)) if !take_inline(&replica.store, change, &apply.known, &want, &mut obtained) => {
+                    let change_unit_ids = match &want {
+                        Want::Content => Vec::new(),
+                        Want::Units(units) => units.clone(),
+                    };
+                    let named = |unit: &&ChangeUnitChange| {
+                        change_unit_ids.is_empty() || change_unit_ids.contains(&unit.change_unit_id)
+                    };
+                    let of_unit = change.change_units.iter().find(named).map(|unit| &unit.version);
+                    let version = change.change_version.as_ref().or(of_unit).expect("one of the two").clone();
+                    let load = Load {
+                        load_id: apply.next_load,
+                        item_id: change.item_id.clone(),
+                        change_unit_ids,
+                        version,
+                        offset: 0,
+                    };
+                    apply.loads.insert(load.load_id, (at, want));
+                    apply.next_load += 1;
+                    outputs.push(load);
+                }
+                Ok(Some(_)) => {}
                 Err(error) => obtained.error = Some(error),
             }
             apply.obtained.push(obtained);
@@ -906,6 +923,7 @@ impl World {
         // What the observer must know of the versions that this makes, even if it is never finished.
         for (id, action) in &plan.actions {
             let change = &apply.changes()[action.index];
+            self.units_made(index, change, &apply.known, id, action);
             let theirs = change.change_version.as_ref().filter(|_| change.item_id == *id);
             let buried = self.ghost.buried.get(&(index, id.clone())).map(|deletion| deletion.version.clone());
             let ours = action.before.as_ref().map(|row| &row.version).or(buried.as_ref());
@@ -1037,7 +1055,8 @@ impl World {
             return;
         }
         let verdict = carrying.verdicts.get(action.index);
-        let conflict = matches!(verdict, Some(Verdict::Planned { conflict: true })) && !action.keeps_loser;
+        let conflict = matches!(verdict, Some(Verdict::Planned { conflict: true } | Verdict::Partly { .. }));
+        let conflict = conflict && !action.keeps_loser;
         let (row, made) = (action.before.clone(), action.after.clone());
         self.figures.copies += u64::from(action.keeps_loser);
         if does_something {
@@ -1062,6 +1081,12 @@ impl World {
         conflict: bool,
         policy: Policy,
     ) {
+        if self.scenario.units != 0 {
+            if let Some(row) = &row {
+                self.units_replaced(index, id, before.as_deref(), (row, made), conflict, policy);
+            }
+            return;
+        }
         let after = self.providers[index].replica.store.content(id);
         let Some(row) = row else {
             let Some(Deletion { version, creation }) = self.ghost.buried.get(&(index, id.clone())).cloned() else {
@@ -1136,11 +1161,7 @@ impl World {
         let changes: Vec<ItemChange> = apply.changes().to_vec();
         for (change, verdict) in changes.iter().zip(&verdicts) {
             leave_out(change, verdict, &mut apply.left_out);
-            if let Some(version) = &change.change_version
-                && matches!(verdict, Verdict::Failed(_) | Verdict::Deferred(_))
-            {
-                self.ghost.failing.entry(guid).or_default().insert((change.item_id.clone(), version.clone()));
-            }
+            self.ghost.settling.entry(guid).or_default().extend(parts_of(change));
             let loser_lost = matches!(verdict, Verdict::Planned { conflict: true })
                 && apply.start.conflict_resolution_policy == Policy::KeepBoth
                 && actions.get(&change.item_id).is_some_and(|action| {
@@ -1199,23 +1220,40 @@ fn header(state: &synclave::provider::sdk::ItemState) -> ItemDataHeader {
     }
 }
 
-fn item_change(replica: &Replica, id: &ItemId, row: &Row, inline: bool) -> ItemChange {
+/// What a change is about, as the observer names it: its units, or the item as a whole.
+fn parts_of(change: &ItemChange) -> Vec<(ItemId, Version)> {
+    match &change.change_version {
+        Some(version) => vec![(change.item_id.clone(), version.clone())],
+        None => change.change_units.iter().map(|unit| part_of(change, unit)).collect(),
+    }
+}
+
+fn part_of(change: &ItemChange, unit: &ChangeUnitChange) -> (ItemId, Version) {
+    let name = String::from_utf8_lossy(unit.change_unit_id.as_bytes());
+    (units::part(&change.item_id, &name), unit.version.clone())
+}
+
+fn item_change(replica: &Replica, id: &ItemId, row: &Row, known: &Knowledge, inline: bool) -> ItemChange {
     let state = &row.item.state;
     let alive = !row.item.deleted;
     let content = replica.store.content(id).filter(|content| digest(content) == state.digest);
-    let inline_data = content
-        .filter(|_| alive && inline)
-        .map(|content| ItemData { header: header(state), content: Bytes::from(content) });
+    let (change_units, content) = units::outgoing(id, row, known, content.filter(|_| alive));
+    let whole = change_units.is_empty();
+    let inline_data = content.filter(|_| inline).map(|content| {
+        let (content_size, content_digest) = (content.len() as u64, Some(digest(&content)));
+        let header = ItemDataHeader { content_size, content_digest, ..header(state) };
+        ItemData { header, content: Bytes::from(content) }
+    });
     ItemChange {
         item_id: id.clone(),
         creation_version: row.creation.clone(),
-        change_version: Some(row.version.clone()),
+        change_version: whole.then(|| row.version.clone()),
         flags: if alive { ChangeFlags::NONE } else { ChangeFlags::DELETED },
-        change_units: Vec::new(),
+        change_units,
         winner_item_id: None,
         work_estimate: 1,
         data_size: alive.then_some(state.size),
-        content_digest: alive.then_some(state.digest),
+        content_digest: (alive && whole).then_some(state.digest),
         modification_time: if alive { state.modification_time } else { None },
         inline_data,
     }
@@ -1227,14 +1265,20 @@ fn section_learned(apply: &Apply) -> Knowledge {
 }
 
 /// Whether a change's data is needed. (The SDK saves some of it: by its headers, and by copies of what is here already.)
-fn need(replica: &Replica, apply: &Apply, change: &ItemChange, incoming: &Incoming) -> Result<bool, RecoverableError> {
+fn need(
+    replica: &Replica,
+    apply: &Apply,
+    change: &ItemChange,
+    incoming: &Incoming,
+) -> Result<Option<Want>, RecoverableError> {
     let id = &change.item_id;
-    let Some(version) = &change.change_version else { return Err(changed(id)) };
+    let is_known = |unit: &ChangeUnitChange| apply.known.contains_change_unit(id, &unit.change_unit_id, &unit.version);
+    let is_known = match &change.change_version {
+        Some(version) => apply.known.contains_change(id, version),
+        None => change.change_units.iter().all(is_known),
+    };
     let prerequisite = &apply.batch.prerequisite_knowledge;
-    if !apply.has_prerequisite
-        && !apply.known.contains_change(id, version)
-        && !apply.known.contains_for_item(prerequisite, id)
-    {
+    if !apply.has_prerequisite && !is_known && !apply.known.contains_for_item(prerequisite, id) {
         return Err(RecoverableError {
             hresult: Hresult::SYNC_E_CHANGE_NEEDS_KNOWLEDGE,
             item_display_name: id.to_string(),
@@ -1242,14 +1286,28 @@ fn need(replica: &Replica, apply: &Apply, change: &ItemChange, incoming: &Incomi
         });
     }
     let knowledge = (&*apply.group().made_with_knowledge, &apply.known, &*apply.forgotten);
-    let policy = apply.decisions.whole(change, replica.rows.get(id), apply.start.conflict_resolution_policy);
-    match settle(change, version, knowledge, replica.rows.get(id), incoming, policy) {
-        Settlement::NeedsHeader | Settlement::NeedsContent => Ok(true),
+    let row = replica.rows.get(id);
+    if change.change_version.is_none() {
+        match course(change, knowledge.0, knowledge.1, row) {
+            Course::Obsolete => return Ok(None),
+            Course::Units(courses) => {
+                let units = wanted(&courses);
+                return Ok((!units.is_empty()).then_some(Want::Units(units)));
+            }
+            Course::Whole => {}
+        }
+    }
+    let version = change.change_version.as_ref().unwrap_or(&change.creation_version);
+    let divided = change.change_version.is_none() || replica.store.has_change_units();
+    let all = || Some(if divided { Want::Units(Vec::new()) } else { Want::Content });
+    let policy = apply.decisions.whole(change, row, apply.start.conflict_resolution_policy);
+    match settle(change, version, knowledge, row, incoming, policy) {
+        Settlement::NeedsHeader | Settlement::NeedsContent => Ok(all()),
         Settlement::Failed(error) => Err(error),
-        Settlement::Obsolete | Settlement::Deferred => Ok(false),
+        Settlement::Obsolete | Settlement::Deferred => Ok(None),
         Settlement::Settled { winner, .. } => Ok(match winner {
-            Winner::Source | Winner::SourceAndCopy | Winner::DestinationAndCopy => true,
-            Winner::Destination | Winner::Deletion => false,
+            Winner::Source | Winner::SourceAndCopy | Winner::DestinationAndCopy => all(),
+            Winner::Destination | Winner::Deletion => None,
         }),
     }
 }
@@ -1268,7 +1326,26 @@ fn stage(store: &impl ItemStore, id: &ItemId, header: &ItemDataHeader, content: 
     }
 }
 
-fn take_parts(store: &impl ItemStore, id: &ItemId, into: &mut Obtained, parts: Vec<DataPart>) {
+/// Takes what came with a change; false when it is not what is wanted.
+fn take_inline(
+    store: &impl ItemStore,
+    change: &ItemChange,
+    known: &Knowledge,
+    want: &Want,
+    into: &mut Obtained,
+) -> bool {
+    let Some(data) = &change.inline_data else { return false };
+    match want {
+        Want::Content => stage(store, &change.item_id, &data.header, data.content.to_vec(), into),
+        Want::Units(wanted) => match units::inline(change, known, wanted) {
+            Some(units) => units::take(&change.item_id, &data.content, units, into),
+            None => return false,
+        },
+    }
+    true
+}
+
+fn take_parts(store: &impl ItemStore, id: &ItemId, want: Want, into: &mut Obtained, parts: Vec<DataPart>) {
     let mut header = None;
     let mut content = Vec::new();
     for part in parts {
@@ -1280,7 +1357,13 @@ fn take_parts(store: &impl ItemStore, id: &ItemId, into: &mut Obtained, parts: V
                 let Some(header) = header.take() else { continue };
                 into.incoming.size = Some(header.content_size);
                 into.incoming.properties = Some(header.properties.clone());
-                stage(store, id, &header, std::mem::take(&mut content), into);
+                match &want {
+                    Want::Content => stage(store, id, &header, std::mem::take(&mut content), into),
+                    Want::Units(units) => {
+                        let units = (!units.is_empty()).then(|| units.iter().cloned().collect());
+                        units::take(id, &content, units, into);
+                    }
+                }
             }
         }
     }

@@ -12,6 +12,8 @@ use synclave::provider::sdk::{
     Staging, StoreError,
 };
 
+use super::units::{self, UNITS};
+
 /// Who wrote an item last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Author {
@@ -45,6 +47,8 @@ pub(crate) fn digest(content: &[u8]) -> Digest {
 
 #[derive(Debug, Default)]
 pub(crate) struct Shelf {
+    /// Its items have change units.
+    pub(crate) divided: bool,
     pub(crate) items: BTreeMap<ItemId, Entry>,
     /// Items that a user deleted since a provider last wrote them.
     pub(crate) deleted_by_user: BTreeSet<ItemId>,
@@ -127,6 +131,10 @@ impl Staging for MemoryStaging {
 }
 
 impl ItemStore for MemoryStore {
+    fn has_change_units(&self) -> bool {
+        self.shelf().divided
+    }
+
     fn detect(&self, known: &dyn Known) -> Result<Detection, StoreError> {
         let shelf = self.shelf();
         let mut observations = Vec::new();
@@ -258,9 +266,9 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) fn new(index: usize) -> Self {
+    pub(crate) fn new(index: usize, divided: bool) -> Self {
         Self {
-            store: MemoryStore::default(),
+            store: MemoryStore(Arc::new(Mutex::new(Shelf { divided, ..Shelf::default() }))),
             id: ReplicaId::from(vec![b'A' + index as u8; 16]),
             rows: BTreeMap::new(),
             intents: BTreeMap::new(),
@@ -294,9 +302,10 @@ impl Replica {
         self.tick = self.tick.max(commit.tick);
     }
 
-    /// The versions of live items.
-    pub(crate) fn versions(&self) -> BTreeMap<&ItemId, &Version> {
-        self.rows.iter().filter(|(_, row)| !row.item.deleted).map(|(id, row)| (id, &row.version)).collect()
+    /// The versions of live items, and of their units.
+    pub(crate) fn versions(&self) -> BTreeMap<&ItemId, [&Version; UNITS.len()]> {
+        let alive = self.rows.iter().filter(|(_, row)| !row.item.deleted);
+        alive.map(|(id, row)| (id, UNITS.map(|unit| units::version(row, unit)))).collect()
     }
 
     /// Cleans every tombstone up, as the SDK's metadata do; the versions that are forgotten.
@@ -310,20 +319,19 @@ impl Replica {
         old
     }
 
-    /// Local changes become versions. Gives the items that got a new one, with the version before.
-    pub(crate) fn detect(&mut self) -> Vec<(ItemId, Option<Version>, Version)> {
+    /// Local changes become versions. Gives the items that got a new one, or a unit of theirs, with the row before.
+    pub(crate) fn detect(&mut self) -> Vec<(ItemId, Option<Row>, Row)> {
         let snapshot = Snapshot::new(self.rows.iter().map(|(id, row)| (id.clone(), row.clone())).collect());
         let Ok(detection) = self.store.detect(&snapshot) else { return Vec::new() };
         let book = Book { replica: &self.id, knowledge: &self.knowledge, tick: self.tick, snapshot: &snapshot };
         let folded = fold(&self.store, book, self.intents.clone(), detection.observations);
         let Some(commit) = folded.commit else { return Vec::new() };
-        let fresh = |version: &Version| version.replica == self.id && version.tick > self.tick;
-        let fresh = commit
-            .rows
-            .iter()
-            .filter(|(_, row)| fresh(&row.version))
-            .map(|(id, row)| (id.clone(), self.rows.get(id).map(|row| row.version.clone()), row.version.clone()))
-            .collect();
+        let fresh = |row: &Row| {
+            let mut versions = row.units.iter().flatten().map(|(_, unit)| &unit.version).chain([&row.version]);
+            versions.any(|version| version.replica == self.id && version.tick > self.tick)
+        };
+        let fresh = commit.rows.iter().filter(|(_, row)| fresh(row));
+        let fresh = fresh.map(|(id, row)| (id.clone(), self.rows.get(id).cloned(), row.clone())).collect();
         self.commit(commit);
         fresh
     }

@@ -22,6 +22,9 @@ pub(crate) struct Scenario {
     pub(crate) weather: Weather,
     pub(crate) batch_size: u32,
     pub(crate) inline: bool,
+    /// Of each replica, by its bit, whether the items of its store have change units. Where none has, items are texts; else they
+    /// are objects.
+    pub(crate) units: u8,
     pub(crate) steps: Vec<(Time, Step)>,
 }
 
@@ -118,8 +121,8 @@ impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} replicas, batches of {}, inline data {}, max_source_sessions {}, {:?}",
-            self.seed, self.replicas, self.batch_size, self.inline, self.max_source_sessions, self.weather
+            "seed {}: {} replicas, batches of {}, inline data {}, units {:b}, max_source_sessions {}, {:?}",
+            self.seed, self.replicas, self.batch_size, self.inline, self.units, self.max_source_sessions, self.weather
         )?;
         self.steps.iter().try_for_each(|(time, step)| writeln!(f, "  {time:>12.3?}  {step:?}"))
     }
@@ -210,6 +213,8 @@ impl Scenario {
             };
             steps.push((time, step));
         }
+        let begun = |(time, step): &(Time, Step)| matches!(step, Step::Operate { .. }).then_some(*time);
+        let operations: Vec<Time> = steps.iter().filter_map(begun).collect();
         // Of a stream of their own: a seed's other steps stay what they were before these came to be.
         let beside = &mut Random::new(seed ^ 0x7461_6b65_6f76_6572);
         for _ in 0..beside.below(4) {
@@ -218,8 +223,28 @@ impl Scenario {
             let late = Duration::from_millis(beside.pick(&[20, 2_000, 20_000]));
             let replica = beside.index(replicas);
             match beside.below(if stormy { 2 } else { 1 }) {
-                0 => steps.push((time, Step::BusyElsewhere { replica, span })),
+                0 => {
+                    // Half of them when a session may just have been told that the provider is free.
+                    let time = match operations.is_empty() || beside.below(2) == 0 {
+                        true => time,
+                        false => beside.pick(&operations) + Duration::from_millis(beside.below(300)),
+                    };
+                    steps.push((time, Step::BusyElsewhere { replica, span }));
+                }
                 _ => steps.push((time, Step::TakeOver { late })),
+            }
+        }
+        let beside = &mut Random::new(seed ^ 0x756e_6974_7300_0000);
+        let units = if beside.below(3) == 0 { beside.between(1, (1 << replicas) - 1) as u8 } else { 0 };
+        if units != 0 {
+            steps.retain(|(_, step)| !matches!(step, Step::Forget { .. }));
+            // Few items, so that changes meet in their units, and conflicts that wait.
+            for (_, step) in &mut steps {
+                match step {
+                    Step::Write { item, .. } | Step::SetMode { item, .. } | Step::Delete { item, .. } => *item %= 2,
+                    Step::Operate { policy, .. } if beside.below(4) == 0 => *policy = Policy::None,
+                    _ => {}
+                }
             }
         }
         steps.sort_by_key(|(time, _)| *time);
@@ -230,6 +255,7 @@ impl Scenario {
             weather,
             batch_size: random.pick(&[1, 2, 3, 100]),
             inline: random.below(2) == 0,
+            units,
             steps,
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use synclave::knowledge::{ChangeBatch, ItemId};
+use synclave::provider::sdk::ItemState;
 use synclave::provider::{
     CallError, ChangeBatchRequest, DataPart, Load, ProcessOutput, ProcessStart, ProviderInfo, Renewal,
     SyncBatchParameters,
@@ -20,7 +21,9 @@ use super::history::History;
 use super::mutants::Fault;
 use super::provider::{Provider, Reach};
 use super::random::Random;
+use super::replica::Replica;
 use super::scenario::{Scenario, Step, Time, Weather};
+use super::units::{self, UNITS};
 use super::watcher::Watcher;
 
 /// Events in one history; more means that it does not end.
@@ -444,7 +447,16 @@ impl World {
                 self.edits += 1;
                 let content = if same { b"the same".to_vec() } else { format!("edit {}", self.edits).into_bytes() };
                 let item = self.item(replica, item);
-                self.supersede(replica, &item);
+                let content = match self.scenario.units {
+                    0 => content,
+                    _ => {
+                        let before = self.providers[replica].replica.store.content(&item);
+                        // Of one unit, equal values are rare enough.
+                        let content = if self.random.below(3) == 0 { b"the same".to_vec() } else { content };
+                        units::edited(before.as_deref(), &String::from_utf8_lossy(&content), &mut self.random)
+                    }
+                };
+                self.supersede(replica, &item, Some(&content));
                 self.providers[replica].replica.store.write(&item, content, seconds);
             }
             Step::SetMode { replica, item } => {
@@ -454,7 +466,7 @@ impl World {
             }
             Step::Delete { replica, item } => {
                 let item = self.item(replica, item);
-                self.supersede(replica, &item);
+                self.supersede(replica, &item, None);
                 self.providers[replica].replica.store.delete_by_user(&item);
             }
             Step::Unwritable { replica, item } => {
@@ -517,7 +529,10 @@ impl World {
         }
     }
 
-    fn supersede(&mut self, replica: usize, item: &ItemId) {
+    fn supersede(&mut self, replica: usize, item: &ItemId, after: Option<&[u8]>) {
+        if self.scenario.units != 0 {
+            return self.supersede_values(replica, item, after);
+        }
         if let Some(content) = self.providers[replica].replica.store.content(item) {
             self.ghost.superseded.insert((replica, content));
         }
@@ -701,9 +716,17 @@ impl World {
 
     fn has_converged(&self) -> bool {
         let first = &self.providers[0].replica;
+        // Of an item with change units the values are versioned, and nothing else.
+        let versioned = |state: ItemState| match self.scenario.units {
+            0 => state,
+            _ => ItemState { properties: BTreeMap::new(), modification_time: None, ..state },
+        };
+        let held = |replica: &Replica| -> BTreeMap<ItemId, ItemState> {
+            replica.store.contents().into_iter().map(|(id, state)| (id, versioned(state))).collect()
+        };
         self.providers[1..].iter().all(|other| {
             let other = &other.replica;
-            other.store.contents() == first.store.contents()
+            held(other) == held(first)
                 && other.versions() == first.versions()
                 && other.knowledge.contains(&first.knowledge)
                 && first.knowledge.contains(&other.knowledge)
@@ -722,7 +745,7 @@ impl World {
                         .store
                         .content(id)
                         .map(|content| String::from_utf8_lossy(&content).into_owned());
-                    format!("{id}={content:?}@{:?}", row.version)
+                    format!("{id}={content:?}@{:?}", UNITS.map(|unit| units::version(row, unit)))
                 })
                 .collect();
             let replica = &provider.replica;

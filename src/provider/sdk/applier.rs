@@ -41,17 +41,13 @@ pub(super) mod fetch;
 pub(super) mod merge;
 pub(super) mod plan;
 mod recovery;
+mod section;
 pub(super) mod settle;
 
 use decisions::Decisions;
 use fetch::Wire;
+use section::Section;
 
-/// Changes that are applied together at most.
-const SECTION_CHANGES: usize = 1_000;
-/// Bytes of content that are staged before a section is applied; a larger item is a section of its own.
-const SECTION_BYTES: u64 = 256 * 1024 * 1024;
-/// What a change of some units counts for in a section at least: it may bring more than it says.
-const DIVIDED_BYTES: u64 = 256 * 1024;
 /// Outcomes and loads that may wait for the coordinator: small ones, so many that the end of a section is not a hand-over of
 /// each from thread to thread.
 const OUTPUTS_IN_FLIGHT: usize = 256;
@@ -178,14 +174,6 @@ struct Applier<'a> {
     held: u64,
 }
 
-/// Some changes of one group that are applied together.
-struct Section<'a> {
-    group: &'a ChangeGroup,
-    /// Index of the first change behind it.
-    end: usize,
-    changes: &'a [ItemChange],
-}
-
 impl<'a> Applier<'a> {
     fn new(
         shared: &'a Shared,
@@ -255,10 +243,9 @@ impl<'a> Applier<'a> {
             let mut left_out = std::mem::take(&mut not_gone);
             let mut begin = 0;
             loop {
-                let end = section_end(group, begin);
-                let section = Section { group, end, changes: &group.changes[begin..end] };
+                let section = Section::of(group, begin, &*self.shared.store);
                 self.apply(&section, &mut left_out)?;
-                begin = end;
+                begin = section.end;
                 if begin >= group.changes.len() {
                     break;
                 }
@@ -416,17 +403,6 @@ pub fn learns_forgotten(learning: Learning, known: &Knowledge, batch: &ChangeBat
         Learning::ItemsOnly => false,
         Learning::Recovery => true,
     }
-}
-
-fn section_end(group: &ChangeGroup, begin: usize) -> usize {
-    let mut bytes: u64 = 0;
-    let fits = |change: &&ItemChange| {
-        let first = bytes == 0;
-        let least = if change.change_units.is_empty() { 0 } else { DIVIDED_BYTES };
-        bytes = bytes.saturating_add(change.data_size.unwrap_or(0).max(least));
-        first || bytes <= SECTION_BYTES
-    };
-    begin + group.changes[begin..].iter().take(SECTION_CHANGES).take_while(fits).count()
 }
 
 /// R18.

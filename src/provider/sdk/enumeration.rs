@@ -9,12 +9,13 @@ use std::sync::atomic::Ordering;
 
 use sha2::{Digest as _, Sha256};
 
+use super::filtering::Restricted;
 use super::metadata::{Candidate, Metadata, Row, encode_knowledge};
 use super::session::{Session, Work};
 use super::{ItemState, Shared, canceled, loading, lock, metadata_failed, units};
 use crate::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, ChangeUnitId, Digest, GroupKind, ItemChange, ItemData,
-    ItemDataHeader, ItemId, Knowledge, ReplicaId,
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, ChangeUnitId, Digest, FilterFlags, GroupKind, ItemChange,
+    ItemData, ItemDataHeader, ItemId, Knowledge, ReplicaId,
 };
 use crate::provider::{CallError, ChangeBatchRequest, MAX_KNOWLEDGE_BYTES, MAX_MESSAGE_BYTES, Refusal, RefusalCode};
 use crate::types::Hresult;
@@ -72,6 +73,7 @@ struct Listed {
 struct Listing {
     made_with: Arc<Knowledge>,
     forgotten: Arc<Knowledge>,
+    filter_flags: FilterFlags,
     lower_bound: ItemId,
     listed: Vec<Listed>,
     remaining_updates: u64,
@@ -81,11 +83,46 @@ struct Listing {
     coming: Coming,
 }
 
-impl Listing {
-    fn new(metadata: &Metadata, lower_bound: ItemId) -> Self {
+/// What a destination lacks.
+enum Found {
+    Nothing(Scope),
+    Changes(Listing),
+}
+
+/// What may be said of what the metadata knows, and whether a filter holds some of it back.
+struct Scope {
+    made_with: Arc<Knowledge>,
+    forgotten: Arc<Knowledge>,
+    filter_flags: FilterFlags,
+}
+
+impl Scope {
+    fn of(session: &Session, metadata: &Metadata) -> Result<Self, CallError> {
+        match &mut *lock(&session.sieve) {
+            None => Ok(Self::whole(metadata)),
+            Some(sieve) => {
+                let Restricted { made_with, forgotten } = sieve.restrict(metadata).map_err(metadata_failed)?;
+                Ok(Self { made_with, forgotten, filter_flags: sieve.flags() })
+            }
+        }
+    }
+
+    fn whole(metadata: &Metadata) -> Self {
         Self {
             made_with: metadata.knowledge().clone(),
             forgotten: metadata.forgotten().clone(),
+            filter_flags: FilterFlags::NONE,
+        }
+    }
+}
+
+impl Listing {
+    fn new(metadata: &Metadata, scope: Scope, lower_bound: ItemId) -> Self {
+        let Scope { made_with, forgotten, filter_flags } = scope;
+        Self {
+            made_with,
+            forgotten,
+            filter_flags,
             lower_bound,
             listed: Vec::new(),
             remaining_updates: 0,
@@ -103,8 +140,10 @@ pub(super) fn change_batch(
     request: ChangeBatchRequest,
 ) -> Result<ChangeBatch, CallError> {
     let session = &entered.session;
-    let listing = list(shared, session, &request)?;
-    let Some(mut listing) = listing else { return Ok(nothing(shared, request)) };
+    let mut listing = match list(shared, session, &request)? {
+        Found::Nothing(scope) => return Ok(nothing(scope, request)),
+        Found::Changes(listing) => listing,
+    };
     if session.cancel.is_cancelled() {
         return Err(canceled().into());
     }
@@ -147,26 +186,26 @@ fn batch_of(shared: &Shared, entered: &Work, request: ChangeBatchRequest, mut li
         remaining_updates: Some(saturated(listing.remaining_updates)),
         remaining_deletions: Some(listing.remaining_deletions),
         is_last_batch,
+        filter_flags: listing.filter_flags,
     }
 }
 
 /// The destination knows all that there is.
-fn nothing(shared: &Shared, request: ChangeBatchRequest) -> ChangeBatch {
-    let forgotten_knowledge = shared.metadata().forgotten().clone();
+fn nothing(scope: Scope, request: ChangeBatchRequest) -> ChangeBatch {
     ChangeBatch {
         groups: Vec::new(),
         prerequisite_knowledge: Arc::new(request.destination_knowledge),
-        forgotten_knowledge,
+        forgotten_knowledge: scope.forgotten,
         work_estimate: 0,
         remaining_work_estimate: 0,
         remaining_updates: Some(0),
         remaining_deletions: Some(0),
         is_last_batch: true,
+        filter_flags: scope.filter_flags,
     }
 }
 
-/// `None` when the destination lacks nothing.
-fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Result<Option<Listing>, CallError> {
+fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Result<Found, CallError> {
     let known = &request.destination_knowledge;
     // Before the metadata is locked, which the reading thread needs for its rows.
     let ahead = lock(&session.read_ahead).take().map(ReadAhead::finish).unwrap_or_default();
@@ -175,23 +214,23 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
     if seen > metadata.tick() {
         return Err(shared.went_back(&mut metadata, seen).into());
     }
-    let made_with = metadata.knowledge().clone();
-    let Some(lower_bound) = known.lowest_uncontained(&made_with) else { return Ok(None) };
+    let scope = Scope::of(session, &metadata)?;
+    let Some(lower_bound) = known.lowest_uncontained(&scope.made_with) else { return Ok(Found::Nothing(scope)) };
 
     let mut enumeration = lock(&session.enumeration);
     let earlier = enumeration.take().filter(|earlier| earlier.serves(&metadata, known));
     let enumeration = enumeration.insert(match earlier {
         Some(earlier) => earlier,
-        None => Enumeration::new(&metadata, known).map_err(metadata_failed)?,
+        None => Enumeration::new(&metadata, &scope.made_with, known).map_err(metadata_failed)?,
     });
     enumeration.advance(known, &lower_bound);
-    *lock(&session.made_with) = Some(made_with.clone());
+    *lock(&session.made_with) = Some(scope.made_with.clone());
     let mut missing = enumeration.missing().iter().peekable();
     let mut left = enumeration.left();
 
     let meeting = *session.meeting.get_or_init(|| Meeting::of(known, metadata.replica()));
-    let mut limits = Limits::of(shared, request, &made_with, meeting)?;
-    let mut listing = Listing::new(&metadata, lower_bound);
+    let mut limits = Limits::of(shared, request, &scope.made_with, meeting)?;
+    let mut listing = Listing::new(&metadata, scope, lower_bound);
     listing.coming.inline = limits.inline;
     let mut ahead = ahead.of(metadata.generation());
     listing.remaining_deletions = left.deletions;
@@ -213,7 +252,7 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
         room.bytes = room.bytes.saturating_sub(CHANGE_OVERHEAD + if inline { candidate.size } else { 0 });
         listing.coming.items.push(candidate.item_id.clone());
     }
-    Ok(Some(listing))
+    Ok(Found::Changes(listing))
 }
 
 /// How well source and destination know each other when their session begins.

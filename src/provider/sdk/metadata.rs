@@ -18,93 +18,14 @@ mod codec;
 mod forgetting;
 mod incarnation;
 mod row;
+mod schema;
 
 pub(super) use codec::encode_knowledge;
 pub(super) use row::Candidate;
 pub use row::{Commit, Intent, Row, Snapshot, Unit, Units};
+use schema::{APPLICATION_ID, SCHEMA_VERSION};
 
 const FILE_NAME: &str = "metadata.db";
-/// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.
-const APPLICATION_ID: i32 = 0x5379_6e63;
-const SCHEMA_VERSION: i32 = 3;
-
-const SCHEMA: &str = "
-CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE replicas (key INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE);
-CREATE TABLE items (
-    item_id BLOB PRIMARY KEY,
-    properties TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    digest BLOB NOT NULL,
-    modified_s INTEGER,
-    modified_ns INTEGER,
-    fingerprint BLOB NOT NULL,
-    deleted INTEGER NOT NULL,
-    lingering INTEGER NOT NULL,
-    creation_replica INTEGER NOT NULL,
-    creation_tick INTEGER NOT NULL,
-    version_replica INTEGER NOT NULL,
-    version_tick INTEGER NOT NULL,
-    units BLOB
-) WITHOUT ROWID;
-CREATE INDEX items_by_digest ON items (digest);
-CREATE INDEX items_by_version ON items (version_replica, version_tick);
-CREATE INDEX items_lingering ON items (item_id) WHERE lingering = 1;
-CREATE TABLE intents (
-    item_id BLOB PRIMARY KEY,
-    properties TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    digest BLOB NOT NULL,
-    modified_s INTEGER,
-    modified_ns INTEGER,
-    fingerprint BLOB NOT NULL,
-    deleted INTEGER NOT NULL,
-    lingering INTEGER NOT NULL,
-    creation_replica INTEGER NOT NULL,
-    creation_tick INTEGER NOT NULL,
-    version_replica INTEGER NOT NULL,
-    version_tick INTEGER NOT NULL,
-    learned BLOB NOT NULL,
-    units BLOB,
-    left_out BLOB NOT NULL,
-    forgets INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID;
-CREATE TABLE unit_versions (
-    item_id BLOB NOT NULL,
-    change_unit_id BLOB NOT NULL,
-    version_replica INTEGER NOT NULL,
-    version_tick INTEGER NOT NULL,
-    PRIMARY KEY (item_id, change_unit_id)
-) WITHOUT ROWID;
-CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
-CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
-CREATE INDEX tombstones_by_age ON tombstones (since);
-";
-
-/// What leads from the schema of each version, from 1 on, to that of the next.
-const MIGRATIONS: &[&str] = &[
-    "
-ALTER TABLE items ADD COLUMN units BLOB;
-ALTER TABLE intents ADD COLUMN units BLOB;
-ALTER TABLE intents ADD COLUMN left_out BLOB NOT NULL DEFAULT x'';
-CREATE TABLE unit_versions (
-    item_id BLOB NOT NULL,
-    change_unit_id BLOB NOT NULL,
-    version_replica INTEGER NOT NULL,
-    version_tick INTEGER NOT NULL,
-    PRIMARY KEY (item_id, change_unit_id)
-) WITHOUT ROWID;
-CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
-",
-    // How old a tombstone is was not recorded, so it is taken to be new.
-    "
-ALTER TABLE intents ADD COLUMN forgets INTEGER NOT NULL DEFAULT 0;
-CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
-CREATE INDEX tombstones_by_age ON tombstones (since);
-INSERT INTO tombstones (item_id, since) SELECT item_id, unixepoch() FROM items WHERE deleted = 1;
-",
-];
-
 macro_rules! columns {
     () => {
         "item_id, properties, size, digest, modified_s, modified_ns, fingerprint, deleted, lingering, \
@@ -112,6 +33,10 @@ macro_rules! columns {
     };
 }
 use columns;
+
+// Behind the macro, which they use.
+mod range;
+mod write;
 
 /// Why the metadata cannot be opened. The file is left as it was.
 #[derive(Debug, thiserror::Error)]
@@ -196,9 +121,9 @@ impl Metadata {
             .map_err(broken)?;
         connection.set_prepared_statement_cache_capacity(32);
         if tables == 0 {
-            create(&connection, identity).map_err(broken)?;
+            schema::create(&connection, identity).map_err(broken)?;
         } else {
-            migrate(&connection, version).map_err(broken)?;
+            schema::migrate(&connection, version).map_err(broken)?;
         }
         let mut metadata = Self {
             connection,
@@ -326,6 +251,13 @@ impl Metadata {
         self.alive
     }
 
+    /// The ids of all items, tombstones too, ascending.
+    pub(super) fn ids(&self) -> rusqlite::Result<Vec<ItemId>> {
+        let mut statement = self.connection.prepare_cached("SELECT item_id FROM items ORDER BY item_id")?;
+        let ids = statement.query_map([], |row| Ok(ItemId::from(row.get_ref(0)?.as_blob()?)))?;
+        ids.collect()
+    }
+
     /// All items.
     pub(super) fn snapshot(&self) -> rusqlite::Result<Snapshot> {
         let mut statement =
@@ -400,109 +332,6 @@ impl Metadata {
             .collect()
     }
 
-    /// Carries a commit out, whole or not at all.
-    pub(super) fn commit(&mut self, commit: Commit) -> rusqlite::Result<()> {
-        debug_assert!(commit.tick >= self.tick, "ticks never go back");
-        let mut interned = Vec::new();
-        let mut alive = self.alive;
-        let transaction = self.connection.transaction()?;
-        {
-            let mut key = |replica: &ReplicaId| -> rusqlite::Result<i64> {
-                if let Some(key) = self.key_of_replica.get(replica) {
-                    return Ok(*key);
-                }
-                if let Some((_, key)) = interned.iter().find(|(id, _)| id == replica) {
-                    return Ok(*key);
-                }
-                transaction.prepare_cached("INSERT INTO replicas (id) VALUES (?1)")?.execute([replica.as_bytes()])?;
-                let key = transaction.last_insert_rowid();
-                interned.push((replica.clone(), key));
-                Ok(key)
-            };
-            let mut put = transaction.prepare_cached(concat!(
-                "INSERT OR REPLACE INTO items (",
-                columns!(),
-                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
-            ))?;
-            let mut merge = transaction.prepare_cached("DELETE FROM unit_versions WHERE item_id = ?1")?;
-            let mut divide = transaction.prepare_cached("INSERT INTO unit_versions VALUES (?1, ?2, ?3, ?4)")?;
-            let mut settle = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
-            let mut live = transaction.prepare_cached("SELECT 1 FROM items WHERE item_id = ?1 AND deleted = 0")?;
-            let mut remove = transaction.prepare_cached("DELETE FROM items WHERE item_id = ?1")?;
-            let mut bury = transaction
-                .prepare_cached("INSERT OR REPLACE INTO tombstones (item_id, since) VALUES (?1, unixepoch())")?;
-            for (id, row) in &commit.rows {
-                alive = alive + u64::from(!row.item.deleted) - u64::from(live.exists([id.as_bytes()])?);
-                let versions = (key(&row.creation.replica)?, key(&row.version.replica)?);
-                let units = encode_units(row, &mut key)?;
-                write(&mut put, id, row, versions, units)?;
-                put.raw_execute()?;
-                merge.execute([id.as_bytes()])?;
-                // Those that are no newer than the item are found with it.
-                for (unit, Unit { version, .. }) in row.units.iter().flatten() {
-                    if *version != row.version {
-                        let replica = key(&version.replica)?;
-                        divide.execute(params![id.as_bytes(), unit.as_bytes(), replica, version.tick as i64])?;
-                    }
-                }
-                settle.execute([id.as_bytes()])?;
-                if row.item.deleted {
-                    bury.execute([id.as_bytes()])?;
-                }
-            }
-            for id in &commit.removed {
-                alive -= u64::from(live.exists([id.as_bytes()])?);
-                remove.execute([id.as_bytes()])?;
-                merge.execute([id.as_bytes()])?;
-                settle.execute([id.as_bytes()])?;
-            }
-            for id in &commit.dropped_intents {
-                settle.execute([id.as_bytes()])?;
-            }
-            let mut intend = transaction.prepare_cached(concat!(
-                "INSERT OR REPLACE INTO intents (",
-                columns!(),
-                ", learned, left_out, forgets) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)"
-            ))?;
-            for (id, intent) in &commit.intents {
-                let versions = (key(&intent.row.creation.replica)?, key(&intent.row.version.replica)?);
-                let units = encode_units(&intent.row, &mut key)?;
-                write(&mut intend, id, &intent.row, versions, units)?;
-                intend.raw_bind_parameter(15, codec::encode_vector(&intent.learned))?;
-                intend.raw_bind_parameter(16, codec::encode_unit_ids(&intent.left_out))?;
-                intend.raw_bind_parameter(17, intent.forgets)?;
-                intend.raw_execute()?;
-            }
-        }
-        if let Some(knowledge) = &commit.knowledge {
-            set_meta(&transaction, "knowledge", &encode_knowledge(knowledge))?;
-        }
-        if let Some(anchor) = &commit.anchor {
-            set_meta(&transaction, "anchor", anchor)?;
-        }
-        let forgotten = commit.forgotten.map(|forgotten| self.forgotten.union(&forgotten));
-        if let Some(forgotten) = &forgotten {
-            set_meta(&transaction, "forgotten", &encode_knowledge(forgotten))?;
-        }
-        set_meta(&transaction, "tick", &commit.tick.to_le_bytes())?;
-        transaction.commit()?;
-        if let Some(forgotten) = forgotten {
-            self.forgotten = Arc::new(forgotten);
-        }
-        for (replica, key) in interned {
-            self.replica_of_key.insert(key, replica.clone());
-            self.key_of_replica.insert(replica, key);
-        }
-        if let Some(knowledge) = commit.knowledge {
-            self.knowledge = Arc::new(knowledge);
-        }
-        self.tick = commit.tick;
-        self.alive = alive;
-        self.generation += 1;
-        Ok(())
-    }
-
     /// Remembers that a partner knows more of this replica than it does itself: it becomes a new replica at the next
     /// [`Self::renew`] or open.
     pub(super) fn mark_went_back(&mut self) -> rusqlite::Result<()> {
@@ -572,27 +401,6 @@ fn corrupt(what: &str) -> rusqlite::Error {
     rusqlite::Error::ToSqlConversionFailure(what.into())
 }
 
-fn create(connection: &Connection, identity: &str) -> rusqlite::Result<()> {
-    let transaction = connection.unchecked_transaction()?;
-    transaction.execute_batch(SCHEMA)?;
-    begin_replica(&transaction, identity)?;
-    transaction
-        .execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"))?;
-    transaction.commit()
-}
-
-/// Brings the schema of an earlier version of this program up to date.
-fn migrate(connection: &Connection, version: i32) -> rusqlite::Result<()> {
-    let passed = usize::try_from(version - 1).map_err(|_| corrupt("it has no schema version"))?;
-    if passed >= MIGRATIONS.len() {
-        return Ok(());
-    }
-    let transaction = connection.unchecked_transaction()?;
-    MIGRATIONS[passed..].iter().try_for_each(|step| transaction.execute_batch(step))?;
-    transaction.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION};"))?;
-    transaction.commit()
-}
-
 fn begin_replica(transaction: &Transaction<'_>, identity: &str) -> rusqlite::Result<()> {
     set_meta(transaction, "identity", identity.as_bytes())?;
     set_meta(transaction, "replica_id", Uuid::new_v4().as_bytes())?;
@@ -604,41 +412,6 @@ fn set_meta(transaction: &Transaction<'_>, key: &str, value: &[u8]) -> rusqlite:
         .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
         .execute(params![key, value])
         .map(drop)
-}
-
-/// The versions of a row's change units name replicas by `key`.
-fn encode_units(
-    row: &Row,
-    key: &mut impl FnMut(&ReplicaId) -> rusqlite::Result<i64>,
-) -> rusqlite::Result<Option<Vec<u8>>> {
-    row.units.as_ref().map(|units| codec::encode_units(units, key)).transpose()
-}
-
-/// Binds the fourteen columns that `items` and `intents` share. Sizes and ticks above `i64::MAX` are refused before.
-fn write(
-    statement: &mut rusqlite::CachedStatement<'_>,
-    id: &ItemId,
-    row: &Row,
-    (creation, version): (i64, i64),
-    units: Option<Vec<u8>>,
-) -> rusqlite::Result<()> {
-    let state = &row.item.state;
-    let properties = serde_json::to_string(&state.properties)
-        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    statement.raw_bind_parameter(1, id.as_bytes())?;
-    statement.raw_bind_parameter(2, properties)?;
-    statement.raw_bind_parameter(3, state.size as i64)?;
-    statement.raw_bind_parameter(4, state.digest.0.as_slice())?;
-    statement.raw_bind_parameter(5, state.modification_time.map(|time| time.as_second()))?;
-    statement.raw_bind_parameter(6, state.modification_time.map(|time| time.subsec_nanosecond()))?;
-    statement.raw_bind_parameter(7, row.item.fingerprint.0.as_slice())?;
-    statement.raw_bind_parameter(8, row.item.deleted)?;
-    statement.raw_bind_parameter(9, row.lingering)?;
-    statement.raw_bind_parameter(10, creation)?;
-    statement.raw_bind_parameter(11, row.creation.tick as i64)?;
-    statement.raw_bind_parameter(12, version)?;
-    statement.raw_bind_parameter(13, row.version.tick as i64)?;
-    statement.raw_bind_parameter(14, units)
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::enumeration::{Enumeration, Meeting, ReadAhead};
+use super::filtering::Sieve;
+use super::range_digests::Checked;
 use super::{KnownItem, Shared, canceled, detection, forgetting, lock, panicked};
 use crate::knowledge::{Digest, ItemId, Knowledge};
 use crate::provider::{
@@ -78,10 +80,14 @@ pub(super) struct Session {
     pub(super) enumeration: Mutex<Option<Enumeration>>,
     /// What its latest batch was made with, of either kind: what is loaded is of that batch.
     pub(super) made_with: Mutex<Option<Arc<Knowledge>>>,
+    /// What it was told to hold back.
+    pub(super) sieve: Mutex<Option<Sieve>>,
     /// What it sends next, being read.
     pub(super) read_ahead: Mutex<Option<ReadAhead>>,
     /// Contents that this session deleted or displaced, which the store may still have until its end.
     pub(super) deleted: Mutex<HashMap<Digest, (ItemId, KnownItem)>>,
+    /// What it has read of the replica's content, to compare it.
+    pub(super) checked: Mutex<Checked>,
     standing: Mutex<Standing>,
     work: TaskTracker,
     /// It has left the registry.
@@ -233,8 +239,10 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
         meeting: OnceLock::new(),
         enumeration: Mutex::new(None),
         made_with: Mutex::new(None),
+        sieve: Mutex::new(None),
         read_ahead: Mutex::new(None),
         deleted: Mutex::new(HashMap::new()),
+        checked: Mutex::default(),
         standing: Mutex::new(Standing {
             phase: Phase::Beginning,
             epoch,

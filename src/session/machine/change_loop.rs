@@ -59,6 +59,7 @@ impl Machine {
                 source.replica_id.clone(),
                 destination.replica_id.clone(),
                 self.record.full_enumeration_action,
+                self.filtering.accepted().cloned(),
             ));
             let [source, destination] = [source.replica_id.clone(), destination.replica_id.clone()];
             self.begin_with_standing(&mut referee, &source, &destination, &parameters.knowledge, effects);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::knowledge::{ChangeBatch, ItemId, Resolution};
+use crate::knowledge::{ChangeBatch, FilterRequest, ItemId, Resolution};
 use crate::provider::{
     CallError, ChangeBatchRequest, ProgressReport, ProviderFault, ProviderInfo, Renewal, SyncBatchParameters,
 };
@@ -91,6 +91,10 @@ pub enum Answer {
     Begun(Result<(), CallError>),
     /// RenewSession.
     Renewed(Result<Renewal, CallError>),
+    /// SpecifyFilter.
+    FilterSpecified(Result<Vec<FilterRequest>, CallError>),
+    /// AddFilter.
+    FilterAdded(Result<(), CallError>),
     /// GetSyncBatchParameters.
     Parameters(Result<SyncBatchParameters, CallError>),
     /// GetChangeBatch, or GetFullEnumerationChangeBatch.
@@ -150,6 +154,10 @@ pub enum Effect {
         /// With the cancel flag.
         canceled: bool,
     },
+    /// Call SpecifyFilter at the destination.
+    SpecifyFilter,
+    /// Call AddFilter at the source.
+    AddFilter(FilterRequest),
     /// Call GetSyncBatchParameters at the destination.
     GetParameters,
     /// Call GetChangeBatch at the source.

@@ -77,6 +77,14 @@ impl Machine {
     }
 
     fn recover_from(&mut self, bound: ItemId, now: Now, effects: &mut Vec<Effect>) {
+        if let Some(filter) = self.filtering.accepted() {
+            let message = format!(
+                "the destination is out of date, and {filter} cannot be combined with a full enumeration; \
+                 use --full-enumeration partial, or sync without the filter"
+            );
+            let hresult = Hresult::SYNC_E_ITEM_LIST_FILTERED_FULL_ENUMERATION_NOT_SUPPORTED;
+            return self.conclude(Failure::mismatch("OUT_OF_DATE", hresult, message), now, effects);
+        }
         let offers = |role: &ProviderRole| self.info(*role).is_some_and(|info| info.offers(FULL_ENUMERATION));
         if let Some(role) = ProviderRole::BOTH.iter().find(|role| !offers(role)) {
             let message = format!(

@@ -127,7 +127,7 @@ pub(super) fn of_batch(batch: &ChangeBatch, schema: &IdParameters) {
     }
     let learned = batch.learned_knowledge();
     let (source, destination) = (ReplicaId::from(vec![1; 16]), ReplicaId::from(vec![2; 16]));
-    let mut referee = Referee::new(*schema, source, destination, FullEnumerationAction::Abort);
+    let mut referee = Referee::new(*schema, source, destination, FullEnumerationAction::Abort, None);
     if referee.parameters(&batch.prerequisite_knowledge).is_err() {
         return;
     }

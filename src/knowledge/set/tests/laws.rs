@@ -347,6 +347,16 @@ proptest! {
         rest.exclude_items(&items);
         prop_assert_eq!(rest.union(&projected), a.clone());
         prop_assert!(!rest.intersects(&projected));
+        let mut bounds = items.clone();
+        bounds.sort();
+        bounds.dedup();
+        let spans: Vec<_> = bounds.chunks(2).map(|span| (span[0].clone(), span[span.len() - 1].clone())).collect();
+        let mut rest = a.clone();
+        rest.exclude_ranges(&spans);
+        let parts = spans.iter().map(|(first, last)| a.project_onto_range(first, Some(last)));
+        let within = Knowledge::union_all(a.item_format(), parts);
+        prop_assert!(!rest.intersects(&within));
+        prop_assert_eq!(rest.union(&within), a.clone());
         prop_assert_eq!(&a.project_with_prerequisite(&nothing, &b), &a);
         prop_assert_eq!(a.lowest_uncontained(&b).is_none(), a.contains(&b));
     }

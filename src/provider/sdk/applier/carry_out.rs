@@ -7,6 +7,7 @@ use super::fetch::Obtained;
 use super::plan::{Action, Deferral, Plan, Step, Verdict};
 use super::{Applier, Section};
 use crate::knowledge::{ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId, Selection};
+use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::{Commit, Intent, Row};
 use crate::provider::sdk::{
@@ -144,6 +145,7 @@ pub fn leave_out(change: &ItemChange, verdict: &Verdict, left_out: &mut Selectio
     let id = &change.item_id;
     match verdict {
         Verdict::Failed(_) | Verdict::Deferred(_) => left_out.add_item(id.clone()),
+        Verdict::Partly { .. } if mutant::is(Mutant::LeaveWholeItemOut) => left_out.add_item(id.clone()),
         // R21
         Verdict::Partly { left_out: units, .. } => {
             units.iter().for_each(|unit| left_out.add_change_unit(id.clone(), unit.clone()));

@@ -13,8 +13,9 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::merge::{Course, Fetched, course, too_large, wanted};
+use super::section;
 use super::settle::{Incoming, Settlement, Winner, kind_of, settle};
-use super::{Applier, SECTION_BYTES, Section, stopped};
+use super::{Applier, Section, stopped};
 use crate::knowledge::{
     ChangeUnitId, Digest, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError,
     Version,
@@ -423,7 +424,7 @@ impl Applier<'_> {
         if size > MAX_DIVIDED_BYTES {
             return Err(too_large(id));
         }
-        if self.held > SECTION_BYTES {
+        if self.held > section::BYTES {
             let description = "there are too many change units at once; this item comes with a later session";
             return Err(recoverable(id, Hresult::E_OUTOFMEMORY, description));
         }

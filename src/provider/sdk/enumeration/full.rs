@@ -6,11 +6,12 @@
 
 use std::sync::Arc;
 
-use super::{Limits, Listing, Meeting, batch_of};
+use super::{Limits, Listing, Meeting, Scope, batch_of};
 use crate::knowledge::{ChangeBatch, ItemId};
 use crate::provider::sdk::session::Work;
 use crate::provider::sdk::{Shared, canceled, lock, metadata_failed};
-use crate::provider::{CallError, ChangeBatchRequest};
+use crate::provider::{CallError, ChangeBatchRequest, Refusal, RefusalCode};
+use crate::types::Hresult;
 
 /// The next batch of a full enumeration.
 pub(in crate::provider::sdk) fn full_enumeration_batch(
@@ -27,11 +28,14 @@ pub(in crate::provider::sdk) fn full_enumeration_batch(
         if seen > metadata.tick() {
             return Err(shared.went_back(&mut metadata, seen).into());
         }
-        let made_with = metadata.knowledge().clone();
-        *lock(&session.made_with) = Some(made_with.clone());
+        if lock(&session.sieve).is_some() {
+            return Err(filtered().into());
+        }
+        let scope = Scope::whole(&metadata);
+        *lock(&session.made_with) = Some(scope.made_with.clone());
         let meeting = *session.meeting.get_or_init(|| Meeting::of(known, metadata.replica()));
-        let mut limits = Limits::of(shared, &request, &made_with, meeting)?;
-        let mut listing = Listing::new(&metadata, lower_bound.clone());
+        let mut limits = Limits::of(shared, &request, &scope.made_with, meeting)?;
+        let mut listing = Listing::new(&metadata, scope, lower_bound.clone());
         // One more than fits shows whether it is the last batch.
         let rows =
             metadata.rows_from(&lower_bound, limits.changes_left().saturating_add(1)).map_err(metadata_failed)?;
@@ -56,4 +60,13 @@ pub(in crate::provider::sdk) fn full_enumeration_batch(
     // Deletions that the source does not remember cannot be announced.
     batch.remaining_deletions = None;
     Ok(batch)
+}
+
+/// A filter and a recovery do not go together (`windows-sync.md` 4.9, point 5).
+fn filtered() -> Refusal {
+    Refusal::winsync(
+        RefusalCode::FailedPrecondition,
+        Hresult::SYNC_E_ITEM_LIST_FILTERED_FULL_ENUMERATION_NOT_SUPPORTED,
+        "the session is filtered, and all items cannot be listed through a filter; sync without it",
+    )
 }

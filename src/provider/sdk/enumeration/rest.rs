@@ -53,8 +53,10 @@ pub(in crate::provider::sdk) struct Enumeration {
 }
 
 impl Enumeration {
-    pub(super) fn new(metadata: &Metadata, known: &Knowledge) -> rusqlite::Result<Self> {
-        let candidates = metadata.uncontained(known)?;
+    /// What the metadata has and `known` lacks. Of items that a filter holds back, and of no others, `made_with` knows nothing.
+    pub(super) fn new(metadata: &Metadata, made_with: &Knowledge, known: &Knowledge) -> rusqlite::Result<Self> {
+        let mut candidates = metadata.uncontained(known)?;
+        candidates.retain(|candidate| !made_with.vector_for_item(&candidate.item_id).is_empty());
         let mut replicas: BTreeSet<&ReplicaId> = BTreeSet::new();
         for candidate in &candidates {
             replicas.extend([&candidate.version.replica, &candidate.creation.replica]);

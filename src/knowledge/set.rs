@@ -199,6 +199,11 @@ impl Knowledge {
         vectors.filter(move |vector| seen.insert(Arc::as_ptr(vector))).map(|vector| &**vector)
     }
 
+    /// Change units that are known otherwise than all others, of some item.
+    pub fn named_units(&self) -> impl Iterator<Item = &ChangeUnitId> {
+        self.fragments.iter().flat_map(|fragment| &fragment.change_unit_ids)
+    }
+
     /// The ranges of one change unit.
     fn ranges_of(&self, unit: &ChangeUnitId) -> &[Range] {
         let named = self.fragments[1..].iter().find(|fragment| fragment.change_unit_ids.binary_search(unit).is_ok());

@@ -286,6 +286,7 @@ struct Room {
 /// What still fits into the batch.
 struct Limits<'a> {
     known: &'a Knowledge,
+    made_with: Arc<Knowledge>,
     meeting: Meeting,
     whole: Room,
     changes: u32,
@@ -299,11 +300,11 @@ impl<'a> Limits<'a> {
     fn of(
         shared: &Shared,
         request: &'a ChangeBatchRequest,
-        made_with: &Knowledge,
+        made_with: &Arc<Knowledge>,
         meeting: Meeting,
     ) -> Result<Self, Refusal> {
         let mut knowledge = 0;
-        for part in [made_with, &request.destination_knowledge] {
+        for part in [&**made_with, &request.destination_knowledge] {
             let bytes = encode_knowledge(part).len();
             if bytes > MAX_KNOWLEDGE_BYTES {
                 return Err(knowledge_too_large(bytes));
@@ -320,6 +321,7 @@ impl<'a> Limits<'a> {
         };
         Ok(Self {
             known: &request.destination_knowledge,
+            made_with: made_with.clone(),
             meeting,
             whole,
             changes: whole.changes,
@@ -375,7 +377,10 @@ impl<'a> Limits<'a> {
             return Ok(None);
         }
         let state = &row.item.state;
-        let units = if row.units.is_some() { units::missing(&id, &row, self.known) } else { Vec::new() };
+        let units = match row.units {
+            Some(_) => units::missing(&id, &row, self.known, &self.made_with),
+            None => Vec::new(),
+        };
         // Values of units are needed in any case.
         let mut inline = !row.item.deleted
             && !is_known
@@ -432,11 +437,14 @@ fn change(listed: Listed, work_estimate: u32) -> ItemChange {
     let alive = !item.deleted;
     let state = item.state;
     let unit = |change_unit_id: ChangeUnitId| {
-        let unit = units.as_ref()?.get(&change_unit_id)?;
-        let (version, modification_time) = (unit.version.clone(), unit.modification_time);
-        Some(ChangeUnitChange { change_unit_id, version, modification_time })
+        // A unit that the item does not have is at its base, without a value.
+        let (version, modification_time) = match units.as_ref().and_then(|units| units.get(&change_unit_id)) {
+            Some(unit) => (unit.version.clone(), unit.modification_time),
+            None => (version.clone(), None),
+        };
+        ChangeUnitChange { change_unit_id, version, modification_time }
     };
-    let change_units: Vec<_> = listed.units.into_iter().filter_map(unit).collect();
+    let change_units: Vec<_> = listed.units.into_iter().map(unit).collect();
     let whole = change_units.is_empty();
     ItemChange {
         item_id: listed.id,

@@ -6,6 +6,7 @@ use rusqlite::params;
 
 use super::{Candidate, Metadata};
 use crate::knowledge::{ChangeUnitId, ItemId, Knowledge, ReplicaId, Version};
+use crate::provider::sdk::units;
 
 /// Exceptions are looked up one by one up to this part of the live items; with more of them all rows are looked at.
 const EXCEPTIONS_IN_ITEMS: u64 = 8;
@@ -127,12 +128,12 @@ impl Metadata {
         }
         for candidate in candidates.iter_mut().filter(|candidate| candidate.divided) {
             lacking.remove(&candidate.item_id);
-            let units = self.row(&candidate.item_id)?.and_then(|row| row.units).unwrap_or_default();
-            let units = units.into_iter().map(|(unit, at)| (unit, at.version));
-            let lacks = |(unit, version): &(ChangeUnitId, Version)| {
-                !known.contains_change_unit(&candidate.item_id, unit, version)
-            };
-            candidate.units = units.filter(lacks).collect();
+            let Some(row) = self.row(&candidate.item_id)? else { continue };
+            let id = &candidate.item_id;
+            let named = row.units.iter().flatten().map(|(unit, at)| (unit, &at.version));
+            let lacking = named.filter(|(unit, version)| !known.contains_change_unit(id, unit, version));
+            let waiting = units::waiting(id, &row, known, &self.knowledge).map(|unit| (unit, &row.version));
+            candidate.units = lacking.chain(waiting).map(|(unit, at)| (unit.clone(), at.clone())).collect();
         }
         for (item_id, mut units) in lacking {
             let Some(row) = self.row(&item_id)? else { continue };

@@ -76,7 +76,7 @@ pub mod decision {
     pub use super::applier::{Learning, learned, learns_forgotten};
     pub use super::detection::{Book, Folded, fold};
     pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};
-    pub use super::units::{Object, missing};
+    pub use super::units::{Object, missing, waiting};
 }
 
 use applier::Processing;

@@ -10,13 +10,17 @@ use std::time::{Duration, Instant};
 
 use super::metadata::{Commit, Intent, Row, Snapshot};
 use super::{
-    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Shared, lock,
+    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Observation, Shared, lock,
     metadata_failed, store_failed, units,
 };
 use crate::knowledge::{ClockVector, Digest, ItemId, Knowledge, ReplicaId, Selection, Version};
 use crate::mutant::{self, Mutant};
 use crate::provider::{Refusal, RefusalCode};
 use crate::types::Hresult;
+
+mod recorded;
+
+use recorded::Recorded;
 
 /// A store with more live items than this is guarded against the deletion of more than half of them.
 const MASS_DELETE_FROM: u64 = 100;
@@ -47,7 +51,7 @@ pub(super) fn recent(shared: &Shared, operation_age: Option<Duration>) -> Result
         return Ok(None);
     }
     let metadata = shared.metadata();
-    let (alive, intents) = (metadata.alive().map_err(metadata_failed)?, metadata.intents().map_err(metadata_failed)?);
+    let (alive, intents) = (metadata.alive(), metadata.intents().map_err(metadata_failed)?);
     Ok(intents.is_empty().then_some(alive))
 }
 
@@ -56,19 +60,20 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
     let _gate = lock(&shared.gate);
     shared.look_again();
     let began = Instant::now();
-    let (snapshot, intents, anchor) = {
+    let (intents, anchor, alive, lingers) = {
         let metadata = shared.metadata();
         let intents: BTreeMap<_, _> = metadata.intents().map_err(metadata_failed)?.into_iter().collect();
-        (metadata.snapshot().map_err(metadata_failed)?, intents, metadata.anchor().map_err(metadata_failed)?)
+        let lingers = !metadata.lingering().map_err(metadata_failed)?.is_empty();
+        (intents, metadata.anchor().map_err(metadata_failed)?, metadata.alive(), lingers)
     };
-    // The metadata is not locked while the store is searched, which may take minutes; the gate keeps its rows as they are.
-    let recorded = Recorded { snapshot: &snapshot, intents: &intents, anchor: anchor.as_deref() };
+    let recorded = Recorded::new(shared, &intents, anchor.as_deref(), alive);
     let detection = shared.store.detect(&recorded).map_err(store_failed)?;
+    let items = detection.observations.iter().map(Observation::id).chain(intents.keys());
+    let snapshot = recorded.rows(items, lingers).map_err(metadata_failed)?;
     for skipped in &detection.skipped {
         tracing::debug!(item = %skipped.display_name, reason = %skipped.reason, "not carried");
     }
     lock(&shared.report).skipped(&detection.skipped);
-    let alive = snapshot.iter().filter(|(_, row)| !row.item.deleted).count() as u64;
     if !allow_mass_delete {
         let missing = |observation: &&Observation| matches!(observation, Observation::Missing { .. });
         let gone = detection.observations.iter().filter(missing).count() as u64;
@@ -111,31 +116,6 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
     Ok(alive.saturating_add_signed(gained))
 }
 
-/// The metadata, as the store's search sees it.
-struct Recorded<'a> {
-    snapshot: &'a Snapshot,
-    intents: &'a BTreeMap<ItemId, Intent>,
-    anchor: Option<&'a [u8]>,
-}
-
-impl Known for Recorded<'_> {
-    fn get(&self, id: &ItemId) -> Option<KnownItem> {
-        self.snapshot.get(id)
-    }
-
-    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &KnownItem)) {
-        self.snapshot.for_each_alive(visit);
-    }
-
-    fn intended(&self, id: &ItemId) -> Option<ItemState> {
-        self.intents.get(id).map(|intent| &intent.row.item).filter(|item| !item.deleted).map(|item| item.state.clone())
-    }
-
-    fn anchor(&self) -> Option<&[u8]> {
-        self.anchor
-    }
-}
-
 /// What the metadata says before a detection.
 #[derive(Clone, Copy, Debug)]
 pub struct Book<'a> {
@@ -145,7 +125,7 @@ pub struct Book<'a> {
     pub knowledge: &'a Arc<Knowledge>,
     /// The last tick that it has given out.
     pub tick: u64,
-    /// Its rows.
+    /// Its rows: of every item that was observed or that an intent is of; of all items where a tombstone lingers.
     pub snapshot: &'a Snapshot,
 }
 

@@ -13,6 +13,7 @@ impl Metadata {
     pub(in crate::provider::sdk) fn commit(&mut self, commit: Commit) -> rusqlite::Result<()> {
         debug_assert!(commit.tick >= self.tick, "ticks never go back");
         let mut interned = Vec::new();
+        let mut alive = self.alive;
         let transaction = self.connection.transaction()?;
         {
             let mut key = |replica: &ReplicaId| -> rusqlite::Result<i64> {
@@ -35,10 +36,12 @@ impl Metadata {
             let mut merge = transaction.prepare_cached("DELETE FROM unit_versions WHERE item_id = ?1")?;
             let mut divide = transaction.prepare_cached("INSERT INTO unit_versions VALUES (?1, ?2, ?3, ?4)")?;
             let mut settle = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
+            let mut live = transaction.prepare_cached("SELECT 1 FROM items WHERE item_id = ?1 AND deleted = 0")?;
             let mut remove = transaction.prepare_cached("DELETE FROM items WHERE item_id = ?1")?;
             let mut bury = transaction
                 .prepare_cached("INSERT OR REPLACE INTO tombstones (item_id, since) VALUES (?1, unixepoch())")?;
             for (id, row) in &commit.rows {
+                alive = alive + u64::from(!row.item.deleted) - u64::from(live.exists([id.as_bytes()])?);
                 let versions = (key(&row.creation.replica)?, key(&row.version.replica)?);
                 let units = encode_units(row, &mut key)?;
                 write(&mut put, id, row, versions, units)?;
@@ -57,6 +60,7 @@ impl Metadata {
                 }
             }
             for id in &commit.removed {
+                alive -= u64::from(live.exists([id.as_bytes()])?);
                 remove.execute([id.as_bytes()])?;
                 merge.execute([id.as_bytes()])?;
                 settle.execute([id.as_bytes()])?;
@@ -103,6 +107,7 @@ impl Metadata {
             self.knowledge = Arc::new(knowledge);
         }
         self.tick = commit.tick;
+        self.alive = alive;
         self.generation += 1;
         Ok(())
     }

@@ -18,7 +18,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -46,8 +46,8 @@ mod tests;
 
 pub use conflict_copy::conflict_copy_id;
 pub use item_store::{
-    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
-    Staged, Staging, StoreError,
+    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Put, Replaces,
+    Skipped, Staged, Staging, StoreError,
 };
 pub use metadata::MetadataError;
 pub use report::{ConflictCopy, Report};
@@ -64,6 +64,7 @@ pub mod decision {
     pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};
 }
 
+use detection::Look;
 use metadata::Metadata;
 use session::Registry;
 
@@ -86,7 +87,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             member_name: String::new(),
-            requested_batch_size: 2_000,
+            requested_batch_size: 8_000,
             max_changes: 0,
             max_inline_bytes: 64 * 1024,
             max_source_sessions: 1,
@@ -111,8 +112,8 @@ struct Shared {
     metadata: Mutex<Metadata>,
     /// Held by detection and by each group that is applied. Taken before `metadata`, never after.
     gate: Mutex<()>,
-    /// When the last look for local changes began; `None` when something has shown since that there are more.
-    looked: Mutex<Option<Instant>>,
+    /// The last look for local changes; `None` when something has shown since that there are more.
+    looked: Mutex<Option<Look>>,
     /// Set when a partner turned out to know more of this replica than it does itself.
     went_back: AtomicBool,
     registry: Mutex<Registry>,

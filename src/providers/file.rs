@@ -8,6 +8,7 @@
 //! - `scan`, `fingerprint`: what changed, and what may be taken as unchanged.
 //! - `holding`, `change`: content is staged invisibly, made durable, then put in place by
 //!   one rename that is checked and, if it displaced what nobody knew, undone.
+//! - `nest`: a new directory is staged with what goes into it, and put in place as a whole.
 
 mod attributes;
 mod change;
@@ -15,6 +16,7 @@ mod content;
 mod facts;
 mod fingerprint;
 mod holding;
+mod nest;
 mod path;
 mod scan;
 mod tree;
@@ -34,7 +36,7 @@ use rustix::io::Errno;
 
 use crate::knowledge::{Digest, ItemDataHeader, ItemId};
 use crate::provider::sdk::{
-    Applied, Detection, ItemError, ItemState, ItemStore, Known, KnownItem, Replaces, Staged, Staging, StoreError,
+    Applied, Detection, ItemError, ItemState, ItemStore, Known, KnownItem, Put, Replaces, Staged, Staging, StoreError,
     conflict_copy_id,
 };
 use attributes::{Attributes, agrees};
@@ -121,15 +123,40 @@ impl FileStore {
     }
 
     /// What is at `path` now, with its parent.
-    fn look(&self, path: ItemPath<'_>) -> Result<(OwnedFd, Facts), ItemError> {
+    fn look(&self, path: ItemPath<'_>) -> Result<(Arc<OwnedFd>, Facts), ItemError> {
         let (parent_path, name) = path.split();
-        let gone_or = |error| match error {
-            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => ItemError::Changed,
-            error => item_error("look at", path, error),
-        };
-        let parent = self.tree.open_parent(parent_path).map_err(gone_or)?;
-        let facts = Facts::at(&parent, name).map_err(gone_or)?;
+        let parent = self.tree.parent(parent_path).map_err(|error| gone_or_failed("look at", path, error))?;
+        let facts = Facts::at(&parent, name).map_err(|error| gone_or_failed("look at", path, error))?;
         Ok((parent, facts))
+    }
+
+    /// All of a file's content, if it is what is known when the last byte has been read; `None` for what is no file.
+    fn read_file(&self, path: ItemPath<'_>, known: &KnownItem, size: usize) -> Result<Option<Vec<u8>>, ItemError> {
+        let (parent_path, name) = path.split();
+        let failed = |error| gone_or_failed("read", path, error);
+        let parent = self.tree.parent(parent_path).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
+            Err(Errno::LOOP) => return Ok(None),
+            result => result.map_err(failed)?,
+        };
+        // One byte more than recorded, to see growth without reading on for ever.
+        let mut content = Vec::with_capacity(size + 1);
+        while content.len() < content.capacity() {
+            match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut content)) {
+                Ok(0) => break,
+                // Less than there was room for is all that there is.
+                Ok(_) if content.len() == size => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        let read = Facts::of(&file).map_err(failed)?;
+        if content.len() == size && read.kind() == Some(Kind::File) && still_describes(known, &read) {
+            Ok(Some(content))
+        } else {
+            Err(ItemError::Changed)
+        }
     }
 
     fn sync_touched(&self) -> std::io::Result<()> {
@@ -178,34 +205,60 @@ impl ItemStore for FileStore {
         }
     }
 
+    fn read(&self, id: &ItemId, known: &KnownItem) -> Result<Vec<u8>, ItemError> {
+        let path = self.path_of(id)?;
+        let size = usize::try_from(known.state.size).map_err(|_| item_error("hold", path, Errno::FBIG))?;
+        if size > 0
+            && let Some(content) = self.read_file(path, known, size)?
+        {
+            return Ok(content);
+        }
+        let (parent, facts) = self.look(path)?;
+        if !still_describes(known, &facts) {
+            return Err(ItemError::Changed);
+        }
+        if facts.kind() != Some(Kind::Symlink) {
+            return if size == 0 { Ok(Vec::new()) } else { Err(ItemError::Changed) };
+        }
+        let target = rustix::fs::readlinkat(&parent, path.split().1, Vec::new());
+        Ok(target.map_err(|error| gone_or_failed("read", path, error))?.into_bytes())
+    }
+
     fn is_unchanged(&self, id: &ItemId, known: &KnownItem) -> bool {
         let look = self.path_of(id).and_then(|path| self.look(path));
         look.is_ok_and(|(_, facts)| still_describes(known, &facts))
     }
 
     fn stage(&self, id: &ItemId, header: &ItemDataHeader) -> Result<Box<dyn Staging>, ItemError> {
-        self.path_of(id)?;
-        self.holding.stage(header)
+        self.holding.stage(self.path_of(id)?, header)
+    }
+
+    fn stage_container(&self, id: &ItemId, header: &ItemDataHeader) -> Result<Staged, ItemError> {
+        self.stage_nest(self.path_of(id)?, header)
+    }
+
+    fn begin_section(&self) {
+        self.holding.close_nests();
     }
 
     fn stage_copy(&self, id: &ItemId, from: &ItemId, known: &KnownItem) -> Result<Staged, ItemError> {
-        self.path_of(id)?;
+        let path = self.path_of(id)?;
         let (size, digest) = (known.state.size, &known.state.digest);
         if size == 0 {
-            return self.holding.stage_copy(None, 0, digest);
+            return self.holding.stage_copy(path, None, 0, digest);
         }
         let from_path = self.path_of(from)?;
         let source = self.tree.open_at(from_path.as_bytes(), OFlags::RDONLY | OFlags::NONBLOCK).ok();
         // Only a promising one is read; the copy's digest is what decides.
         let source = source
             .filter(|file| Facts::of(file).is_ok_and(|facts| facts.kind() == Some(Kind::File) && facts.size == size));
-        let copied = source.map(|source| self.holding.stage_copy(Some(source), size, digest));
+        let copied = source.map(|source| self.holding.stage_copy(path, Some(source), size, digest));
         match copied {
             Some(Ok(staged)) => Ok(staged),
             Some(Err(error @ ItemError::Failed(_))) => Err(error),
             None | Some(Err(_)) => {
                 let source = self.holding.open_displaced(from, digest).ok_or(ItemError::Changed)?;
-                self.holding.stage_copy(Some(source), size, digest)
+                self.holding.stage_copy(path, Some(source), size, digest)
             }
         }
     }
@@ -216,6 +269,10 @@ impl ItemStore for FileStore {
 
     fn put(&self, id: &ItemId, staged: Staged, state: &ItemState, replaces: &Replaces) -> Result<Applied, ItemError> {
         self.put_item(id, staged, state, replaces)
+    }
+
+    fn put_all(&self, puts: Vec<Put<'_>>) -> Vec<Result<Applied, ItemError>> {
+        self.put_items(&puts)
     }
 
     fn set_properties(&self, id: &ItemId, state: &ItemState, known: &KnownItem) -> Result<Applied, ItemError> {
@@ -242,6 +299,14 @@ impl ItemStore for FileStore {
 
     fn containers(&self, id: &ItemId) -> Vec<ItemId> {
         ancestors(id.as_bytes()).map(ItemId::from).collect()
+    }
+}
+
+/// What an error of a look at an item comes to.
+fn gone_or_failed(action: &str, path: ItemPath<'_>, error: Errno) -> ItemError {
+    match error {
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => ItemError::Changed,
+        error => item_error(action, path, error),
     }
 }
 

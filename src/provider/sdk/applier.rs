@@ -8,12 +8,16 @@
 //!    and the end of the intents are one transaction (`carry_out`);
 //! 4. outcomes are reported.
 //!
+//! While one section is carried out, which is mostly waiting for the disk, the next one is fetched. What that one needs was
+//! decided before its predecessor's rows were there; it is settled against the rows as they are when its turn comes.
+//!
 //! A crash between any two steps leaves either the old item or the new one with an intent that explains it. An ordered group's
 //! section teaches its range up to its last item, so that what is applied is learned also when the rest never comes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -23,7 +27,7 @@ use super::detection::{is_mass_delete, mass_delete};
 use super::session::{Session, Work};
 use super::{Shared, canceled, lock, metadata_failed, panicked};
 use crate::knowledge::{
-    ChangeBatch, ChangeGroup, ChangeOutcome, Digest, GroupKind, ItemChange, ItemId, Knowledge, OutcomeKind,
+    ChangeBatch, ChangeGroup, ChangeOutcome, Digest, GroupKind, ItemChange, Knowledge, OutcomeKind,
 };
 use crate::provider::{
     CallError, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Refusal, RefusalCode,
@@ -40,7 +44,7 @@ use fetch::Wire;
 /// Changes that are applied together at most.
 const SECTION_CHANGES: usize = 1_000;
 /// Bytes of content that are staged before a section is applied; a larger item is a section of its own.
-const SECTION_BYTES: u64 = 256 * 1024 * 1024;
+const SECTION_BYTES: u64 = 64 * 1024 * 1024;
 /// Outcomes and loads that may wait for the coordinator: small ones, so many that the end of a section is not a hand-over of
 /// each from thread to thread.
 const OUTPUTS_IN_FLIGHT: usize = 256;
@@ -64,7 +68,7 @@ pub(super) fn process(
         let wire = Wire::new(Handle::current(), inputs, outputs.clone(), session.clone());
         let mut applying = {
             let (session, progress) = (session.clone(), progress.clone());
-            tokio::task::spawn_blocking(move || Applier::new(&shared, &session, start, &batch, wire, &progress)?.run())
+            tokio::task::spawn_blocking(move || Applier::new(&shared, &session, start, &batch, &progress)?.run(wire))
         };
         let mut alive = tokio::time::interval(PROGRESS_INTERVAL);
         alive.reset();
@@ -125,17 +129,22 @@ struct Applier<'a> {
     session: &'a Session,
     start: ProcessStart,
     batch: &'a ChangeBatch,
-    wire: Wire,
     progress: &'a Progress,
     /// The destination's knowledge before the batch: all decisions rest on it.
     known: Arc<Knowledge>,
     /// Whether `known` contains the whole prerequisite, so that no item has to be asked for (R19).
     has_prerequisite: bool,
+}
+
+/// What a batch comes to.
+#[derive(Default)]
+struct Counts {
     applied: u32,
     failed: u32,
 }
 
 /// Some changes of one group that are applied together.
+#[derive(Clone, Copy)]
 struct Section<'a> {
     group: &'a ChangeGroup,
     /// Index of the first change behind it.
@@ -149,7 +158,6 @@ impl<'a> Applier<'a> {
         session: &'a Session,
         start: ProcessStart,
         batch: &'a ChangeBatch,
-        wire: Wire,
         progress: &'a Progress,
     ) -> Result<Self, CallError> {
         let known = {
@@ -169,61 +177,82 @@ impl<'a> Applier<'a> {
             return Err(out_of_date(start.full_enumeration_action).into());
         }
         let has_prerequisite = known.contains(&batch.prerequisite_knowledge);
-        Ok(Self { shared, session, start, batch, wire, progress, known, has_prerequisite, applied: 0, failed: 0 })
+        Ok(Self { shared, session, start, batch, progress, known, has_prerequisite })
     }
 
-    fn run(mut self) -> Result<ProcessResult, CallError> {
+    fn run(self, mut wire: Wire) -> Result<ProcessResult, CallError> {
         if !self.session.allow_mass_delete {
             self.check_mass_delete()?;
         }
-        let batch = self.batch;
-        for group in &batch.groups {
-            // Items of the group that are not learned, ascending.
-            let mut left_out = BTreeSet::new();
-            let mut begin = 0;
-            loop {
-                let end = section_end(group, begin);
-                let section = Section { group, end, changes: &group.changes[begin..end] };
-                self.apply(&section, &mut left_out)?;
-                begin = end;
-                if begin >= group.changes.len() {
-                    break;
-                }
-            }
+        let mut counts = Counts::default();
+        for group in &self.batch.groups {
+            self.apply_group(group, &mut wire, &mut counts)?;
         }
         self.empty_containers()?;
         let learned_knowledge = (**self.shared.metadata().knowledge()).clone();
         Ok(ProcessResult {
             learned_knowledge,
-            changes_applied: self.applied,
-            changes_failed: self.failed,
+            changes_applied: counts.applied,
+            changes_failed: counts.failed,
             provider_with_error: None,
         })
     }
 
-    fn apply(&mut self, section: &Section<'_>, left_out: &mut BTreeSet<ItemId>) -> Result<(), CallError> {
-        let obtained = self.fetch(section)?;
-        self.wire.check()?;
-        let outcomes = self.carry_out(section, obtained, left_out)?;
+    /// Fetches each section while the one before it is carried out. Returns when nothing of the group is under way, also with
+    /// an error.
+    fn apply_group(&self, group: &ChangeGroup, wire: &mut Wire, counts: &mut Counts) -> Result<(), CallError> {
+        std::thread::scope(|scope| {
+            let mut left_out = BTreeSet::new();
+            let mut before: Option<(Section<'_>, ScopedJoinHandle<'_, _>)> = None;
+            let mut begin = 0;
+            loop {
+                let end = section_end(group, begin);
+                let section = Section { group, end, changes: &group.changes[begin..end] };
+                let obtained = self.fetch(&section, wire)?;
+                // No load is outstanding now: outcomes can be sent, see `fetch`.
+                if let Some((section, carrying)) = before.take() {
+                    let outcomes: Vec<_>;
+                    (outcomes, left_out) = carrying.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                    self.report(&section, outcomes, wire, counts)?;
+                }
+                wire.check()?;
+                begin = end;
+                if begin >= group.changes.len() {
+                    let (outcomes, _) = self.carry_out(&section, obtained, left_out)?;
+                    return self.report(&section, outcomes, wire, counts);
+                }
+                let left_out = std::mem::take(&mut left_out);
+                before = Some((section, scope.spawn(move || self.carry_out(&section, obtained, left_out))));
+            }
+        })
+    }
+
+    fn report(
+        &self,
+        section: &Section<'_>,
+        outcomes: Vec<ChangeOutcome>,
+        wire: &Wire,
+        counts: &mut Counts,
+    ) -> Result<(), CallError> {
         for (change, outcome) in section.changes.iter().zip(outcomes) {
-            self.count(&outcome);
+            self.count(&outcome, counts);
             self.progress.done(change);
-            self.wire.send(ProcessOutput::Outcome(outcome))?;
+            wire.send(ProcessOutput::Outcome(outcome))?;
         }
         Ok(())
     }
 
-    fn count(&mut self, outcome: &ChangeOutcome) {
+    fn count(&self, outcome: &ChangeOutcome, counts: &mut Counts) {
         let counters = &self.session.counters;
         counters.conflicts.fetch_add(u64::from(outcome.conflict), Ordering::Relaxed);
         counters.tombstones.fetch_add(u64::from(outcome.tombstone), Ordering::Relaxed);
         match outcome.kind {
             OutcomeKind::Applied => {
                 counters.applied.fetch_add(1, Ordering::Relaxed);
-                self.applied += 1;
+                counts.applied += 1;
             }
             OutcomeKind::RecoverableError => {
-                self.failed += 1;
+                counts.failed += 1;
                 self.shared.look_again();
             }
             OutcomeKind::Obsolete | OutcomeKind::Deferred => {}

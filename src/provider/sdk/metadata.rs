@@ -3,7 +3,7 @@
 //! One SQLite file, `metadata.db`, held exclusively. Every method is one statement or one transaction, so that a crash at any
 //! point leaves either all of a change or nothing of it. Versions name replicas by small integers of the `replicas` table.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -173,7 +173,11 @@ impl Metadata {
             return Err(MetadataError::Newer { path, found: version });
         }
         connection
-            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;")
+            .execute_batch(
+                // Digests come in no order: their index has to stay in memory, or each of them is a page read and written.
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; \
+                 PRAGMA cache_size = -32768; PRAGMA wal_autocheckpoint = 4000;",
+            )
             .map_err(broken)?;
         connection.set_prepared_statement_cache_capacity(32);
         if tables == 0 {
@@ -274,6 +278,21 @@ impl Metadata {
             .prepare_cached("SELECT count(*) FROM items WHERE deleted = 0")?
             .query_row([], |row| row.get::<_, i64>(0))
             .map(|count| count as u64)
+    }
+
+    /// The fingerprints of all items that are not tombstones, in ascending order.
+    pub(super) fn fingerprints(&self) -> rusqlite::Result<Vec<(ItemId, Fingerprint)>> {
+        self.connection
+            .prepare_cached("SELECT item_id, fingerprint FROM items WHERE deleted = 0 ORDER BY item_id")?
+            .query_map([], |row| Ok((ItemId::from(row.get_ref(0)?.as_blob()?), Fingerprint(row.get(1)?))))?
+            .collect()
+    }
+
+    /// Those of these items that are known.
+    pub(super) fn snapshot_of<'i>(&self, ids: impl Iterator<Item = &'i ItemId>) -> rusqlite::Result<Snapshot> {
+        let rows = ids.collect::<BTreeSet<_>>().into_iter();
+        let rows = rows.filter_map(|id| Some(self.row(id).transpose()?.map(|row| (id.clone(), row))));
+        rows.collect::<rusqlite::Result<_>>().map(Snapshot::new)
     }
 
     /// All items.
@@ -404,13 +423,16 @@ impl Metadata {
             ))?;
             let mut merge = transaction.prepare_cached("DELETE FROM unit_versions WHERE item_id = ?1")?;
             let mut divide = transaction.prepare_cached("INSERT INTO unit_versions VALUES (?1, ?2, ?3, ?4)")?;
-            let mut settle = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
+            // Most stores have no change units, and their rows none to take away.
+            let divided = transaction.prepare_cached("SELECT 1 FROM unit_versions LIMIT 1")?.exists([])?;
             for (id, row) in &commit.rows {
                 let versions = (key(&row.creation.replica)?, key(&row.version.replica)?);
                 let units = encode_units(row, &mut key)?;
                 write(&mut put, id, row, versions, units)?;
                 put.raw_execute()?;
-                merge.execute([id.as_bytes()])?;
+                if divided {
+                    merge.execute([id.as_bytes()])?;
+                }
                 // Those that are no newer than the item are found with it.
                 for (unit, Unit { version, .. }) in row.units.iter().flatten() {
                     if *version != row.version {
@@ -418,11 +440,9 @@ impl Metadata {
                         divide.execute(params![id.as_bytes(), unit.as_bytes(), replica, version.tick as i64])?;
                     }
                 }
-                settle.execute([id.as_bytes()])?;
             }
-            for id in &commit.dropped_intents {
-                settle.execute([id.as_bytes()])?;
-            }
+            let settled = commit.rows.iter().map(|(id, _)| id).chain(&commit.dropped_intents);
+            end_intents(&transaction, &settled.collect())?;
             let mut intend = transaction.prepare_cached(concat!(
                 "INSERT OR REPLACE INTO intents (",
                 columns!(),
@@ -558,6 +578,21 @@ fn set_meta(transaction: &Transaction<'_>, key: &str, value: &[u8]) -> rusqlite:
         .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
         .execute(params![key, value])
         .map(drop)
+}
+
+/// Ends the intents of these items. Mostly these are all that there are, and all or nothing costs next to nothing.
+fn end_intents(transaction: &Transaction<'_>, settled: &HashSet<&ItemId>) -> rusqlite::Result<()> {
+    let mut intended = transaction.prepare_cached("SELECT item_id FROM intents")?;
+    let intended: Vec<ItemId> =
+        intended.query_map([], |row| Ok(ItemId::from(row.get_ref(0)?.as_blob()?)))?.collect::<rusqlite::Result<_>>()?;
+    if intended.iter().all(|id| settled.contains(id)) {
+        return if intended.is_empty() { Ok(()) } else { transaction.execute("DELETE FROM intents", []).map(drop) };
+    }
+    let mut end = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
+    for id in intended.iter().filter(|id| settled.contains(id)) {
+        end.execute([id.as_bytes()])?;
+    }
+    Ok(())
 }
 
 /// The versions of a row's change units name replicas by `key`.

@@ -22,8 +22,8 @@ impl Known for Memory {
         self.0.get(id).cloned()
     }
 
-    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &KnownItem)) {
-        self.0.iter().filter(|(_, item)| !item.deleted).for_each(|(id, item)| visit(id, item));
+    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &Fingerprint)) {
+        self.0.iter().filter(|(_, item)| !item.deleted).for_each(|(id, item)| visit(id, &item.fingerprint));
     }
 }
 
@@ -740,6 +740,134 @@ fn times_before_1970_keep_their_text() {
     }
     let time = Time::parse("-1.500000000").unwrap();
     assert_eq!(Time::from(time.timestamp().unwrap()), time);
+}
+
+/// Stages a new directory and what goes into it, as one section.
+fn stage_section(f: &Fixture, items: &[(&str, ItemState, &str)]) -> Vec<Staged> {
+    f.store.begin_section();
+    let stage = |(id, state, content): &(&str, ItemState, &str)| {
+        if !content.is_empty() {
+            return f.stage(id, state, content).unwrap();
+        }
+        let header = ItemDataHeader {
+            properties: state.properties.clone(),
+            content_size: 0,
+            content_digest: Some(state.digest),
+        };
+        f.store.stage_container(&ItemId::from(*id), &header).unwrap()
+    };
+    items.iter().map(stage).collect()
+}
+
+fn put_section(
+    f: &mut Fixture,
+    items: &[(&str, ItemState, &str)],
+    staged: Vec<Option<Staged>>,
+) -> Vec<Result<Applied, ItemError>> {
+    let ids: Vec<_> = items.iter().map(|(id, ..)| ItemId::from(*id)).collect();
+    let wanted: Vec<_> = staged.into_iter().enumerate().filter_map(|(at, staged)| Some((at, staged?))).collect();
+    let at: Vec<usize> = wanted.iter().map(|(at, _)| *at).collect();
+    let put =
+        |(at, staged): (usize, Staged)| Put { id: &ids[at], staged, state: &items[at].1, replaces: Replaces::Nothing };
+    f.store.sync_staged().unwrap();
+    let results = f.store.put_all(wanted.into_iter().map(put).collect());
+    f.store.sync_applied().unwrap();
+    for (at, result) in at.into_iter().zip(&results) {
+        if let Ok(Applied::Done(fingerprint)) = result {
+            let item = KnownItem { state: items[at].1.clone(), fingerprint: fingerprint.clone(), deleted: false };
+            f.known.0.insert(ids[at].clone(), item);
+        }
+    }
+    results
+}
+
+fn section() -> [(&'static str, ItemState, &'static str); 5] {
+    [
+        ("d", directory("555"), ""),
+        ("d/empty", file("", "600"), ""),
+        ("d/e", directory("700"), ""),
+        ("d/e/x", file("x", "4755"), "x"),
+        ("d/y", file("y", "444"), "y"),
+    ]
+}
+
+#[test]
+fn new_directory_is_put_with_what_goes_into_it() {
+    let mut f = Fixture::new();
+    let staged = stage_section(&f, &section());
+    // One name in the holding area: the rest is in it already.
+    assert_eq!(f.held(), 1);
+    assert!(f.scan().is_empty(), "nothing is visible yet");
+    let results = put_section(&mut f, &section(), staged.into_iter().map(Some).collect());
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    assert_eq!((f.read("d/e/x"), f.read("d/y"), f.read("d/empty")), ("x".into(), "y".into(), String::new()));
+    let modes = ["d", "d/e", "d/e/x", "d/y"].map(|path| mode_of(&f.root().join(path)));
+    assert_eq!(modes, [0o555, 0o700, 0o4755, 0o444]);
+    assert!(f.scan().is_empty(), "what was put is as recorded");
+    f.store.end_session();
+    assert_eq!(f.held(), 0);
+}
+
+#[test]
+fn what_is_not_put_with_its_directory_does_not_become_visible() {
+    let mut f = Fixture::new();
+    let mut staged: Vec<_> = stage_section(&f, &section()).into_iter().map(Some).collect();
+    staged[3] = None;
+    let results = put_section(&mut f, &section(), staged);
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    assert!(f.root().join("d/e").exists() && !f.root().join("d/e/x").exists());
+    assert!(f.scan().is_empty());
+
+    // A directory that is left out, with something in it that is not.
+    let mut f = Fixture::new();
+    let mut staged: Vec<_> = stage_section(&f, &section()).into_iter().map(Some).collect();
+    staged[2] = None;
+    let results = put_section(&mut f, &section(), staged);
+    assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false, true]);
+    assert!(f.root().join("d/y").exists() && !f.root().join("d/e").exists());
+    assert!(f.scan().is_empty());
+    f.store.end_session();
+    assert_eq!(f.held(), 0);
+}
+
+#[test]
+fn directory_that_a_user_made_meanwhile_takes_what_was_staged_for_it() {
+    let mut f = Fixture::new();
+    let staged = stage_section(&f, &section());
+    f.write("d/mine", "mine");
+    let results = put_section(&mut f, &section(), staged.into_iter().map(Some).collect());
+    assert_eq!(results[0], Err(ItemError::Changed));
+    assert!(results[1..].iter().all(Result::is_ok), "{results:?}");
+    assert_eq!((f.read("d/mine"), f.read("d/e/x"), f.read("d/y")), ("mine".into(), "x".into(), "y".into()));
+    f.known.0.remove(&ItemId::from("d"));
+    assert_eq!(f.scan(), ["+d", "+d/mine"]);
+    f.store.end_session();
+    assert_eq!(f.held(), 0);
+}
+
+#[test]
+fn next_section_goes_into_no_directory_of_the_one_before() {
+    let mut f = Fixture::new();
+    let staged = stage_section(&f, &section());
+    f.store.begin_section();
+    let late = f.stage("d/late", &file("late", "644"), "late").unwrap();
+    put_section(&mut f, &section(), staged.into_iter().map(Some).collect());
+    assert!(!f.root().join("d/late").exists());
+    let id = ItemId::from("d/late");
+    f.store.put(&id, late, &file("late", "644"), &Replaces::Nothing).unwrap();
+    assert_eq!(f.read("d/late"), "late");
+    assert_eq!(mode_of(&f.root().join("d")), 0o555);
+}
+
+#[test]
+fn nest_that_a_crash_left_is_removed() {
+    let f = Fixture::new();
+    stage_section(&f, &section());
+    let root = f.root();
+    drop(f.store);
+    assert!(fs::read_dir(root.join(".synclave/tmp")).unwrap().count() > 0);
+    drop(FileStore::open(&root, &FileStore::default_state_dir(&root)).unwrap());
+    assert_eq!(fs::read_dir(root.join(".synclave/tmp")).unwrap().count(), 0);
 }
 
 /// An item of a store that keeps no modes and times: what the file has of its own is no edit of it, and a user's edit is one.

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Starts each example provider and syncs it with a directory through a coordinator. Usage: examples/check.sh PATH-OF-SYNCLAVE.
+# Starts each example provider, syncs it with a directory through a coordinator, and has the conformance kit look at it.
+# Usage: examples/check.sh PATH-OF-SYNCLAVE.
+#
 # Needs Python 3 with venv, Node.js 20 or later with npm, and Go 1.26 or later; installs the rest inside the clone, where git does
 # not look. What is missing fails it.
 set -euo pipefail

@@ -70,6 +70,24 @@ def files(directory):
     return {path.name: path.read_text() for path in directory.iterdir() if path.is_file() and path.suffix == ".json"}
 
 
+def conformance(synclave, kind, name, command, scratch):
+    """Has the conformance kit look at a fresh store: at the provider that it is, or at the one that is made of it."""
+    fresh = scratch / "fresh"
+    fresh.mkdir()
+    processes = [Process(*command, fresh if kind == "full" else fresh / "store.json", "127.0.0.1:0")]
+    try:
+        if kind == "simple":
+            provider = [synclave, "provider", "simple", processes[0].address, "--state-dir", fresh / "state"]
+            processes.append(Process(*provider))
+        kit = [synclave, "provider", "check", processes[-1].address, "--timeout", "30"]
+        report = subprocess.run(kit, capture_output=True, text=True, timeout=10 * DEADLINE)
+        print(report.stdout.strip().rpartition("\n")[2], flush=True)
+        check(f"{name}: the conformance kit", report.returncode == 0, report.stdout + report.stderr)
+    finally:
+        for process in processes:
+            process.stop()
+
+
 def main(synclave, kind, name, *command):
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
@@ -126,6 +144,10 @@ def main(synclave, kind, name, *command):
             quiet = sync()
             check(f"{name}: a restarted store goes on", isinstance(quiet, list) and len(quiet) == 2, quiet)
             check(f"{name}: and has what it had", store.items() == files(directory), (store.items(), files(directory)))
+            if subprocess.run([synclave, "provider", "check", "--help"], capture_output=True).returncode == 0:
+                conformance(synclave, kind, name, command, scratch)
+            else:
+                print(f"{name}: this build of synclave has no conformance kit", flush=True)
         finally:
             for process in [example, *processes]:
                 process.stop()

@@ -23,6 +23,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Names go with the types, so that a message can be found in the descriptor set. Only prost's own builder has that switch.
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names();
-    tonic_prost_build::configure().bytes(".").btree_map(".").compile_fds_with_config(descriptors, config)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .btree_map(".")
+        // Written by hand, in the module that the generated code is part of.
+        .extern_path(".synclave.v1.SyncInfoChanges", "crate::pb::SyncInfoChanges")
+        .compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

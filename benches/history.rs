@@ -3,22 +3,19 @@
 //! `cargo bench --bench history` fills a store with 100,000 sessions and prints a table; `-- --short`, and any run that is
 //! not a benchmark's (`cargo test --benches`), takes 2,000. Budget: SERVING within a second.
 
+mod support;
+
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use synclave::knowledge::ReplicaId;
-use synclave::store::{
-    Counters, FILE_NAME, InitiatedBy, Member, OperationRecord, OperationState, Retention, SessionEvent, SessionQuery,
-    SessionRecord, Store, SyncDirection, Write,
-};
+use support::mode::Mode;
+use support::records::ended;
+use synclave::store::{FILE_NAME, Retention, SessionQuery, Store};
 use synclave::sync_info::Hub;
-use synclave::types::{
-    ConflictResolutionPolicy, Endpoint, FullEnumerationAction, Hresult, InitiationReason, OperationId, SessionKind,
-    SyncGuid, SyncState,
-};
+use synclave::types::SyncState;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -31,90 +28,6 @@ const FORGET_BITE: usize = 64;
 
 /// Sessions in one transaction while the store is filled.
 const BITE: usize = 500;
-
-fn member(number: usize) -> Member {
-    Member {
-        endpoint: Endpoint::Address(format!("http://replica-{number:03}.example.net:50051")),
-        replica_id: Some(ReplicaId::from(vec![number as u8; 16])),
-        instance_id: SyncGuid::generate().to_string(),
-        name: format!("replica-{number:03}"),
-    }
-}
-
-/// An operation of one session that ran to its end, as the coordinator would have written it.
-fn ended(number: usize) -> Vec<Write> {
-    let now = Timestamp::now();
-    let (source, destination) = (member(number % 200), member(number % 200 + 1));
-    let sync_guid = SyncGuid::generate();
-    let operation = OperationRecord {
-        operation_id: OperationId::generate(),
-        initiated_by: if number.is_multiple_of(2) { InitiatedBy::Operation } else { InitiatedBy::Session },
-        source: source.endpoint.clone(),
-        destination: destination.endpoint.clone(),
-        direction: SyncDirection::Upload,
-        conflict_resolution_policy: ConflictResolutionPolicy::KeepBoth,
-        full_enumeration_action: FullEnumerationAction::Abort,
-        collision_conflict_resolution_policy: Default::default(),
-        allow_mass_delete: false,
-        max_attempts: 5,
-        max_sessions: 8,
-        state: OperationState::InSync,
-        attempt: 0,
-        next_attempt_time: None,
-        last_error: None,
-        sync_guids: vec![sync_guid],
-        create_time: now,
-        end_time: Some(now),
-    };
-    let mut record = SessionRecord {
-        sync_guid,
-        operation_id: operation.operation_id,
-        kind: SessionKind::Coordinated,
-        source,
-        destination,
-        conflict_resolution_policy: ConflictResolutionPolicy::KeepBoth,
-        full_enumeration_action: FullEnumerationAction::Abort,
-        collision_conflict_resolution_policy: Default::default(),
-        allow_mass_delete: false,
-        lease_ms: None,
-        state: SyncState::Initialized,
-        epoch: 1,
-        initiation_reason: InitiationReason::Forced,
-        create_time: now,
-        end_time: None,
-        phase: "ENDED".to_owned(),
-        waiting_reason: String::new(),
-        provider_with_error: None,
-        hresult: Hresult::S_OK,
-        error_message: String::new(),
-        outcome: Some(SyncState::InSync),
-        counters: Counters { updates_transferred: number as u64, bytes_transferred: 1 << 20, ..Counters::default() },
-        bytes_per_second: 0,
-        estimated_seconds_left: None,
-        revision: 0,
-    };
-    let steps = [
-        (None, SyncState::Initialized, "ACCEPTED"),
-        (Some(SyncState::Initialized), SyncState::Connecting, "ADMITTED"),
-        (Some(SyncState::Connecting), SyncState::InProgress, "ENLISTED"),
-        (Some(SyncState::InProgress), SyncState::InSync, "LAST_BATCH"),
-    ];
-    let mut writes = vec![Write::Operation(Box::new(operation))];
-    for (from_state, to_state, cause) in steps {
-        record.state = to_state;
-        record.end_time = to_state.is_final().then_some(now);
-        let event = SessionEvent {
-            sync_guid,
-            time: now,
-            from_state,
-            to_state,
-            cause: cause.to_owned(),
-            message: String::new(),
-        };
-        writes.push(Write::Session(Box::new(record.clone()), Some(event)));
-    }
-    writes
-}
 
 async fn fill(dir: &Path, sessions: usize) {
     let (opened, _) = Store::open(dir).expect("a new store");
@@ -176,9 +89,7 @@ fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
 }
 
 fn main() {
-    let arguments: Vec<_> = std::env::args().collect();
-    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
-    let sessions = if has("--bench") && !has("--short") { 100_000 } else { 2_000 };
+    let sessions = Mode::from_arguments().pick(100_000, 2_000);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let dir = tempfile::tempdir().expect("a directory");
     let (filling, ()) = timed(|| runtime.block_on(fill(dir.path(), sessions)));

@@ -43,6 +43,8 @@
 //! | what an external session does otherwise | `session/machine/external.rs` |
 //! | where a request that comes again is recognised | `operation/requests.rs`, `operation/registry.rs` |
 //! | where a conflict is settled | `provider/sdk/` |
+//! | what change units are, and where they are merged | `provider/sdk/units.rs`, `provider/sdk/applier/merge.rs` |
+//! | what a store looks like at its smallest | `providers/memory.rs`, `examples/memory_provider.rs` |
 //!
 //! A provider author in Rust implements [`provider::sdk::ItemStore`]; in any other language, the services in
 //! `proto/synclave/v1`.

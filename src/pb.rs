@@ -1,7 +1,11 @@
-//! The generated code of `proto/synclave/v1`, and its descriptor set; nothing else. Used by the edge and its clients only.
+//! The generated code of `proto/synclave/v1`, and its descriptor set; one message of it is written by hand. Used by the edge and its clients only.
 
 // A sync info is by far the commonest variant of its oneof: boxing it would cost an allocation for each.
 #![allow(missing_docs, clippy::large_enum_variant)]
+
+mod sync_info_changes;
+
+pub use sync_info_changes::SyncInfoChanges;
 
 tonic::include_proto!("synclave.v1");
 

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::Connection;
+use tokio::sync::oneshot;
 
 mod file;
 mod loading;
@@ -251,6 +252,10 @@ pub struct Store {
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
+/// Writes that are on their way to the disk. Dropping it changes nothing about that.
+#[derive(Debug)]
+pub struct Submitted(oneshot::Receiver<Result<(), Error>>);
+
 impl Store {
     /// Opens the store in `dir`, which is made if it does not exist. Reads the files and blocks.
     ///
@@ -267,7 +272,13 @@ impl Store {
     /// After an error nothing was published, and nothing was stored unless the machine fails next: the caller may try again
     /// with the same records.
     pub async fn commit(&self, writes: Vec<Write>) -> Result<(), Error> {
-        self.queue.commit(writes).await
+        self.submit(writes).await?.durable().await
+    }
+
+    /// As [`Store::commit`], but resolves as soon as the writes have their place in the order: before all that is written or
+    /// published later. Whether they became durable is told by what it gives.
+    pub async fn submit(&self, writes: Vec<Write>) -> Result<Submitted, Error> {
+        self.queue.submit(writes).await.map(Submitted)
     }
 
     /// Publishes a session's progress: its newest counters, same state. Returns at once.
@@ -353,6 +364,13 @@ impl Store {
             Ok(Some(Err(reader::Error::Sqlite(error)))) => Err(file::failure(&self.path, error)),
             Ok(None) | Err(_) => Err(Error::Closed),
         }
+    }
+}
+
+impl Submitted {
+    /// Waits until they are durable and published.
+    pub async fn durable(self) -> Result<(), Error> {
+        self.0.await.unwrap_or(Err(Error::Closed))
     }
 }
 

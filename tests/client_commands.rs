@@ -220,7 +220,7 @@ fn changes(token: &str) -> pb::WatchSyncInfoResponse {
         pb::SyncInfoEntry { entry: Some(pb::sync_info_entry::Entry::SyncInfo(sync_info())), ..Default::default() };
     pb::WatchSyncInfoResponse {
         resume_token: token.to_owned(),
-        event: Some(Event::Changes(pb::SyncInfoChanges { entries: vec![entry] })),
+        event: Some(Event::Changes(pb::SyncInfoChanges { entries: vec![entry], ..pb::SyncInfoChanges::default() })),
     }
 }
 

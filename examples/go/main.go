@@ -149,7 +149,9 @@ func (s *store) GetSchema(context.Context, *pb.GetSchemaRequest) (*pb.GetSchemaR
 	return &pb.GetSchemaResponse{StoreId: s.id, InstanceId: s.instance, MemberName: name}, nil
 }
 
-func (s *store) EnumerateItems(_ *pb.EnumerateItemsRequest, stream grpc.ServerStreamingServer[pb.EnumerateItemsResponse]) error {
+func (s *store) EnumerateItems(
+	_ *pb.EnumerateItemsRequest, stream grpc.ServerStreamingServer[pb.EnumerateItemsResponse],
+) error {
 	items, err := s.read()
 	if err != nil {
 		return err

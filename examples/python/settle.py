@@ -42,7 +42,7 @@ def settle(change, theirs, made_with, known, row, policy):
 
 
 def copy_name(item, loser, attempt):
-    """Where a conflict's loser is kept: the same name on every replica that settles this conflict. None: there is no room."""
+    """Where a conflict's loser is kept: the same name on every replica that settles it. None: there is no room."""
     parent, slash, name = item.rpartition(b"/")
     marks = list(re.finditer(rb"\.conflict-\d{8}-\d{6}-[0-9A-Fa-f]{6}(-\d+)?(?=\.|$)", name))
     if marks and marks[-1].start() > 0:  # a copy that loses in turn is named after the original
@@ -50,6 +50,7 @@ def copy_name(item, loser, attempt):
     dot = name.rfind(b".")
     stem, extension = (name[:dot], name[dot:]) if dot > 0 and len(name) - dot <= 32 else (name, b"")
     at = time.gmtime(max(loser["modified"] or 0, 0) // 1_000_000_000)
-    mark = f".conflict-{time.strftime('%Y%m%d-%H%M%S', at)}-{loser['digest'][:6]}" + (f"-{attempt}" if attempt > 1 else "")
+    mark = f".conflict-{time.strftime('%Y%m%d-%H%M%S', at)}-{loser['digest'][:6]}"
+    mark += f"-{attempt}" if attempt > 1 else ""
     copy = stem + mark.encode() + extension
     return parent + slash + copy if len(copy) <= 255 and len(parent) + 1 + len(copy) <= 4095 else None

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio_stream::Stream;
-use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
+use tokio_util::sync::{CancellationToken, ReusableBoxFuture, WaitForCancellationFutureOwned};
 use tonic::{Request, Response, Status};
 
 use super::convert::provider::guid;
@@ -17,7 +17,7 @@ use super::{MESSAGE_LIMIT, parse, status};
 use crate::pb;
 use crate::pb::sync_info_service_server::{SyncInfoService, SyncInfoServiceServer};
 use crate::provider::{Refusal, RefusalCode};
-use crate::sync_info::{Cursor, Error, Hub, View};
+use crate::sync_info::{Cursor, Error, Hub, View, WatchMessage};
 use crate::types::{Hresult, SyncGuid};
 
 /// A heartbeat comes after so long without anything else, unless the watcher asks for another interval.
@@ -65,13 +65,13 @@ fn listing_failed(error: &Error) -> Status {
     }
 }
 
-type Watched = (Cursor, CancellationToken);
-type Step = (Result<pb::WatchSyncInfoResponse, Status>, Option<Watched>);
+type Step = (WatchMessage, Cursor);
 
 /// The messages of a watch. Each is made when the connection can take it: a slow watcher gets fewer and newer ones.
 pub struct Watch {
     /// Owns the cursor and gives it back with the message; one allocation serves all messages of a watch.
     step: ReusableBoxFuture<'static, Step>,
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     ended: bool,
 }
 
@@ -82,17 +82,13 @@ impl std::fmt::Debug for Watch {
 }
 
 impl Watch {
-    fn new(cursor: Cursor, stop: CancellationToken) -> Self {
-        Self { step: ReusableBoxFuture::new(Self::step((cursor, stop))), ended: false }
+    fn new(cursor: Cursor, stop: &CancellationToken) -> Self {
+        let stopped = Box::pin(stop.clone().cancelled_owned());
+        Self { step: ReusableBoxFuture::new(Self::step(cursor)), stopped, ended: false }
     }
 
-    async fn step((mut cursor, stop): Watched) -> Step {
-        let message = tokio::select! {
-            biased;
-            () = stop.cancelled() => return (Err(status::shutting_down()), None),
-            message = cursor.next() => message,
-        };
-        (Ok(encode_watch_message(message, jiff::Timestamp::now())), Some((cursor, stop)))
+    async fn step(mut cursor: Cursor) -> Step {
+        (cursor.next().await, cursor)
     }
 }
 
@@ -103,12 +99,13 @@ impl Stream for Watch {
         if self.ended {
             return Poll::Ready(None);
         }
-        let (message, watched) = ready!(self.step.poll(context));
-        match watched {
-            Some(watched) => self.step.set(Self::step(watched)),
-            None => self.ended = true,
+        if self.stopped.as_mut().poll(context).is_ready() {
+            self.ended = true;
+            return Poll::Ready(Some(Err(status::shutting_down())));
         }
-        Poll::Ready(Some(message))
+        let (message, cursor) = ready!(self.step.poll(context));
+        self.step.set(Self::step(cursor));
+        Poll::Ready(Some(Ok(encode_watch_message(message))))
     }
 }
 
@@ -160,7 +157,7 @@ impl SyncInfoService for SyncInfoServer {
         })?;
         let cursor =
             self.hub.watch(&filter, &resume_token, heartbeat.max(MIN_HEARTBEAT)).with_min_interval(min_interval);
-        Ok(Response::new(Watch::new(cursor, self.stop.clone())))
+        Ok(Response::new(Watch::new(cursor, &self.stop)))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::mutant::{self, Mutant};
 
-use super::{ChangeUnitChange, ItemChange, ItemId, Knowledge, Version};
+use super::{ChangeUnitChange, ChangeUnitId, ItemChange, ItemId, Knowledge, Version};
 
 /// The destination's view of the item that a change is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,13 @@ pub enum DestinationItem {
     Missing,
     /// Alive, at this version.
     Alive(Version),
+    /// Alive, with versions for its change units.
+    Divided {
+        /// Of every unit that is not named.
+        base: Version,
+        /// Of the units.
+        units: Vec<(ChangeUnitId, Version)>,
+    },
     /// Deleted, with a tombstone of this version.
     Deleted(Version),
 }
@@ -60,8 +67,10 @@ pub enum UnitDecision {
 
 /// Decides for an item as a whole. `made_with` is the group's knowledge, `known` the destination's.
 ///
-/// Rows are tried in order. Of an item with change units this decides what the units share (is it there, is it deleted);
-/// where it says [`Decision::Update`] or an update-update conflict, [`decide_unit`] has the last word on each unit.
+/// Rows are tried in order. Of a change with units this decides what the units share (is it there, is it deleted); where it
+/// says [`Decision::Update`] or an update-update conflict, [`decide_unit`] has the last word on each unit. An item whose units
+/// have versions of their own meets a change as a whole, such as a deletion, with all of them (R28): it is a conflict when the
+/// source does not know one.
 ///
 /// A destination that has the very version of the change without knowing it gets [`Decision::Update`] by row 5, as the table
 /// says: an applier that compares versions first may skip the data and only learn.
@@ -79,15 +88,19 @@ pub fn decide(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, ite
         return Decision::Obsolete;
     }
     let deletes = change.flags.is_deleted();
-    let (version, deleted) = match item {
+    let (known_to_source, deleted) = match item {
         DestinationItem::Deleted(_) if mutant::is(Mutant::ForgetTombstones) && !deletes => return Decision::Create,
         DestinationItem::Missing if known.contains_change(id, &change.creation_version) => return Decision::MustExist,
         DestinationItem::Missing if deletes => return Decision::StoreTombstone,
         DestinationItem::Missing => return Decision::Create,
-        DestinationItem::Alive(version) => (version, false),
-        DestinationItem::Deleted(version) => (version, true),
+        DestinationItem::Alive(version) => (made_with.contains_change(id, version), false),
+        DestinationItem::Deleted(version) => (made_with.contains_change(id, version), true),
+        DestinationItem::Divided { base, units } => {
+            let knows = |(unit, version): &(ChangeUnitId, Version)| made_with.contains_change_unit(id, unit, version);
+            (made_with.vector_for_item(id).contains(base) && units.iter().all(knows), false)
+        }
     };
-    if made_with.contains_change(id, version) {
+    if known_to_source {
         return if deletes { Decision::Delete } else { Decision::Update };
     }
     Decision::Conflict(match (deletes, deleted) {

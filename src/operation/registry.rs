@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error_span};
 
-use super::course::Course;
+use super::course::{Course, Flow};
 use super::requests::{Requests, Turn, digest};
-use super::task::OperationTask;
+use super::task::{OperationTask, at_end};
 use crate::command::{BeginSession, StartOperation};
 use crate::provider::CallError;
 use crate::session::{self, NewSession, SessionHandle, Sessions};
@@ -292,7 +292,8 @@ impl Operations {
         };
         let mut with = vec![Write::Operation(Box::new(record.clone()))];
         with.extend(request.as_ref().map(|request| request.accepted(&record)));
-        let session = self.inner.sessions.begin(session, with).await?;
+        let at_end = at_end(record.clone(), course(&record), Flow::Upload);
+        let session = self.inner.sessions.begin(session, with, at_end).await?;
         let operation_id = record.operation_id;
         self.run(record, Some(session));
         Ok(BegunSession { operation_id, sync_guid })
@@ -303,7 +304,7 @@ impl Operations {
         let cancel = CancellationToken::new();
         self.running().operations.insert(id, cancel.clone());
         let task = OperationTask {
-            course: Course::new(record.direction, record.max_attempts, record.max_sessions).resumed(record.attempt),
+            course: course(&record),
             record,
             first,
             store: self.inner.store.clone(),
@@ -370,6 +371,11 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.operations.running().operations.remove(&self.id);
     }
+}
+
+/// The course of an operation that is to run, or to go on.
+fn course(record: &OperationRecord) -> Course {
+    Course::new(record.direction, record.max_attempts, record.max_sessions).resumed(record.attempt)
 }
 
 fn accepted(initiated_by: InitiatedBy, new: StartOperation) -> OperationRecord {

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::course::{Course, Ended, Flow, Next};
 use crate::session::registry::Error;
-use crate::session::task::Finished;
+use crate::session::task::{AtEnd, Finished};
 use crate::session::{NewSession, SessionHandle, Sessions};
 use crate::store::{LastError, OperationRecord, OperationState, Store, Write};
 use crate::types::{Hresult, InitiationReason, ProviderWithError, SessionKind, SyncGuid, SyncState};
@@ -95,10 +95,10 @@ impl OperationTask {
             }
         };
         let finished = finished?;
-        if finished.cause == "SHUTDOWN" {
+        if is_shutdown(&finished) {
             return None;
         }
-        Some(self.take_in(&finished))
+        Some(take_in(&mut self.record, &finished))
     }
 
     /// Begins a session; the operation that names it is stored in the same transaction.
@@ -124,40 +124,22 @@ impl OperationTask {
             operation_began,
         };
         self.record.sync_guids.push(new.sync_guid);
-        let begun = self.sessions.begin(new, vec![Write::Operation(Box::new(self.record.clone()))]).await;
+        let at_end = at_end(self.record.clone(), self.course.clone(), flow);
+        let begun = self.sessions.begin(new, vec![Write::Operation(Box::new(self.record.clone()))], at_end).await;
         if begun.is_err() {
             self.record.sync_guids.pop();
         }
         begun
     }
 
-    fn take_in(&mut self, finished: &Arc<Finished>) -> Ended {
-        let record = &finished.record;
-        if matches!(record.state, SyncState::InError | SyncState::Interrupted) {
-            self.record.last_error = Some(LastError {
-                provider_with_error: record.provider_with_error,
-                hresult: record.hresult,
-                message: record.error_message.clone(),
-            });
-        }
-        Ended {
-            state: record.state,
-            ticks: finished.ticks,
-            updates_transferred: record.counters.updates_transferred,
-            worth_retrying: finished.worth_retrying,
-            canceled: record.state == SyncState::Interrupted && finished.cause == "CANCELED",
-        }
-    }
-
+    /// The end that came with its last session is stored already.
     async fn end(mut self, state: OperationState) {
-        if state == OperationState::InSync {
-            self.record.last_error = None;
-        }
-        self.record.state = state;
-        self.record.next_attempt_time = None;
-        self.record.end_time = Some(Timestamp::now().max(self.record.create_time));
+        conclude(&mut self.record, state);
         info!(?state, sessions = self.record.sync_guids.len(), "operation ended");
-        self.save().await;
+        let stored = self.store.operations().get(self.record.operation_id);
+        if !stored.is_some_and(|stored| stored.state.is_final()) {
+            self.save().await;
+        }
     }
 
     async fn save(&self) {
@@ -165,4 +147,54 @@ impl OperationTask {
             warn!(%failure, "an operation's state is not stored; after a restart it goes on from the state before");
         }
     }
+}
+
+/// An operation that is over with a session is stored as such with the session's end: nobody sees the one without the other, and
+/// one commit is enough for both.
+pub(super) fn at_end(record: OperationRecord, course: Course, flow: Flow) -> AtEnd {
+    Box::new(move |finished| {
+        if is_shutdown(finished) {
+            return Vec::new();
+        }
+        let (mut record, mut course) = (record.clone(), course.clone());
+        let ended = take_in(&mut record, finished);
+        let Next::End(state) = course.after(flow, ended) else { return Vec::new() };
+        record.attempt = course.attempt();
+        conclude(&mut record, state);
+        vec![Write::Operation(Box::new(record))]
+    })
+}
+
+/// A session that the coordinator's stop has ended does not end its operation, which goes on with the next start.
+fn is_shutdown(finished: &Finished) -> bool {
+    finished.cause == "SHUTDOWN"
+}
+
+/// Notes in the operation how its session ended.
+fn take_in(operation: &mut OperationRecord, finished: &Finished) -> Ended {
+    let record = &finished.record;
+    if matches!(record.state, SyncState::InError | SyncState::Interrupted) {
+        operation.last_error = Some(LastError {
+            provider_with_error: record.provider_with_error,
+            hresult: record.hresult,
+            message: record.error_message.clone(),
+        });
+    }
+    Ended {
+        state: record.state,
+        ticks: finished.ticks,
+        updates_transferred: record.counters.updates_transferred,
+        worth_retrying: finished.worth_retrying,
+        canceled: record.state == SyncState::Interrupted && finished.cause == "CANCELED",
+    }
+}
+
+/// Enters a final state.
+fn conclude(record: &mut OperationRecord, state: OperationState) {
+    if state == OperationState::InSync {
+        record.last_error = None;
+    }
+    record.state = state;
+    record.next_attempt_time = None;
+    record.end_time = Some(Timestamp::now().max(record.create_time));
 }

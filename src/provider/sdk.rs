@@ -7,6 +7,7 @@
 //! - `detection`: local changes become versions when a session begins (R14);
 //! - `enumeration`, `loading`: the source's side, what a destination lacks and the data of one item;
 //! - `applier`: the destination's side;
+//! - `units`: items whose members are versioned each on their own;
 //! - `metadata`: the book that all of them keep.
 //!
 //! All of the store's methods and all of SQLite run on blocking threads. One lock guards the metadata, held for a statement or
@@ -43,6 +44,7 @@ mod report;
 mod session;
 #[cfg(test)]
 mod tests;
+mod units;
 
 pub use conflict_copy::conflict_copy_id;
 pub use item_store::{
@@ -51,17 +53,20 @@ pub use item_store::{
 };
 pub use metadata::MetadataError;
 pub use report::{ConflictCopy, Report};
+pub use units::{MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES};
 
 /// The decisions of detection and application, apart from threads, files and the wire: the provider runs them over SQLite,
 /// `tests/simulation` over replicas in memory.
 pub mod decision {
-    pub use super::applier::carry_out::{change_item, conclusion, intents, order, outcome};
+    pub use super::applier::carry_out::{change_item, conclusion, intents, leave_out, order, outcome};
     pub use super::applier::fetch::Obtained;
     pub use super::applier::learned;
+    pub use super::applier::merge::{Course, Fetched, UnitCourse, course, wanted};
     pub use super::applier::plan::{Action, Ground, Plan, Step, Verdict};
     pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
-    pub use super::detection::{Book, fold};
+    pub use super::detection::{Book, Folded, fold};
     pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};
+    pub use super::units::{Object, missing};
 }
 
 use detection::Look;

@@ -14,7 +14,7 @@ use super::Dial;
 use super::admission::Admission;
 use super::outbox::Outbox;
 use super::recovery::{end_left_behind, notice_left_behind};
-use super::task::{Links, Parts, SessionHandle, SessionStatus, SessionTask, handle};
+use super::task::{AtEnd, Links, Parts, SessionHandle, SessionStatus, SessionTask, handle};
 use super::timing::Timing;
 use super::token::{Tokens, fingerprint};
 use crate::knowledge::ReplicaId;
@@ -166,12 +166,13 @@ impl Sessions {
         Ok(())
     }
 
-    /// Accepts a session: it is durable when this returns, with all of `with`, and runs.
+    /// Accepts a session: it is durable when this returns, with all of `with`, and runs. Its end is stored together with what
+    /// `at_end` says.
     ///
     /// # Errors
     /// [`Error::Dial`] for an endpoint that cannot be dialled at all, [`Error::Store`] when it could not be stored; then nothing
     /// was begun.
-    pub async fn begin(&self, new: NewSession, with: Vec<Write>) -> Result<SessionHandle, Error> {
+    pub async fn begin(&self, new: NewSession, with: Vec<Write>, at_end: AtEnd) -> Result<SessionHandle, Error> {
         let sync_guid = new.sync_guid;
         let now = Timestamp::now();
         let record = accepted(&new, self.inner.parts.timing.lease, now);
@@ -206,7 +207,7 @@ impl Sessions {
         let mut writes = with;
         writes.push(Write::Session(Box::new(record.clone()), Some(event)));
         self.inner.parts.store.commit(writes).await?;
-        let links = Links { providers, tokens, operation_began: new.operation_began };
+        let links = Links { providers, tokens, operation_began: new.operation_began, at_end };
         let task = SessionTask::new(record, self.inner.parts.clone(), links, inbox);
         let span = error_span!("session", %sync_guid);
         self.inner.tracker.spawn(

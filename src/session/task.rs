@@ -22,7 +22,7 @@ use super::unwritten::Unwritten;
 use crate::provider::{
     BeginSession, EndSession, Partner, ProcessStart, ProgressReport, Provider, ProviderFault, SessionKey, SessionRef,
 };
-use crate::store::{OwedEnd, SessionRecord, Store, Write};
+use crate::store::{OwedEnd, SessionRecord, Store, Submitted, Write};
 use crate::types::{Hresult, ProviderRole, SessionKind, SyncGuid};
 
 /// Messages that may wait for a session. A full inbox makes the sender wait; the task never waits for one of them.
@@ -48,6 +48,9 @@ pub struct Finished {
     /// It failed, and a further session may fare better.
     pub worth_retrying: bool,
 }
+
+/// What is to be stored with a session's end, in the same transaction. Asked once more when that transaction fails.
+pub type AtEnd = Box<dyn Fn(&Finished) -> Vec<Write> + Send + Sync>;
 
 /// What SessionStateService asks of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +154,7 @@ pub(super) struct Links {
     pub providers: [Option<Arc<dyn Provider>>; 2],
     pub tokens: [String; 2],
     pub operation_began: Instant,
+    pub at_end: AtEnd,
 }
 
 pub(super) fn handle(sync_guid: SyncGuid) -> (SessionHandle, Inbox) {
@@ -187,6 +191,8 @@ pub(super) struct SessionTask {
     publish_at: Option<Instant>,
     waiting: watch::Sender<&'static str>,
     unwritten: Unwritten,
+    /// A transition that is on its way to the store.
+    publishing: Option<Submitted>,
     owed: Vec<OwedEnd>,
     heard: [Instant; 2],
     over: bool,
@@ -208,6 +214,7 @@ impl SessionTask {
             publish_at: None,
             waiting: watch::channel("").0,
             unwritten: Unwritten::default(),
+            publishing: None,
             owed: Vec::new(),
             heard: [Instant::now(); 2],
             over: false,
@@ -245,13 +252,17 @@ impl SessionTask {
                 }
             }
         }
-        let finished = Finished {
+        let finished = self.finished();
+        self.inbox.done.send_replace(Some(Arc::new(finished)));
+    }
+
+    fn finished(&self) -> Finished {
+        Finished {
             record: self.machine.record().clone(),
             ticks: self.machine.ticks(),
             cause: self.unwritten.last_cause().to_owned(),
             worth_retrying: self.machine.failure().is_some_and(|failure| failure.worth_retrying),
-        };
-        self.inbox.done.send_replace(Some(Arc::new(finished)));
+        }
     }
 
     async fn message(&mut self, message: Message) {
@@ -475,8 +486,12 @@ impl SessionTask {
     }
 
     async fn commit(&mut self, commit: Commit, owed: Vec<OwedEnd>) -> Event {
+        self.published().await;
         let mut writes = self.take_writes();
         writes.extend(owed.iter().map(|owed| Write::Owe(Box::new(owed.clone()))));
+        if commit == Commit::Final {
+            writes.extend((self.links.at_end)(&self.finished()));
+        }
         if !owed.is_empty() {
             self.owed = owed;
         }
@@ -492,16 +507,28 @@ impl SessionTask {
         }
     }
 
-    /// A transition is committed as it becomes visible; progress is durable with the next commit.
+    /// A transition is committed as it becomes visible, and nothing waits for it but what is written next; progress is durable
+    /// with the next commit.
     async fn publish(&mut self) {
+        self.published().await;
         if self.unwritten.has_transitions(&self.machine) {
             let writes = self.take_writes();
-            match self.parts.store.commit(writes).await {
-                Ok(()) => self.unwritten.written(),
+            match self.parts.store.submit(writes).await {
+                Ok(submitted) => self.publishing = Some(submitted),
                 Err(failure) => warn!(%failure, "a transition is not stored yet; the next commit carries it"),
             }
         } else {
             self.parts.store.progress(self.machine.record().clone());
+        }
+    }
+
+    /// Waits for the transition that is on its way to the store: what comes next must not overtake it, and carries it again
+    /// where it failed.
+    async fn published(&mut self) {
+        let Some(publishing) = self.publishing.take() else { return };
+        match publishing.durable().await {
+            Ok(()) => self.unwritten.written(),
+            Err(failure) => warn!(%failure, "a transition is not stored yet; the next commit carries it"),
         }
     }
 

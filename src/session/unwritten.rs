@@ -11,6 +11,8 @@ use crate::types::{ProviderRole, SyncGuid};
 #[derive(Debug, Default)]
 pub struct Unwritten {
     writes: Vec<Write>,
+    /// How many of them the commit at hand carries.
+    taken: usize,
     last_cause: String,
 }
 
@@ -34,6 +36,7 @@ impl Unwritten {
             self.last_cause.clone_from(&event.cause);
             self.writes.push(Write::Session(Box::new(record.clone()), Some(event)));
         }
+        self.taken = self.writes.len();
         let mut writes = self.writes.clone();
         if !had_events {
             writes.push(Write::Session(Box::new(record.clone()), None));
@@ -41,9 +44,10 @@ impl Unwritten {
         writes
     }
 
-    /// What was taken is durable.
+    /// What was last taken is durable; what came meanwhile waits for the next commit.
     pub fn written(&mut self) {
-        self.writes.clear();
+        self.writes.drain(..self.taken);
+        self.taken = 0;
     }
 
     /// The cause of the last transition that was taken.

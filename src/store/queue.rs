@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -14,6 +14,10 @@ pub(super) const CAPACITY: usize = 1024;
 
 /// Commits that share one transaction: bounds how long the first of them waits for the last.
 const COMMITS_PER_TRANSACTION: usize = 256;
+
+/// Progress waits so long for a commit to go with: a session that does much in little time makes less work, and a commit that
+/// says the same and more takes its place.
+const PROGRESS_DELAY: Duration = Duration::from_millis(5);
 
 /// Sessions whose progress may wait. A report of one more is dropped: the next one will say as much.
 const PROGRESS_CAPACITY: usize = 65_536;
@@ -29,6 +33,8 @@ pub(super) struct Queue {
 struct Pending {
     commits: VecDeque<Commit>,
     progress: HashMap<SyncGuid, SessionRecord>,
+    /// When the first of `progress` is taken at the latest.
+    progress_due: Option<Instant>,
     closed: bool,
 }
 
@@ -53,7 +59,8 @@ impl Queue {
         Self { pending: Mutex::default(), wake: Condvar::new(), slots: Arc::new(Semaphore::new(CAPACITY)) }
     }
 
-    pub(super) async fn commit(&self, writes: Vec<Write>) -> Result<(), Error> {
+    /// Gives the writes their place in the order; the answer comes when they are durable.
+    pub(super) async fn submit(&self, writes: Vec<Write>) -> Result<oneshot::Receiver<Result<(), Error>>, Error> {
         let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| Error::Closed)?;
         let (answer, answered) = oneshot::channel();
         {
@@ -70,7 +77,7 @@ impl Queue {
             pending.commits.push_back(Commit { writes, answer, _slot: slot });
         }
         self.wake.notify_one();
-        answered.await.unwrap_or(Err(Error::Closed))
+        Ok(answered)
     }
 
     pub(super) fn progress(&self, record: SessionRecord) {
@@ -83,8 +90,11 @@ impl Queue {
             return;
         }
         pending.progress.insert(record.sync_guid, record);
-        drop(pending);
-        self.wake.notify_one();
+        if pending.progress_due.is_none() {
+            pending.progress_due = Some(Instant::now() + PROGRESS_DELAY);
+            drop(pending);
+            self.wake.notify_one();
+        }
     }
 
     /// Refuses whatever comes from now on; what waits is still taken.
@@ -106,11 +116,14 @@ impl Queue {
     pub(super) fn take(&self, deadline: Option<Instant>) -> Option<Work> {
         let mut pending = self.lock();
         loop {
-            if !pending.commits.is_empty() || !pending.progress.is_empty() {
+            let now = Instant::now();
+            let progress_due = pending.progress_due.is_some_and(|due| due <= now || pending.closed);
+            if !pending.commits.is_empty() || progress_due {
                 let count = pending.commits.len().min(COMMITS_PER_TRANSACTION);
                 let commits: Vec<_> = pending.commits.drain(..count).collect();
                 // Progress may be newer than a commit that still waits; it is taken only when none does.
                 let progress = if pending.commits.is_empty() {
+                    pending.progress_due = None;
                     pending.progress.drain().map(|(_, record)| record).collect()
                 } else {
                     Vec::new()
@@ -120,9 +133,12 @@ impl Queue {
             if pending.closed {
                 return None;
             }
-            pending = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Some(Work::default());
+            }
+            let wake_at = deadline.into_iter().chain(pending.progress_due).min();
+            pending = match wake_at.map(|at| at.saturating_duration_since(now)) {
                 None => self.wake.wait(pending).unwrap_or_else(PoisonError::into_inner),
-                Some(left) if left.is_zero() => return Some(Work::default()),
                 Some(left) => self.wake.wait_timeout(pending, left).unwrap_or_else(PoisonError::into_inner).0,
             };
         }

@@ -141,7 +141,10 @@ impl Writer {
         if self.unwritten.is_empty() {
             self.flush_at = None;
         }
-        for operation in effects.operations {
+        // An operation is known before its first session is seen, and over after its last one is.
+        let (over, running): (Vec<_>, Vec<_>) =
+            effects.operations.into_iter().partition(|operation| operation.state.is_final());
+        for operation in running {
             self.operations.publish(operation);
         }
         for operation_id in effects.forgotten_operations {
@@ -149,6 +152,9 @@ impl Writer {
         }
         if !effects.published.is_empty() {
             (self.on_commit)(effects.published);
+        }
+        for operation in over {
+            self.operations.publish(operation);
         }
         Ok(())
     }

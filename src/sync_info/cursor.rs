@@ -1,10 +1,11 @@
 //! A watcher: a place in the order of changes.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::filter::Matcher;
 use super::frame::{Change, Frame};
@@ -81,6 +82,9 @@ pub struct Cursor {
     phase: Phase,
     heartbeat: Duration,
     heartbeat_at: Instant,
+    /// Wakes it for a heartbeat. Not set anew by each message, as that costs more than to wake once too early. `None` before
+    /// the first wait, which is in a runtime.
+    alarm: Option<Pin<Box<Sleep>>>,
     min_interval: Duration,
     changes_at: Instant,
 }
@@ -144,6 +148,7 @@ impl Cursor {
             phase,
             heartbeat,
             heartbeat_at: now + heartbeat,
+            alarm: None,
             min_interval: Duration::ZERO,
             changes_at: now,
         }
@@ -158,25 +163,34 @@ impl Cursor {
     /// The next message. Cancel-safe: what was not returned is not passed.
     pub async fn next(&mut self) -> WatchMessage {
         loop {
-            let early = matches!(self.phase, Phase::Live) && Instant::now() < self.changes_at;
-            let look = if early { Look::Nothing } else { self.look() };
+            let live = matches!(self.phase, Phase::Live);
+            let early = live && !self.min_interval.is_zero() && Instant::now() < self.changes_at;
+            // Most looks come right behind a message, before the next change: they need not disturb the hub.
+            let nothing_new = live && *self.latest.borrow() <= self.place;
+            let look = if early || nothing_new { Look::Nothing } else { self.look() };
+            let now = Instant::now();
             if let Look::Message(message) = look {
-                self.heartbeat_at = Instant::now() + self.heartbeat;
+                self.heartbeat_at = now + self.heartbeat;
                 return message;
             }
-            if Instant::now() >= self.heartbeat_at {
-                self.heartbeat_at = Instant::now() + self.heartbeat;
+            if now >= self.heartbeat_at {
+                self.heartbeat_at = now + self.heartbeat;
                 return self.message(WatchEvent::Heartbeat);
             }
             match look {
                 Look::More => tokio::task::yield_now().await,
                 _ if early => sleep_until(self.changes_at.min(self.heartbeat_at)).await,
                 _ => {
+                    let heartbeat_at = self.heartbeat_at;
+                    let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(heartbeat_at)));
+                    if alarm.is_elapsed() {
+                        alarm.as_mut().reset(heartbeat_at);
+                    }
                     let place = self.place;
                     tokio::select! {
                         // The sender lives in the hub, which this cursor holds.
                         _ = self.latest.wait_for(|revision| *revision > place) => {}
-                        () = sleep_until(self.heartbeat_at) => {}
+                        () = alarm.as_mut() => {}
                     }
                 }
             }
@@ -224,7 +238,9 @@ impl Cursor {
         }
         match frame.entries.is_empty() {
             false => {
-                self.changes_at = Instant::now() + self.min_interval;
+                if !self.min_interval.is_zero() {
+                    self.changes_at = Instant::now() + self.min_interval;
+                }
                 Look::Message(self.message(WatchEvent::Changes(frame)))
             }
             true if at_end => Look::Nothing,
@@ -233,6 +249,11 @@ impl Cursor {
     }
 
     fn message(&self, event: WatchEvent) -> WatchMessage {
-        WatchMessage { resume_token: self.hub.token(&self.matcher, self.place).to_string(), event }
+        let token = || self.hub.token(&self.matcher, self.place).to_string();
+        let resume_token = match &event {
+            WatchEvent::Changes(frame) => frame.resume_token.get_or_init(token).clone(),
+            _ => token(),
+        };
+        WatchMessage { resume_token, event }
     }
 }

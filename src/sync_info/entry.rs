@@ -2,10 +2,10 @@
 
 use std::cell::OnceCell;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::filter::{Identity, Matcher};
-use super::frame::{Change, Entry, RemovedReason};
+use super::frame::{Change, EncodedInfo, Entry, RemovedReason};
 use super::info::View;
 use crate::store::{Member, SessionEvent, SessionRecord};
 use crate::types::SyncState;
@@ -28,6 +28,8 @@ pub(super) struct Session {
     unidentified: Option<(Identity, u64)>,
     /// Revision of the last change; of the forgetting when it is forgotten.
     last: u64,
+    /// Of `record`, while it is one of those that changed last.
+    encoded: Weak<EncodedInfo>,
     transitions: VecDeque<(u64, Arc<SessionEvent>)>,
     left_out: VecDeque<u64>,
     /// How many were left out before those of `left_out`, and the revision of the last of them.
@@ -50,6 +52,7 @@ impl Session {
             identity: OnceCell::new(),
             unidentified: None,
             last,
+            encoded: Weak::new(),
             transitions: VecDeque::new(),
             left_out: VecDeque::new(),
             left_out_earlier: (0, 0),
@@ -87,6 +90,14 @@ impl Session {
         }
         self.last = record.revision;
         self.record = record;
+        self.encoded = Weak::new();
+    }
+
+    /// Where the encoding of the newest record is kept for as long as the caller holds it.
+    pub(super) fn keep_encoded(&mut self) -> Arc<EncodedInfo> {
+        let encoded = Arc::default();
+        self.encoded = Arc::downgrade(&encoded);
+        encoded
     }
 
     /// Adds a transition; with more than `kept` the oldest is left out. Gives the place that is no longer one, if any.
@@ -170,7 +181,8 @@ impl Session {
         let (earlier, newest) = self.left_out_earlier;
         let earlier = if unmet || from < newest { earlier } else { 0 };
         let transitions_left_out = u32::try_from(left_out).unwrap_or(u32::MAX).saturating_add(earlier);
-        Some(Entry { change, transitions, transitions_left_out })
+        let encoded = self.encoded.upgrade().unwrap_or_default();
+        Some(Entry { change, transitions, transitions_left_out, encoded })
     }
 
     fn past(&self, place: u64) -> Past {

@@ -17,6 +17,8 @@ pub struct Frame {
     pub to: u64,
     /// One per session, in the order of their first change. Never empty in a message.
     pub entries: Vec<Entry>,
+    /// The token of its end, made once: it is the same for all who are sent it.
+    pub(super) resume_token: OnceLock<String>,
     pub(super) encoded: OnceLock<Bytes>,
 }
 
@@ -29,7 +31,12 @@ pub struct Entry {
     pub transitions: Vec<Arc<SessionEvent>>,
     /// Transitions since the place before that are not among them, because they are no longer kept: all older ones.
     pub transitions_left_out: u32,
+    pub(super) encoded: Arc<EncodedInfo>,
 }
+
+/// A session's newest record as its two viewpoints show it, encoded: shared by all frames that the record is in.
+#[derive(Debug, Default)]
+pub(super) struct EncodedInfo([OnceLock<Bytes>; 2]);
 
 /// A change of what a watcher holds. It holds a session once, whatever its viewpoint: a later one replaces an earlier one.
 #[derive(Clone, Debug)]
@@ -68,6 +75,14 @@ impl RemovedReason {
             Self::LeftFilter => "LEFT_FILTER",
             Self::Forgotten => "FORGOTTEN",
         }
+    }
+}
+
+impl Entry {
+    /// The encoding of what the record shows from that viewpoint: made once by whoever comes first, whatever frames it is in,
+    /// while the change is new. All callers must encode alike.
+    pub fn encoded_info(&self, view: View, encode: impl FnOnce() -> Bytes) -> &Bytes {
+        self.encoded.0[usize::from(view.is_inbound())].get_or_init(encode)
     }
 }
 

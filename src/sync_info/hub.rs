@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::cursor::Cursor;
 use super::entry::Session;
 use super::filter::{Filter, Matcher};
-use super::frame::Frame;
+use super::frame::{EncodedInfo, Frame};
 use super::info::View;
 use super::token::Token;
 use crate::mutant::{self, Mutant};
@@ -26,6 +26,9 @@ use crate::types::SyncGuid;
 
 /// Frames kept for sharing until the next change. One more is made for its watcher alone.
 const SHARED_FRAMES: usize = 256;
+
+/// Changes whose encodings are kept: a few frames' worth, half a megabyte.
+const RECENT_ENCODINGS: usize = 1024;
 
 /// Bounds of the hub's work and memory.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +92,8 @@ pub(super) struct State {
     floor: u64,
     /// By fingerprint and place; all of them go up to `revision`, or are full.
     frames: HashMap<(Uuid, u64), Arc<Frame>>,
+    /// Encodings of what changed last: frames of watchers that are not quite at the same place have most of them in common.
+    recent: VecDeque<Arc<EncodedInfo>>,
 }
 
 impl Hub {
@@ -253,6 +258,7 @@ impl State {
             revision: 0,
             floor: 0,
             frames: HashMap::new(),
+            recent: VecDeque::new(),
         }
     }
 
@@ -296,7 +302,7 @@ impl State {
             to = self.revision;
         }
         let entries = sessions.into_iter().filter_map(|session| session.entry(matcher, from, to)).collect();
-        let frame = Arc::new(Frame { from, to, entries, encoded: OnceLock::new() });
+        let frame = Arc::new(Frame { from, to, entries, resume_token: OnceLock::new(), encoded: OnceLock::new() });
         if self.frames.len() < SHARED_FRAMES {
             self.frames.insert(key, Arc::clone(&frame));
         }
@@ -327,6 +333,10 @@ impl State {
         {
             self.order.remove(&place);
         }
+        if self.recent.len() == RECENT_ENCODINGS {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(session.keep_encoded());
         if changed_state || !mutant::is(Mutant::HubForgetsProgress) {
             self.order.insert(revision, sync_guid);
         }

@@ -117,6 +117,8 @@ pub(crate) struct Session {
     effects: VecDeque<Effect>,
     /// Waits for a commit: nothing else is done meanwhile.
     blocked: bool,
+    /// A transition is on its way to the database: only what is written next waits for it.
+    publishing: bool,
     answer: Option<Event>,
     relay: Option<Relay>,
 }
@@ -447,6 +449,7 @@ impl World {
             inbox: VecDeque::new(),
             effects: VecDeque::new(),
             blocked: false,
+            publishing: false,
             answer: None,
             relay: None,
         };
@@ -487,6 +490,14 @@ impl World {
 
     fn carry_out(&mut self, guid: SyncGuid, effect: Effect) {
         let deadline = TIMING.call_deadline;
+        if matches!(effect, Effect::Commit(..) | Effect::Publish)
+            && let Some(session) = self.session(guid)
+            && session.publishing
+        {
+            session.effects.push_front(effect);
+            session.blocked = true;
+            return;
+        }
         match effect {
             Effect::Identify(role) => self.call(guid, role, Kind::Identify, Body::Identify, deadline),
             Effect::Admit => self.admit(guid),
@@ -740,10 +751,11 @@ impl World {
         let Some(coordinator) = &mut self.coordinator else { return };
         let life = coordinator.life;
         coordinator.commits.insert(commit, InFlight { of, writes, fails });
-        if let Committer::Session(guid, _) = of
+        if let Committer::Session(guid, commit) = of
             && let Some(session) = coordinator.sessions.get_mut(&guid)
         {
-            session.blocked = true;
+            session.blocked = commit.is_some();
+            session.publishing = commit.is_none();
         }
         self.queue_in(takes, Happening::Durable { coordinator: life, commit });
     }
@@ -762,6 +774,7 @@ impl World {
             Committer::Session(guid, commit) => {
                 if let Some(session) = self.session(guid) {
                     session.blocked = false;
+                    session.publishing = false;
                     if !in_flight.fails {
                         session.unwritten.written();
                     }

@@ -2,17 +2,17 @@
 //! becomes of changes is the SDK's own code ([`synclave::provider::sdk::decision`]); its threads, its SQLite and its streams
 //! are modelled here, each step an event of its own, so that anything may come between.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
 use synclave::knowledge::{
     ChangeBatch, ChangeFlags, ChangeGroup, Digest, GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader,
-    ItemId, Knowledge, RecoverableError,
+    ItemId, Knowledge, RecoverableError, Selection,
 };
 use synclave::provider::sdk::decision::{
     Action, Commit, Ground, Incoming, Obtained, Settlement, Step, Verdict, Winner, change_item, conclusion, intents,
-    learned, order, outcome, settle,
+    learned, leave_out, order, outcome, settle,
 };
 use synclave::provider::sdk::{ItemError, ItemStore};
 use synclave::provider::{
@@ -94,7 +94,7 @@ struct Apply {
     group: usize,
     begin: usize,
     end: usize,
-    left_out: BTreeSet<ItemId>,
+    left_out: Selection,
     obtained: Vec<Obtained>,
     /// Which load is of which change.
     loads: BTreeMap<u64, usize>,
@@ -582,7 +582,7 @@ impl World {
             group: 0,
             begin: 0,
             end: 0,
-            left_out: BTreeSet::new(),
+            left_out: Selection::default(),
             obtained: Vec::new(),
             loads: BTreeMap::new(),
             next_load: 1,
@@ -641,7 +641,7 @@ impl World {
         let mut outputs = Vec::new();
         for at in 0..apply.end - apply.begin {
             let change = &apply.changes()[at];
-            let mut obtained = Obtained { incoming: Incoming::of(change), staged: None, error: None };
+            let mut obtained = Obtained { incoming: Incoming::of(change), staged: None, fetched: None, error: None };
             match need(replica, &apply, change, &obtained.incoming) {
                 Ok(false) => {}
                 Ok(true) => match &change.inline_data {
@@ -716,7 +716,7 @@ impl World {
         if apply.begin >= apply.group().changes.len() {
             apply.group += 1;
             apply.begin = 0;
-            apply.left_out.clear();
+            apply.left_out = Selection::default();
         }
         if stopping || apply.closed {
             return self.stop(index, guid, &apply, Err(canceled()));
@@ -901,11 +901,11 @@ impl World {
         let mut learned = section_learned(apply);
         let changes: Vec<ItemChange> = apply.changes().to_vec();
         for (change, verdict) in changes.iter().zip(&verdicts) {
-            if matches!(verdict, Verdict::Failed(_) | Verdict::Deferred) {
-                apply.left_out.insert(change.item_id.clone());
-                if let Some(version) = &change.change_version {
-                    self.ghost.failing.entry(guid).or_default().insert((change.item_id.clone(), version.clone()));
-                }
+            leave_out(change, verdict, &mut apply.left_out);
+            if let Some(version) = &change.change_version
+                && matches!(verdict, Verdict::Failed(_) | Verdict::Deferred)
+            {
+                self.ghost.failing.entry(guid).or_default().insert((change.item_id.clone(), version.clone()));
             }
             let loser_lost = matches!(verdict, Verdict::Planned { conflict: true })
                 && apply.start.conflict_resolution_policy == Policy::KeepBoth
@@ -923,7 +923,7 @@ impl World {
             }
         }
         if self.fault != Some(Fault::LearnFailed) {
-            learned.exclude_items(&apply.left_out);
+            learned.exclude(&apply.left_out);
         }
         let replica = &mut self.providers[index].replica;
         let knowledge = replica.knowledge.clone();

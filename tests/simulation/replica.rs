@@ -286,8 +286,8 @@ impl Replica {
         let snapshot = Snapshot::new(self.rows.iter().map(|(id, row)| (id.clone(), row.clone())).collect());
         let Ok(detection) = self.store.detect(&snapshot) else { return Vec::new() };
         let book = Book { replica: &self.id, knowledge: &self.knowledge, tick: self.tick, snapshot: &snapshot };
-        let (commit, _) = fold(&self.store, book, self.intents.clone(), detection.observations);
-        let Some(commit) = commit else { return Vec::new() };
+        let folded = fold(&self.store, book, self.intents.clone(), detection.observations);
+        let Some(commit) = folded.commit else { return Vec::new() };
         let fresh = |version: &Version| version.replica == self.id && version.tick > self.tick;
         let fresh = commit
             .rows

@@ -15,11 +15,12 @@ const [path = "", address = "127.0.0.1:0"] = process.argv.slice(2);
 const { status } = grpc;
 
 type Items = Record<string, string>;
-type Start = { item_id?: Buffer | Uint8Array | string; expected_item_version?: Buffer | Uint8Array | string } | null;
-type Part = { part?: string; start?: Start; chunk?: Buffer | Uint8Array | string; end?: { content_digest?: Buffer | Uint8Array | string } | null };
+type Bytes = Buffer | Uint8Array | string;
+type Start = { item_id?: Bytes; expected_item_version?: Bytes } | null;
+type Part = { part?: string; start?: Start; chunk?: Bytes; end?: { content_digest?: Bytes } | null };
 
 const digest = (content: string | Buffer) => createHash("sha256").update(content).digest();
-const bytes = (value?: Buffer | Uint8Array | string | null) => Buffer.from((value ?? "") as Buffer);
+const bytes = (value?: Bytes | null) => Buffer.from((value ?? "") as Buffer);
 
 // Any value will do that changes when the item does. This store keeps nothing but the text.
 const version = digest;
@@ -40,8 +41,8 @@ function read(): Items {
   return existsSync(path) ? (JSON.parse(readFileSync(path, "utf8")) as Items) : {};
 }
 
-// All of the file or nothing of it, and durable: only then an item is answered as stored. Everything from reading the items to
-// this is one step: nothing else of this process runs in between.
+// All of the file or nothing of it, and durable: only then an item is answered as stored. Everything from reading the items
+// to this is one step: nothing else of this process runs in between.
 function save(items: Items): void {
   const file = openSync(`${path}.tmp`, "w");
   writeFileSync(file, JSON.stringify(items, Object.keys(items).sort(), 2));
@@ -63,7 +64,8 @@ function find(items: Items, wanted: Start): string {
   const name = bytes(wanted?.item_id).toString();
   const found = Object.hasOwn(items, name) ? items[name] : undefined;
   if (found === undefined) throw new Refused(status.NOT_FOUND, "there is no such item");
-  if (!version(found).equals(bytes(wanted?.expected_item_version))) throw new Refused(status.ABORTED, "the item has changed");
+  if (!version(found).equals(bytes(wanted?.expected_item_version)))
+    throw new Refused(status.ABORTED, "the item has changed");
   return name;
 }
 
@@ -87,7 +89,9 @@ async function receive(parts: AsyncIterable<Part>): Promise<{ start: Start; cont
 
 // What was thrown, as the status of the call.
 const failure = (error: unknown): Partial<grpc.StatusObject> =>
-  error instanceof Refused ? { code: error.code, details: error.details } : { code: status.UNKNOWN, details: String(error) };
+  error instanceof Refused
+    ? { code: error.code, details: error.details }
+    : { code: status.UNKNOWN, details: String(error) };
 
 const handlers: SimpleSyncProviderServiceHandlers = {
   GetSchema(_call, answer) {

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use prost::Message as _;
+
 use super::provider::guid;
 use super::{Path, Violations, enums, time};
 use crate::pb;
@@ -60,20 +63,41 @@ fn encode_details(details: SyncInfoDetails) -> pb::SyncInfoDetails {
 
 /// Encodes one change of what a watcher holds.
 pub fn encode_entry(entry: &Entry) -> pb::SyncInfoEntry {
+    pb::SyncInfoEntry { entry: Some(encode_change(&entry.change)), ..encode_past(entry) }
+}
+
+fn encode_change(change: &Change) -> pb::sync_info_entry::Entry {
     use pb::sync_info_entry::Entry as Wire;
-    let change = match &entry.change {
+    match change {
         Change::SyncInfo { record, view } => Wire::SyncInfo(encode_record(record, *view)),
         Change::Removed { sync_guid, view, reason } => Wire::Removed(pb::SyncInfoRemoved {
             sync_guid: sync_guid.to_string(),
             inbound: view.is_inbound(),
             reason: reason.as_str().to_owned(),
         }),
-    };
+    }
+}
+
+/// What of an entry depends on where its watcher was.
+fn encode_past(entry: &Entry) -> pb::SyncInfoEntry {
     pb::SyncInfoEntry {
-        entry: Some(change),
+        entry: None,
         transitions: entry.transitions.iter().map(encode_transition).collect(),
         transitions_left_out: entry.transitions_left_out,
     }
+}
+
+/// Adds an entry to an encoded frame. The sync info itself, by far the greatest part, is encoded once for all frames.
+fn push_entry(entry: &Entry, encoded: &mut Vec<u8>) {
+    let shown = || {
+        let shown = pb::SyncInfoEntry { entry: Some(encode_change(&entry.change)), ..pb::SyncInfoEntry::default() };
+        Bytes::from(shown.encode_to_vec())
+    };
+    let change = match &entry.change {
+        Change::SyncInfo { view, .. } => entry.encoded_info(*view, shown).clone(),
+        Change::Removed { .. } => shown(),
+    };
+    pb::SyncInfoChanges::push_encoded(encoded, &[&change, &encode_past(entry).encode_to_vec()]);
 }
 
 fn encode_transition(event: &Arc<SessionEvent>) -> pb::SyncInfoTransition {
@@ -85,12 +109,18 @@ fn encode_transition(event: &Arc<SessionEvent>) -> pb::SyncInfoTransition {
     }
 }
 
+/// Encodes a frame, unless another stream has.
 fn encode_frame(frame: &Frame) -> pb::SyncInfoChanges {
-    pb::SyncInfoChanges { entries: frame.entries.iter().map(encode_entry).collect() }
+    let encode = |frame: &Frame| {
+        let mut encoded = Vec::new();
+        frame.entries.iter().for_each(|entry| push_entry(entry, &mut encoded));
+        encoded.into()
+    };
+    pb::SyncInfoChanges { entries: Vec::new(), encoded: frame.encoded(encode) }
 }
 
-/// Encodes a message of a watch. `now` is the server's clock, for heartbeats.
-pub fn encode_watch_message(message: WatchMessage, now: jiff::Timestamp) -> pb::WatchSyncInfoResponse {
+/// Encodes a message of a watch. Heartbeats tell the clock.
+pub fn encode_watch_message(message: WatchMessage) -> pb::WatchSyncInfoResponse {
     use pb::watch_sync_info_response::Event;
     let event = match message.event {
         WatchEvent::Changes(frame) => Event::Changes(encode_frame(&frame)),
@@ -98,9 +128,9 @@ pub fn encode_watch_message(message: WatchMessage, now: jiff::Timestamp) -> pb::
             Event::Synced(pb::SyncInfoSynced { count: u32::try_from(count).unwrap_or(u32::MAX) })
         }
         WatchEvent::Reset { reason } => Event::Reset(pb::SyncInfoReset { reason: reason.as_str().to_owned() }),
-        WatchEvent::Heartbeat => {
-            Event::Heartbeat(pb::SyncInfoHeartbeat { server_time: Some(time::encode_timestamp(now)) })
-        }
+        WatchEvent::Heartbeat => Event::Heartbeat(pb::SyncInfoHeartbeat {
+            server_time: Some(time::encode_timestamp(jiff::Timestamp::now())),
+        }),
     };
     pb::WatchSyncInfoResponse { resume_token: message.resume_token, event: Some(event) }
 }

@@ -1,3 +1,4 @@
+use prost::Message as _;
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -66,6 +67,8 @@ async fn watch(server: &SyncInfoServer, filter: Option<pb::SyncInfoFilter>) -> W
 async fn event(watch: &mut Watch) -> pb::watch_sync_info_response::Event {
     let message = watch.next().await.expect("a watch goes on").expect("nothing breaks");
     assert!(!message.resume_token.is_empty());
+    // A client sees what has gone over the wire: entries that are encoded already arrive as entries.
+    let message = pb::WatchSyncInfoResponse::decode(&message.encode_to_vec()[..]).expect("ours");
     message.event.expect("a message says something")
 }
 

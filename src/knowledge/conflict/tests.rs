@@ -149,6 +149,21 @@ fn e6_only_units_changed_on_both_sides_conflict() {
     assert_eq!(super::decide(&seen, &made_with, &known, &alive), Decision::Obsolete);
 }
 
+/// R28: the item goes as a whole, or there is a conflict on the whole.
+#[test]
+fn a_deletion_meets_all_units() {
+    let (made_with, known) = (source(), destination());
+    let here = |tick| DestinationItem::Divided {
+        base: version("B", 1),
+        units: vec![(unit("c1"), version("B", 2)), (unit("c2"), version("B", tick))],
+    };
+    let gone = deletion("i", version("B", 1), version("A", 5));
+    assert_eq!(super::decide(&gone, &made_with, &known, &here(2)), Decision::Delete);
+    assert_eq!(super::decide(&gone, &made_with, &known, &here(3)), Decision::Conflict(Conflict::DeleteUpdate));
+    let newer = DestinationItem::Divided { base: version("B", 3), units: Vec::new() };
+    assert_eq!(super::decide(&gone, &made_with, &known, &newer), Decision::Conflict(Conflict::DeleteUpdate));
+}
+
 #[test]
 fn skipped_changes_are_neither_sent_again_nor_learned() {
     let made_with = all(&[("A", 5)]);

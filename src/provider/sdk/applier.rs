@@ -14,9 +14,9 @@
 //! A crash between any two steps leaves either the old item or the new one with an intent that explains it. An ordered group's
 //! section teaches its range up to its last item, so that what is applied is learned also when the rest never comes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use super::detection::{is_mass_delete, mass_delete};
 use super::session::{Session, Work};
 use super::{Shared, canceled, lock, metadata_failed, panicked};
 use crate::knowledge::{
-    ChangeBatch, ChangeGroup, ChangeOutcome, Digest, GroupKind, ItemChange, Knowledge, OutcomeKind,
+    ChangeBatch, ChangeGroup, ChangeOutcome, Digest, GroupKind, ItemChange, Knowledge, OutcomeKind, Selection,
 };
 use crate::provider::{
     CallError, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Refusal, RefusalCode,
@@ -36,6 +36,7 @@ use crate::types::{FullEnumerationAction, Hresult};
 
 pub(super) mod carry_out;
 pub(super) mod fetch;
+pub(super) mod merge;
 pub(super) mod plan;
 pub(super) mod settle;
 
@@ -44,7 +45,9 @@ use fetch::Wire;
 /// Changes that are applied together at most.
 const SECTION_CHANGES: usize = 1_000;
 /// Bytes of content that are staged before a section is applied; a larger item is a section of its own.
-const SECTION_BYTES: u64 = 64 * 1024 * 1024;
+const SECTION_BYTES: u64 = 256 * 1024 * 1024;
+/// What a change of some units counts for in a section at least: it may bring more than it says.
+const DIVIDED_BYTES: u64 = 256 * 1024;
 /// Outcomes and loads that may wait for the coordinator: small ones, so many that the end of a section is not a hand-over of
 /// each from thread to thread.
 const OUTPUTS_IN_FLIGHT: usize = 256;
@@ -134,6 +137,8 @@ struct Applier<'a> {
     known: Arc<Knowledge>,
     /// Whether `known` contains the whole prerequisite, so that no item has to be asked for (R19).
     has_prerequisite: bool,
+    /// Bytes of change units in memory, of the section that is fetched.
+    held: AtomicU64,
 }
 
 /// What a batch comes to.
@@ -177,7 +182,8 @@ impl<'a> Applier<'a> {
             return Err(out_of_date(start.full_enumeration_action).into());
         }
         let has_prerequisite = known.contains(&batch.prerequisite_knowledge);
-        Ok(Self { shared, session, start, batch, progress, known, has_prerequisite })
+        let held = AtomicU64::new(0);
+        Ok(Self { shared, session, start, batch, progress, known, has_prerequisite, held })
     }
 
     fn run(self, mut wire: Wire) -> Result<ProcessResult, CallError> {
@@ -202,7 +208,8 @@ impl<'a> Applier<'a> {
     /// an error.
     fn apply_group(&self, group: &ChangeGroup, wire: &mut Wire, counts: &mut Counts) -> Result<(), CallError> {
         std::thread::scope(|scope| {
-            let mut left_out = BTreeSet::new();
+            // What of the group is not learned.
+            let mut left_out = Selection::default();
             let mut before: Option<(Section<'_>, ScopedJoinHandle<'_, _>)> = None;
             let mut begin = 0;
             loop {
@@ -345,7 +352,8 @@ fn section_end(group: &ChangeGroup, begin: usize) -> usize {
     let mut bytes: u64 = 0;
     let fits = |change: &&ItemChange| {
         let first = bytes == 0;
-        bytes = bytes.saturating_add(change.data_size.unwrap_or(0));
+        let least = if change.change_units.is_empty() { 0 } else { DIVIDED_BYTES };
+        bytes = bytes.saturating_add(change.data_size.unwrap_or(0).max(least));
         first || bytes <= SECTION_BYTES
     };
     begin + group.changes[begin..].iter().take(SECTION_CHANGES).take_while(fits).count()

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use super::metadata::{Commit, Intent, Metadata, Row, Snapshot};
 use super::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Shared, lock,
-    metadata_failed, store_failed,
+    metadata_failed, store_failed, units,
 };
-use crate::knowledge::{ClockVector, Digest, ItemId, Knowledge, ReplicaId, Version};
+use crate::knowledge::{ClockVector, Digest, ItemId, Knowledge, ReplicaId, Selection, Version};
 use crate::mutant::{self, Mutant};
 use crate::provider::{Refusal, RefusalCode};
 use crate::types::Hresult;
@@ -168,8 +168,9 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
         snapshot: &snapshot,
     };
     let tick = book.tick;
-    let (commit, gained) = fold(&*shared.store, book, intents, detection.observations);
-    let moved = detection.anchor.filter(|new| anchor.as_ref() != Some(new));
+    let Folded { commit, gained, unread } = fold(&*shared.store, book, intents, detection.observations);
+    // What could not be read is looked for again.
+    let moved = detection.anchor.filter(|new| !unread && anchor.as_ref() != Some(new));
     let commit = commit.or_else(|| moved.is_some().then(|| Commit { tick, ..Commit::default() }));
     if let Some(commit) = commit {
         let commit = Commit { anchor: moved, ..commit };
@@ -208,21 +209,31 @@ pub struct Book<'a> {
     pub snapshot: &'a Snapshot,
 }
 
-/// Folds what was observed into one transaction, `None` when there is nothing to commit, and tells how many live items were
-/// gained or lost by it. Completes in `store` what a crash left half-done.
+/// What was observed, folded.
+#[derive(Debug)]
+pub struct Folded {
+    /// The transaction; `None` when there is nothing to commit.
+    pub commit: Option<Commit>,
+    /// Live items gained or lost by it.
+    pub gained: i64,
+    /// An item with change units could not be read: it stays as it was recorded, and has to be looked for again.
+    pub unread: bool,
+}
+
+/// Folds what was observed into one transaction. Completes in `store` what a crash left half-done.
 pub fn fold(
     store: &dyn ItemStore,
     book: Book<'_>,
     intents: BTreeMap<ItemId, Intent>,
     observations: Vec<Observation>,
-) -> (Option<Commit>, i64) {
+) -> Folded {
     let intents = if mutant::is(Mutant::IgnoreIntents) { BTreeMap::new() } else { intents };
     let mut fold = Fold::new(store, book, intents);
     fold.observations(observations);
     fold.unobserved_intents();
     fold.lingering();
-    let gained = fold.alive;
-    (fold.commit(), gained)
+    let (gained, unread) = (fold.alive, fold.unread);
+    Folded { commit: fold.commit(), gained, unread }
 }
 
 /// Live items that are gone, without those whose content appears under a new name: a rename deletes nothing.
@@ -257,10 +268,14 @@ struct Fold<'a> {
     tick: u64,
     rows: BTreeMap<ItemId, Row>,
     learned: BTreeMap<ItemId, Arc<ClockVector>>,
+    /// What of `learned` is not.
+    left_out: Selection,
     dropped: Vec<ItemId>,
     seen: HashSet<ItemId>,
     /// Live items gained or lost.
     alive: i64,
+    /// Something could not be read.
+    unread: bool,
 }
 
 impl<'a> Fold<'a> {
@@ -274,9 +289,11 @@ impl<'a> Fold<'a> {
             tick: book.tick,
             rows: BTreeMap::new(),
             learned: BTreeMap::new(),
+            left_out: Selection::default(),
             dropped: Vec::new(),
             seen: HashSet::new(),
             alive: 0,
+            unread: false,
         }
     }
 
@@ -315,6 +332,11 @@ impl<'a> Fold<'a> {
                 // Only the evidence is new. A lingering tombstone is looked at later.
                 self.set(id, Row { item: KnownItem { deleted: row.item.deleted, ..item }, ..row.clone() });
             }
+            _ if self.store.has_change_units()
+                || before.is_some_and(|row| !row.item.deleted && row.units.is_some()) =>
+            {
+                self.divided(id, item, before);
+            }
             Some(row) if !row.item.deleted => {
                 let version = self.next_version();
                 let creation = row.creation.clone();
@@ -325,6 +347,40 @@ impl<'a> Fold<'a> {
                 self.set(id, Row { item, lingering: false, creation: version.clone(), version, units: None });
             }
         }
+    }
+
+    /// An item that is new or changed and has, had, or is to have change units.
+    fn divided(&mut self, id: ItemId, item: KnownItem, before: Option<&Row>) {
+        let Ok(object) = units::read(self.store, &id, &item) else {
+            self.unread = true;
+            return;
+        };
+        let time = item.state.modification_time;
+        let next = Version::new(self.replica.clone(), self.tick + 1);
+        let before = before.filter(|row| !row.item.deleted);
+        let row = match (before, object) {
+            (Some(row), Some(object)) => {
+                match row.units.as_ref().map(|units| (units, object.edited(units, &next, time))) {
+                    Some((units, Some(edited))) if edited == *units => {
+                        // Only the layout is new, or what does not belong to its units.
+                        return self.set(id, Row { item, ..row.clone() });
+                    }
+                    Some((_, Some(edited))) => Row { item, lingering: false, units: Some(edited), ..row.clone() },
+                    Some((_, None)) => self.whole(item, Some(row), next),
+                    // It becomes an item with units: another one.
+                    None => Row { units: Some(object.at(&next, time)), ..self.whole(item, None, next) },
+                }
+            }
+            (None, Some(object)) => Row { units: Some(object.at(&next, time)), ..self.whole(item, None, next) },
+            (before, None) => self.whole(item, before, next),
+        };
+        self.tick += 1;
+        self.set(id, row);
+    }
+
+    fn whole(&self, item: KnownItem, before: Option<&Row>, version: Version) -> Row {
+        let creation = before.map_or(&version, |row| &row.creation).clone();
+        Row { item, lingering: false, creation, version, units: None }
     }
 
     /// Whether what is in the store is what the intent was about to make of it; if so, its fingerprint. A change of properties
@@ -357,6 +413,7 @@ impl<'a> Fold<'a> {
 
     fn adopt(&mut self, id: ItemId, intent: Intent, fingerprint: Fingerprint) {
         self.learned.insert(id.clone(), Arc::new(intent.learned));
+        intent.left_out.into_iter().for_each(|unit| self.left_out.add_change_unit(id.clone(), unit));
         let mut row = intent.row;
         row.item.fingerprint = fingerprint;
         self.set(id, row);
@@ -432,7 +489,11 @@ impl<'a> Fold<'a> {
         let mut knowledge = if self.learned.is_empty() {
             (*self.knowledge).clone()
         } else {
-            self.knowledge.union(&Knowledge::from_items(self.knowledge.item_format(), self.learned))
+            let mut learned = Knowledge::from_items(self.knowledge.item_format(), self.learned);
+            if !self.left_out.is_empty() {
+                learned.exclude(&self.left_out);
+            }
+            self.knowledge.union(&learned)
         };
         if self.tick > 0 {
             knowledge.set_local_tick(&self.replica, self.tick);

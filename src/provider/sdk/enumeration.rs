@@ -7,12 +7,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use sha2::{Digest as _, Sha256};
+
 use super::metadata::{Candidate, Metadata, Row, encode_knowledge};
 use super::session::{Session, Work};
-use super::{ItemState, Shared, canceled, loading, lock, metadata_failed};
+use super::{ItemState, Shared, canceled, loading, lock, metadata_failed, units};
 use crate::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, GroupKind, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge,
-    ReplicaId,
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, ChangeUnitId, Digest, GroupKind, ItemChange, ItemData,
+    ItemDataHeader, ItemId, Knowledge, ReplicaId,
 };
 use crate::provider::{CallError, ChangeBatchRequest, MAX_KNOWLEDGE_BYTES, MAX_MESSAGE_BYTES, Refusal, RefusalCode};
 use crate::types::Hresult;
@@ -26,6 +28,8 @@ use read_ahead::{Coming, Ready};
 const WORK_UNIT: u64 = 64 * 1024;
 /// Encoded bytes of a change beside its id, properties and content, rounded up.
 const CHANGE_OVERHEAD: u64 = 192;
+/// Encoded bytes of a change unit beside its id, rounded up.
+const UNIT_OVERHEAD: u64 = 56;
 /// Room for the framing of a batch.
 const BATCH_OVERHEAD: u64 = 16 * 1024;
 
@@ -36,6 +40,8 @@ pub(super) struct Enumeration {
     generation: u64,
     known: Knowledge,
     candidates: Vec<Candidate>,
+    /// Of the latest batch.
+    pub(super) made_with: Arc<Knowledge>,
 }
 
 pub(super) fn knowledge_too_large(bytes: usize) -> Refusal {
@@ -61,6 +67,8 @@ fn saturated(number: u64) -> u32 {
 struct Listed {
     id: ItemId,
     row: Row,
+    /// The units that go out; none: the item as a whole.
+    units: Vec<ChangeUnitId>,
     inline: bool,
     /// Where it was read ahead.
     content: Option<bytes::Bytes>,
@@ -160,11 +168,18 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
         .is_some_and(|earlier| earlier.generation == metadata.generation() && known.contains(&earlier.known));
     if !usable {
         let candidates = metadata.uncontained(known).map_err(metadata_failed)?;
-        *enumeration = Some(Enumeration { generation: metadata.generation(), known: known.clone(), candidates });
+        *enumeration = Some(Enumeration {
+            generation: metadata.generation(),
+            known: known.clone(),
+            candidates,
+            made_with: made_with.clone(),
+        });
+    }
+    if let Some(enumeration) = &mut *enumeration {
+        enumeration.made_with = made_with.clone();
     }
     let candidates = enumeration.as_ref().map_or(&[][..], |enumeration| &enumeration.candidates);
-    let mut missing =
-        candidates.iter().filter(|candidate| !known.contains_change(&candidate.item_id, &candidate.version)).peekable();
+    let mut missing = candidates.iter().filter(|candidate| candidate.is_missing(known)).peekable();
 
     let meeting = *session.meeting.get_or_init(|| Meeting::of(known, metadata.replica()));
     let mut limits = Limits::of(shared, request, &made_with, meeting)?;
@@ -307,11 +322,14 @@ impl<'a> Limits<'a> {
             },
         };
         let state = &row.item.state;
+        let units = if row.units.is_some() { units::missing(&candidate.item_id, &row, self.known) } else { Vec::new() };
+        // Values of units are needed in any case.
         let mut inline = !row.item.deleted
             && self.inline > 0
             && state.size <= self.inline
-            && !self.is_likely_there(metadata, &candidate.item_id, state)?;
+            && (!units.is_empty() || !self.is_likely_there(metadata, &candidate.item_id, state)?);
         let mut bytes = CHANGE_OVERHEAD + candidate.item_id.as_bytes().len() as u64;
+        bytes += units.iter().map(|unit| UNIT_OVERHEAD + unit.as_bytes().len() as u64).sum::<u64>();
         let properties: usize = state.properties.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
         let data = properties as u64 + state.size;
         if inline && bytes + data > self.bytes && self.empty {
@@ -327,7 +345,7 @@ impl<'a> Limits<'a> {
         self.changes -= 1;
         self.empty = false;
         let content = content.filter(|_| inline);
-        Ok(Some(Listed { id: candidate.item_id.clone(), row, inline, content }))
+        Ok(Some(Listed { id: candidate.item_id.clone(), row, units, inline, content }))
     }
 }
 
@@ -336,7 +354,12 @@ fn read_inline(shared: &Shared, listed: &mut [Listed]) {
     const WORTH_A_THREAD: usize = 64;
     let mut unread: Vec<_> = listed.iter_mut().filter(|item| item.inline && item.content.is_none()).collect();
     let read = |items: &mut [&mut Listed]| {
-        items.iter_mut().for_each(|item| item.content = loading::whole(shared, &item.id, &item.row));
+        items.iter_mut().for_each(|item| {
+            item.content = match item.units.is_empty() {
+                true => loading::whole(shared, &item.id, &item.row),
+                false => loading::some(shared, &item.id, &item.row, &item.units),
+            };
+        });
     };
     if unread.len() < WORTH_A_THREAD {
         return read(&mut unread);
@@ -352,25 +375,32 @@ fn read_inline(shared: &Shared, listed: &mut [Listed]) {
 /// Content that changed meanwhile is left to be loaded, which then says so.
 fn change(listed: Listed, work_estimate: u32) -> ItemChange {
     let content = listed.content;
-    let Row { item, creation, version, .. } = listed.row;
+    let Row { item, creation, version, units, .. } = listed.row;
     let alive = !item.deleted;
     let state = item.state;
+    let unit = |change_unit_id: ChangeUnitId| {
+        let unit = units.as_ref()?.get(&change_unit_id)?;
+        let (version, modification_time) = (unit.version.clone(), unit.modification_time);
+        Some(ChangeUnitChange { change_unit_id, version, modification_time })
+    };
+    let change_units: Vec<_> = listed.units.into_iter().filter_map(unit).collect();
+    let whole = change_units.is_empty();
     ItemChange {
         item_id: listed.id,
         creation_version: creation,
-        change_version: Some(version),
+        change_version: whole.then_some(version),
         flags: if alive { ChangeFlags::NONE } else { ChangeFlags::DELETED },
-        change_units: Vec::new(),
+        change_units,
         winner_item_id: None,
         work_estimate,
         data_size: alive.then_some(state.size),
-        content_digest: alive.then_some(state.digest),
+        content_digest: (alive && whole).then_some(state.digest),
         modification_time: if alive { state.modification_time } else { None },
         inline_data: content.map(|content| ItemData {
             header: ItemDataHeader {
                 properties: state.properties,
-                content_size: state.size,
-                content_digest: Some(state.digest),
+                content_size: content.len() as u64,
+                content_digest: Some(if whole { state.digest } else { Digest(Sha256::digest(&content).into()) }),
             },
             content,
         }),

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 
 use super::metadata::Row;
 use super::session::Session;
-use super::{ItemError, Shared, canceled, metadata_failed};
-use crate::knowledge::{Digest, ItemDataHeader, ItemId, RecoverableError, Version};
+use super::{ItemError, Shared, canceled, lock, metadata_failed, units};
+use crate::knowledge::{ChangeUnitId, Digest, ItemDataHeader, ItemId, Knowledge, RecoverableError, Version};
 use crate::provider::{CHUNK_BYTES, CallError, DataPart, Load};
 use crate::types::Hresult;
 
@@ -46,7 +46,7 @@ pub(super) fn load(shared: &Shared, session: &Session, load: &Load, parts: &Part
 pub(super) fn row_of(row: Option<Row>, id: &ItemId, version: &Version) -> Result<Row, RecoverableError> {
     match row {
         Some(row) if row.item.deleted => Err(no_data(id)),
-        Some(row) if row.version == *version => Ok(row),
+        Some(row) if row.version == *version || row.units.is_some() => Ok(row),
         Some(_) => Err(ItemError::Changed.into_recoverable(id)),
         None => Err(no_data(id)),
     }
@@ -64,6 +64,9 @@ fn content(shared: &Shared, session: &Session, load: &Load, parts: &Parts) -> Re
     let id = &load.item_id;
     let row = shared.metadata().row(id).map_err(|error| Stop::Call(metadata_failed(error).into()))?;
     let row = row_of(row, id, &load.version)?;
+    if row.units.is_some() {
+        return parts_of(shared, session, load, &row, parts);
+    }
     let (state, known) = (&row.item.state, row.in_store());
     let send = |part| send(session, parts, part);
     let header = ItemDataHeader {
@@ -98,6 +101,57 @@ fn content(shared: &Shared, session: &Session, load: &Load, parts: &Parts) -> Re
         return Err(ItemError::Changed.into_recoverable(id).into());
     }
     send(DataPart::End { content_digest: state.digest })
+}
+
+/// Some units of an item, or all of them, in canonical form.
+fn parts_of(shared: &Shared, session: &Session, load: &Load, row: &Row, parts: &Parts) -> Result<(), Stop> {
+    let id = &load.item_id;
+    let made_with = lock(&session.enumeration).as_ref().map(|enumeration| enumeration.made_with.clone());
+    if !is_named(row, load, made_with.as_deref()) {
+        return Err(ItemError::Changed.into_recoverable(id).into());
+    }
+    let content = divided(shared, id, row, &load.change_unit_ids).map_err(|error| error.into_recoverable(id))?;
+    let content_digest = Digest(Sha256::digest(&content).into());
+    let send = |part| send(session, parts, part);
+    send(DataPart::Header(ItemDataHeader {
+        properties: row.item.state.properties.clone(),
+        content_size: content.len() as u64,
+        content_digest: Some(content_digest),
+    }))?;
+    let mut rest = content.slice(usize::try_from(load.offset).unwrap_or(usize::MAX).min(content.len())..);
+    while !rest.is_empty() {
+        send(DataPart::Chunk(rest.split_to(rest.len().min(CHUNK_BYTES))))?;
+    }
+    send(DataPart::End { content_digest })
+}
+
+/// True when the units that are asked for are still those of the session's latest batch: whatever changed since then has a
+/// version that the batch was not made with. The one version that a load can name is one of theirs.
+fn is_named(row: &Row, load: &Load, made_with: Option<&Knowledge>) -> bool {
+    let id = &load.item_id;
+    let named = |unit: &&ChangeUnitId| load.change_unit_ids.is_empty() || load.change_unit_ids.contains(unit);
+    let mut units = row.units.iter().flatten().filter(|(unit, _)| named(unit)).peekable();
+    if units.peek().is_none() {
+        return row.version == load.version;
+    }
+    let mut found = false;
+    let known = units.fold(true, |known, (unit, at)| {
+        found |= at.version == load.version;
+        known && made_with.is_none_or(|made_with| made_with.contains_change_unit(id, unit, &at.version))
+    });
+    known && found
+}
+
+/// Some units of an item, or without any all of them, as a JSON object in canonical form.
+fn divided(shared: &Shared, id: &ItemId, row: &Row, units: &[ChangeUnitId]) -> Result<Bytes, ItemError> {
+    let object = units::read(&*shared.store, id, &row.in_store())?.ok_or(ItemError::Changed)?;
+    let object = if units.is_empty() { object } else { object.part(units) };
+    Ok(object.canonical().into())
+}
+
+/// Small units for a batch; `None` when the item is not, or no longer, as recorded, or takes more room than it should.
+pub(super) fn some(shared: &Shared, id: &ItemId, row: &Row, units: &[ChangeUnitId]) -> Option<Bytes> {
+    divided(shared, id, row, units).ok().filter(|content| content.len() as u64 <= row.item.state.size)
 }
 
 fn failed(id: &ItemId, error: &std::io::Error) -> RecoverableError {

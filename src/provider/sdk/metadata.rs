@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
-use crate::knowledge::{Digest, IdParameters, ItemId, Knowledge, ReplicaId, Version};
+use crate::knowledge::{ChangeUnitId, Digest, IdParameters, ItemId, Knowledge, ReplicaId, Version};
 use crate::provider::sdk::{Fingerprint, ItemState, KnownItem};
 
 mod codec;
@@ -369,7 +369,7 @@ impl Metadata {
     /// lowest tick that `known` has of their replica, so that a destination which lacks little costs little.
     pub(super) fn uncontained(&self, known: &Knowledge) -> rusqlite::Result<Vec<Candidate>> {
         let mut newer = self.connection.prepare_cached(
-            "SELECT item_id, version_tick, size, deleted, creation_replica, creation_tick, digest \
+            "SELECT item_id, version_tick, size, deleted, creation_replica, creation_tick, digest, units IS NOT NULL \
              FROM items WHERE version_replica = ?1 AND version_tick > ?2",
         )?;
         let mut held =
@@ -391,11 +391,58 @@ impl Metadata {
                     content_gone: deleted && !held.exists([row.get_ref(6)?.as_blob()?])?,
                     creation: self.version(row.get(4)?, row.get(5)?)?,
                     deleted,
+                    divided: row.get(7)?,
+                    units: Vec::new(),
                 });
             }
         }
+        self.uncontained_units(known, &mut candidates)?;
+        candidates.retain(|candidate| !candidate.divided || candidate.is_missing(known));
         candidates.sort_unstable_by(|a, b| a.item_id.cmp(&b.item_id));
         Ok(candidates)
+    }
+
+    /// Adds the items of which `known` lacks only units that changed on their own.
+    fn uncontained_units(&self, known: &Knowledge, candidates: &mut Vec<Candidate>) -> rusqlite::Result<()> {
+        let mut newer = self.connection.prepare_cached(
+            "SELECT item_id, change_unit_id, version_tick FROM unit_versions \
+             WHERE version_replica = ?1 AND version_tick > ?2",
+        )?;
+        let mut missing: HashMap<ItemId, Vec<(ChangeUnitId, Version)>> = HashMap::new();
+        for (key, replica) in &self.replica_of_key {
+            let mut rows = newer.query(params![key, known.min_tick(replica) as i64])?;
+            while let Some(row) = rows.next()? {
+                let id = ItemId::from(row.get_ref(0)?.as_blob()?);
+                let unit = ChangeUnitId::from(row.get_ref(1)?.as_blob()?);
+                let version = Version::new(replica.clone(), row.get::<_, i64>(2)? as u64);
+                if !known.contains_change_unit(&id, &unit, &version) {
+                    missing.entry(id).or_default().push((unit, version));
+                }
+            }
+        }
+        for candidate in candidates.iter_mut().filter(|candidate| candidate.divided) {
+            missing.remove(&candidate.item_id);
+            let units = self.row(&candidate.item_id)?.and_then(|row| row.units).unwrap_or_default();
+            let units = units.into_iter().map(|(unit, at)| (unit, at.version));
+            let lacks = |(unit, version): &(ChangeUnitId, Version)| {
+                !known.contains_change_unit(&candidate.item_id, unit, version)
+            };
+            candidate.units = units.filter(lacks).collect();
+        }
+        for (item_id, units) in missing {
+            let Some(row) = self.row(&item_id)? else { continue };
+            candidates.push(Candidate {
+                item_id,
+                version: row.version,
+                size: row.item.state.size,
+                content_gone: false,
+                creation: row.creation,
+                deleted: false,
+                divided: true,
+                units,
+            });
+        }
+        Ok(())
     }
 
     /// Carries a commit out, whole or not at all.

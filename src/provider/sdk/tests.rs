@@ -7,3 +7,5 @@ mod harness;
 mod life_cycle;
 mod memory;
 mod safety;
+mod unit_histories;
+mod units;

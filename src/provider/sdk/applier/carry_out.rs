@@ -1,12 +1,14 @@
 //! Carrying a section out: durable content, intents, the store, rows and knowledge, in this order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use super::fetch::Obtained;
 use super::plan::{Action, Plan, Step, Verdict};
 use super::{Applier, Section};
-use crate::knowledge::{ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId};
+use crate::knowledge::{
+    ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Selection,
+};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::{Commit, Intent, Row};
 use crate::provider::sdk::{
@@ -19,8 +21,8 @@ impl Applier<'_> {
         &self,
         section: &Section<'_>,
         obtained: Vec<Obtained>,
-        mut left_out: BTreeSet<ItemId>,
-    ) -> Result<(Vec<ChangeOutcome>, BTreeSet<ItemId>), CallError> {
+        mut left_out: Selection,
+    ) -> Result<(Vec<ChangeOutcome>, Selection), CallError> {
         let _gate = lock(&self.shared.gate);
         let Plan { mut verdicts, mut actions, tick } = self.plan(section, obtained)?;
         let mut learned = self.learned(section);
@@ -45,11 +47,9 @@ impl Applier<'_> {
         }
 
         for (change, verdict) in section.changes.iter().zip(&verdicts) {
-            if matches!(verdict, Verdict::Failed(_) | Verdict::Deferred) {
-                left_out.insert(change.item_id.clone());
-            }
+            leave_out(change, verdict, &mut left_out);
         }
-        learned.exclude_items(&left_out);
+        learned.exclude(&left_out);
         let kept = actions.iter().filter(|(_, action)| action.keeps_loser);
         let copies: Vec<_> = kept.map(|(copy, action)| (action.index, copy.clone())).collect();
         self.conclude(actions, intended, &learned, tick)?;
@@ -188,13 +188,26 @@ impl Applier<'_> {
     }
 }
 
+/// What of a change must not be learned.
+pub fn leave_out(change: &ItemChange, verdict: &Verdict, left_out: &mut Selection) {
+    let id = &change.item_id;
+    match verdict {
+        Verdict::Failed(_) | Verdict::Deferred => left_out.add_item(id.clone()),
+        // R21
+        Verdict::Partly { left_out: units } => {
+            units.iter().for_each(|unit| left_out.add_change_unit(id.clone(), unit.clone()));
+        }
+        Verdict::Obsolete | Verdict::Planned { .. } => {}
+    }
+}
+
 /// What is about to be done, to be committed before it is.
 pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(ItemId, Intent)> {
     let to_store = actions.iter().filter(|(_, action)| !matches!(action.step, Step::None));
     let intent = |(id, action): (&ItemId, &Action)| {
         let mut vector = if action.comes_first { Default::default() } else { (**learned.vector_for_item(id)).clone() };
         vector.learn(&action.after.version);
-        (id.clone(), Intent { row: action.after.clone(), learned: vector, left_out: Vec::new() })
+        (id.clone(), Intent { row: action.after.clone(), learned: vector, left_out: action.left_out.clone() })
     };
     to_store.map(intent).collect()
 }
@@ -281,13 +294,19 @@ pub fn conclusion(
 
 /// What the coordinator is told of a change.
 pub fn outcome(change: &ItemChange, verdict: Verdict) -> ChangeOutcome {
+    let mut failed_change_unit_ids = Vec::new();
     let (kind, conflict, error) = match verdict {
         Verdict::Obsolete => (OutcomeKind::Obsolete, false, None),
         Verdict::Deferred => (OutcomeKind::Deferred, true, None),
         Verdict::Failed(error) => (OutcomeKind::RecoverableError, false, Some(error)),
         Verdict::Planned { conflict } => (OutcomeKind::Applied, conflict, None),
+        Verdict::Partly { left_out } => {
+            failed_change_unit_ids = left_out;
+            (OutcomeKind::Deferred, true, None)
+        }
     };
     ChangeOutcome {
+        failed_change_unit_ids,
         conflict,
         tombstone: change.flags.is_deleted(),
         error,

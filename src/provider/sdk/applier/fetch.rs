@@ -12,11 +12,16 @@ use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::merge::{Course, Fetched, course, too_large, wanted};
 use super::settle::{Incoming, Settlement, Winner, kind_of, settle};
-use super::{Applier, Section, stopped};
-use crate::knowledge::{Digest, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, RecoverableError, Version};
+use super::{Applier, SECTION_BYTES, Section, stopped};
+use crate::knowledge::{
+    ChangeUnitId, Digest, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError,
+    Version,
+};
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::session::Session;
+use crate::provider::sdk::units::{MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES, Object};
 use crate::provider::sdk::{ItemError, KnownItem, Shared, Staged, Staging, lock, metadata_failed};
 use crate::provider::{
     CallError, DataPart, Load, MAX_OUTSTANDING_LOADS, ProcessInput, ProcessInputs, ProcessOutput, Refusal, RefusalCode,
@@ -118,6 +123,8 @@ pub struct Obtained {
     pub incoming: Incoming,
     /// Its content, where it was asked for.
     pub staged: Option<Staged>,
+    /// The values of its units, where they were asked for.
+    pub fetched: Option<Fetched>,
     /// Why the change cannot be applied, whatever its settlement.
     pub error: Option<RecoverableError>,
 }
@@ -148,6 +155,8 @@ enum Want {
     Copy(Source),
     /// Everything.
     Content,
+    /// The values of these units; none: of all.
+    Units(Vec<ChangeUnitId>),
 }
 
 /// A load that is under way.
@@ -157,6 +166,8 @@ struct Underway {
     want: Want,
     header: Option<ItemDataHeader>,
     staging: Option<Box<dyn Staging>>,
+    /// Of units.
+    values: Vec<u8>,
     hasher: Sha256,
     received: u64,
     error: Option<RecoverableError>,
@@ -168,10 +179,21 @@ impl Applier<'_> {
         let mut obtained = Vec::with_capacity(section.changes.len());
         let mut wanted = VecDeque::new();
         let mut inline = VecDeque::new();
+        self.held.store(0, Ordering::Relaxed);
         for (index, change) in section.changes.iter().enumerate() {
-            let mut item = Obtained { incoming: Incoming::of(change), staged: None, error: None };
+            let mut item = Obtained { incoming: Incoming::of(change), staged: None, fetched: None, error: None };
             match self.need(section, change, &item.incoming) {
                 Ok(None) => {}
+                Ok(Some(Want::Units(units))) => match self.inline_units(change, &units) {
+                    Some(data) => match self.values(change, data) {
+                        Ok((fetched, digest)) => {
+                            item.fetched = Some(fetched);
+                            item.incoming.digest = Some(digest);
+                        }
+                        Err(error) => item.error = Some(error),
+                    },
+                    None => wanted.push_back((index, Want::Units(units))),
+                },
                 Ok(Some(Want::Content)) if change.inline_data.is_some() => inline.push_back(index),
                 Ok(Some(Want::Properties { .. } | Want::Copy(_))) if change.inline_data.is_some() => {}
                 Ok(Some(want)) => wanted.push_back((index, want)),
@@ -208,12 +230,18 @@ impl Applier<'_> {
 
     /// What has to come from the source before the change can be settled and carried out.
     fn need(&self, section: &Section<'_>, change: &ItemChange, incoming: &Incoming) -> Result<Option<Want>, Need> {
+        if !change.change_units.is_empty() {
+            return self.need_units(section, change, incoming);
+        }
         let version = self.check_change(section, change)?;
         let metadata = self.shared.metadata();
         let row = metadata.row(&change.item_id).map_err(|error| Need::Call(metadata_failed(error).into()))?;
         let knowledge = (&*section.group.made_with_knowledge, &*self.known);
         let policy = self.start.conflict_resolution_policy;
         let winner = match settle(change, version, knowledge, row.as_ref(), incoming, policy) {
+            Settlement::NeedsHeader | Settlement::NeedsContent if self.shared.store.has_change_units() => {
+                return Ok(Some(Want::Units(Vec::new())));
+            }
             Settlement::NeedsHeader => return Ok(Some(Want::Properties { kind: kind_of_row(row.as_ref()) })),
             Settlement::NeedsContent => return Ok(Some(Want::Content)),
             Settlement::Failed(error) => return Err(Need::Failed(error)),
@@ -223,6 +251,9 @@ impl Applier<'_> {
         match winner {
             Winner::Destination | Winner::Deletion => return Ok(None),
             Winner::Source | Winner::SourceAndCopy | Winner::DestinationAndCopy => {}
+        }
+        if self.shared.store.has_change_units() {
+            return Ok(Some(Want::Units(Vec::new())));
         }
         let there = row.as_ref().filter(|row| row.is_there());
         if there.is_some_and(|row| incoming.has_content_of(&row.item.state) == Some(true)) {
@@ -244,6 +275,121 @@ impl Applier<'_> {
             Some(Source { id: id.clone(), known: known.clone() })
         });
         Ok(Some(source.map_or(Want::Content, Want::Copy)))
+    }
+
+    /// The same of a change with units.
+    fn need_units(
+        &self,
+        section: &Section<'_>,
+        change: &ItemChange,
+        incoming: &Incoming,
+    ) -> Result<Option<Want>, Need> {
+        self.check_units(section, change)?;
+        let row = self.shared.metadata().row(&change.item_id);
+        let row = row.map_err(|error| Need::Call(metadata_failed(error).into()))?;
+        let knowledge = (&*section.group.made_with_knowledge, &*self.known);
+        match course(change, knowledge.0, knowledge.1, row.as_ref()) {
+            Course::Obsolete => return Ok(None),
+            Course::Units(courses) => {
+                let units = wanted(&courses);
+                return Ok((!units.is_empty()).then_some(Want::Units(units)));
+            }
+            Course::Whole => {}
+        }
+        let policy = self.start.conflict_resolution_policy;
+        match settle(change, &change.creation_version, knowledge, row.as_ref(), incoming, policy) {
+            Settlement::Failed(error) => Err(Need::Failed(error)),
+            Settlement::Settled { winner: Winner::Destination | Winner::Deletion, .. }
+            | Settlement::Obsolete
+            | Settlement::Deferred => Ok(None),
+            Settlement::Settled { .. } | Settlement::NeedsHeader | Settlement::NeedsContent => {
+                Ok(Some(Want::Units(Vec::new())))
+            }
+        }
+    }
+
+    /// What can be said against a change with units as such.
+    fn check_units(&self, section: &Section<'_>, change: &ItemChange) -> Result<(), Need> {
+        let id = &change.item_id;
+        let fail = |hresult, description: &str| Err(Need::Failed(recoverable(id, hresult, description)));
+        let schema = IdParameters::BUILT_IN;
+        let unit_fits = |unit: &ChangeUnitId| {
+            schema.change_unit_id.fits(unit.as_bytes().len()) && std::str::from_utf8(unit.as_bytes()).is_ok()
+        };
+        if !schema.item_id.fits(id.as_bytes().len())
+            || !change.change_units.iter().all(|it| unit_fits(&it.change_unit_id))
+        {
+            return fail(
+                Hresult::SYNC_E_ID_FORMAT_MISMATCH,
+                "an id of it does not fit the schema, or is no name of a member",
+            );
+        }
+        if change.change_units.len() > MAX_CHANGE_UNITS {
+            return Err(Need::Failed(too_large(id)));
+        }
+        let most = i64::MAX as u64;
+        let out_of_range = |version: &Version| version.tick > most;
+        if change.versions().chain([&change.creation_version]).any(out_of_range)
+            || change.data_size.is_some_and(|size| size > most)
+        {
+            return fail(Hresult::SYNC_E_INVALID_VERSION, "a tick or size is out of range");
+        }
+        let made_with = &section.group.made_with_knowledge;
+        let knows = |knowledge: &Knowledge| {
+            change.change_units.iter().all(|it| knowledge.contains_change_unit(id, &it.change_unit_id, &it.version))
+        };
+        // What is not listed is at the creation version: it is learned with the rest.
+        if !knows(made_with) || !made_with.vector_for_item(id).contains(&change.creation_version) {
+            return fail(Hresult::SYNC_E_CHANGE_NOT_IN_KNOWLEDGE, "a version of it is not in the source's knowledge");
+        }
+        let prerequisite = &self.batch.prerequisite_knowledge;
+        if !self.has_prerequisite && !knows(&self.known) && !self.known.contains_for_item(prerequisite, id) {
+            // R19, item by item: nothing could be learned of it.
+            return fail(Hresult::SYNC_E_CHANGE_NEEDS_KNOWLEDGE, "an earlier change of it was left out");
+        }
+        Ok(())
+    }
+
+    /// The values that came inline.
+    fn values(&self, change: &ItemChange, data: &ItemData) -> Result<(Fetched, Digest), RecoverableError> {
+        let id = &change.item_id;
+        let digest = Digest(Sha256::digest(&data.content).into());
+        // A change with units announces nothing of their values.
+        let announced = [change.content_digest.filter(|_| change.change_units.is_empty()), data.header.content_digest];
+        let size = data.content.len() as u64;
+        if announced.into_iter().flatten().any(|announced| announced != digest) || data.header.content_size != size {
+            return Err(not_as_announced(id));
+        }
+        self.hold(id, size)?;
+        self.session.counters.bytes.fetch_add(size, Ordering::Relaxed);
+        let object = Object::parse(&data.content).ok_or_else(|| no_object(id))?;
+        let listed = change.change_units.iter().map(|unit| unit.change_unit_id.clone());
+        let whole = change.change_units.is_empty() || !self.knows_item(change);
+        Ok((Fetched { object, units: (!whole).then(|| listed.collect()) }, digest))
+    }
+
+    /// The inline data of a change, when it has the values that are wanted; of no units in particular, those of all.
+    fn inline_units<'c>(&self, change: &'c ItemChange, units: &[ChangeUnitId]) -> Option<&'c ItemData> {
+        let has_all = change.change_units.is_empty() || !self.knows_item(change);
+        change.inline_data.as_ref().filter(|_| !units.is_empty() || has_all)
+    }
+
+    /// False when the destination does not know the source's item at all, so that the source lists every unit of it.
+    fn knows_item(&self, change: &ItemChange) -> bool {
+        self.known.vector_for_item(&change.item_id).contains(&change.creation_version)
+    }
+
+    /// Values of units are held in memory until their section is applied.
+    fn hold(&self, id: &ItemId, size: u64) -> Result<(), RecoverableError> {
+        let held = self.held.fetch_add(size, Ordering::Relaxed).saturating_add(size);
+        if size > MAX_DIVIDED_BYTES {
+            return Err(too_large(id));
+        }
+        if held > SECTION_BYTES {
+            let description = "there are too many change units at once; this item comes with a later session";
+            return Err(recoverable(id, Hresult::E_OUTOFMEMORY, description));
+        }
+        Ok(())
     }
 
     /// What can be said against a change as such.
@@ -324,7 +470,14 @@ impl Applier<'_> {
         match part {
             DataPart::Header(_) if load.header.is_some() => return Err(out_of_order(load_id)),
             DataPart::Header(header) => {
-                if change.data_size.is_some_and(|size| size != header.content_size) {
+                if let Want::Units(_) = load.want {
+                    let of_whole = change.data_size.filter(|_| change.change_units.is_empty());
+                    let size = header.content_size;
+                    load.error = match of_whole {
+                        Some(announced) if announced != size => Some(not_as_announced(id)),
+                        _ => self.hold(id, size).err(),
+                    };
+                } else if change.data_size.is_some_and(|size| size != header.content_size) {
                     load.error = Some(not_as_announced(id));
                 } else if matches!(load.want, Want::Content) {
                     match self.shared.store.stage(id, &header) {
@@ -338,10 +491,14 @@ impl Applier<'_> {
             DataPart::Chunk(chunk) => {
                 let Some(header) = &load.header else { return Err(out_of_order(load_id)) };
                 load.received += chunk.len() as u64;
-                if load.received > header.content_size || !matches!(load.want, Want::Content) {
+                if load.received > header.content_size || !matches!(load.want, Want::Content | Want::Units(_)) {
                     return Err(out_of_order(load_id));
                 }
                 self.session.counters.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                if matches!(load.want, Want::Units(_)) && load.error.is_none() {
+                    load.hasher.update(&chunk);
+                    load.values.extend_from_slice(&chunk);
+                }
                 if let Some(staging) = &mut load.staging {
                     load.hasher.update(&chunk);
                     if let Err(error) = staging.write_all(&chunk) {
@@ -365,7 +522,7 @@ impl Applier<'_> {
             DataPart::Header(_) | DataPart::Chunk(_) => return Ok(()),
         };
         let Some(header) = load.header else { return Ok(()) };
-        let announced = [change.content_digest, header.content_digest];
+        let announced = [change.content_digest.filter(|_| change.change_units.is_empty()), header.content_digest];
         let as_announced = announced.into_iter().flatten().all(|announced| announced == content_digest);
         if let Some(error) = load.error.or_else(|| (!as_announced).then(|| not_as_announced(id))) {
             item.error = Some(error);
@@ -375,6 +532,18 @@ impl Applier<'_> {
         item.incoming.digest = Some(content_digest);
         item.incoming.properties = Some(header.properties);
         match load.want {
+            Want::Units(units) => {
+                let whole =
+                    load.received == header.content_size && Digest(load.hasher.finalize().into()) == content_digest;
+                match Object::parse(&load.values) {
+                    _ if !whole => item.error = Some(not_as_announced(id)),
+                    None => item.error = Some(no_object(id)),
+                    Some(object) => {
+                        let units = (!units.is_empty()).then(|| units.into_iter().collect());
+                        item.fetched = Some(Fetched { object, units });
+                    }
+                }
+            }
             Want::Properties { kind } => {
                 let theirs = item.incoming.properties.as_ref().and_then(kind_of);
                 if theirs != kind.as_deref() {
@@ -412,16 +581,18 @@ fn ask(
     while underway.len() < MAX_OUTSTANDING_LOADS {
         let Some((index, want)) = wanted.pop_front() else { break };
         let change = &section.changes[index];
-        // Validated before anything was wanted.
-        let Some(version) = change.change_version.clone() else { continue };
-        let load = Load {
-            load_id: wire.next_load,
-            item_id: change.item_id.clone(),
-            change_unit_ids: Vec::new(),
-            version,
+        let (units, offset) = match &want {
+            Want::Units(units) => (units.clone(), 0),
+            Want::Content => (Vec::new(), 0),
             // With nothing left to send the source answers with header and end.
-            offset: if matches!(want, Want::Content) { 0 } else { change.data_size.unwrap_or(0) },
+            Want::Properties { .. } | Want::Copy(_) => (Vec::new(), change.data_size.unwrap_or(0)),
         };
+        // One version is named, whatever is asked for.
+        let of_unit = change.change_units.iter().find(|unit| units.is_empty() || units.contains(&unit.change_unit_id));
+        let version = change.change_version.as_ref().or(of_unit.map(|unit| &unit.version));
+        let Some(version) = version.cloned() else { continue };
+        let load =
+            Load { load_id: wire.next_load, item_id: change.item_id.clone(), change_unit_ids: units, version, offset };
         let load_id = load.load_id;
         if underway.is_empty() {
             wire.send(ProcessOutput::Load(load))?;
@@ -436,6 +607,7 @@ fn ask(
             want,
             header: None,
             staging: None,
+            values: Vec::new(),
             hasher: Sha256::new(),
             received: 0,
             error: None,
@@ -464,6 +636,19 @@ fn stage_inline(shared: &Shared, session: &Session, change: &ItemChange, data: &
     let staged = staging.finish().map_err(|error| error.into_recoverable(id))?;
     session.counters.bytes.fetch_add(size, Ordering::Relaxed);
     Ok((staged, digest))
+}
+
+fn recoverable(id: &ItemId, hresult: Hresult, description: &str) -> RecoverableError {
+    RecoverableError { hresult, item_display_name: id.to_string(), error_description: description.to_owned() }
+}
+
+/// What has come cannot be divided.
+fn no_object(id: &ItemId) -> RecoverableError {
+    let description = format!(
+        "its content is not a JSON object with at most {MAX_CHANGE_UNITS} members of 1 to 255 bytes each and \
+         {MAX_DIVIDED_BYTES} bytes in all, as items with change units are"
+    );
+    recoverable(id, Hresult::E_FAIL, &description)
 }
 
 fn kind_of_row(row: Option<&Row>) -> Option<String> {

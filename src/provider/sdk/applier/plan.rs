@@ -2,13 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use std::io::Write;
+
+use sha2::{Digest as _, Sha256};
+
 use super::fetch::Obtained;
-use super::settle::{NewVersion, Settlement, Winner, kind_of, settle};
+use super::merge::{Course, course};
+use super::settle::{Incoming, NewVersion, Settlement, Winner, kind_of, settle};
 use super::{Applier, Section};
-use crate::knowledge::{Digest, ItemChange, ItemDataHeader, ItemId, Knowledge, RecoverableError, ReplicaId, Version};
+use crate::knowledge::{
+    ChangeUnitId, Digest, ItemChange, ItemDataHeader, ItemId, Knowledge, RecoverableError, ReplicaId, Version,
+};
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::Row;
+use crate::provider::sdk::units;
 use crate::provider::sdk::{Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Staged, metadata_failed};
 use crate::types::ConflictResolutionPolicy;
 
@@ -44,6 +52,8 @@ pub struct Action {
     pub comes_first: bool,
     /// It keeps a conflict's loser: people are told.
     pub keeps_loser: bool,
+    /// Change units whose conflict waits: nothing of them is learned.
+    pub left_out: Vec<ChangeUnitId>,
 }
 
 /// What becomes of one change before the store is touched.
@@ -59,6 +69,11 @@ pub enum Verdict {
     Planned {
         /// It settles a conflict.
         conflict: bool,
+    },
+    /// Some change units are in conflicts that wait for a decision; what there is to do for the others is planned.
+    Partly {
+        /// Those that wait.
+        left_out: Vec<ChangeUnitId>,
     },
 }
 
@@ -99,13 +114,13 @@ impl std::fmt::Debug for Ground<'_> {
 }
 
 /// Gives out local versions.
-struct Ticks {
+pub(super) struct Ticks {
     replica: ReplicaId,
     tick: u64,
 }
 
 impl Ticks {
-    fn version(&mut self, wanted: NewVersion) -> Version {
+    pub(super) fn version(&mut self, wanted: NewVersion) -> Version {
         match wanted {
             NewVersion::Given(version) => version,
             NewVersion::Local => {
@@ -117,7 +132,7 @@ impl Ticks {
 }
 
 /// The place for a conflict's loser.
-enum CopyName {
+pub(super) enum CopyName {
     Free(ItemId, Box<Option<Row>>),
     /// A name that it could have holds the same content already.
     Kept,
@@ -195,7 +210,15 @@ impl Ground<'_> {
                 let step = Step::Put(staged);
                 actions.insert(
                     container,
-                    Action { index, before: Some(row), after, step, comes_first: true, keeps_loser: false },
+                    Action {
+                        index,
+                        before: Some(row),
+                        after,
+                        step,
+                        comes_first: true,
+                        keeps_loser: false,
+                        left_out: Vec::new(),
+                    },
                 );
             }
         }
@@ -211,17 +234,34 @@ impl Ground<'_> {
         ticks: &mut Ticks,
     ) -> Result<Verdict, CallError> {
         let id = &change.item_id;
-        let Some(change_version) = &change.change_version else {
-            return Ok(Verdict::Failed(ItemError::Changed.into_recoverable(id)));
-        };
+        let Obtained { mut incoming, staged, fetched, .. } = obtained;
         // An item that is listed twice in a section, or that a copy took for its name: the row that it will have decides.
         let row = match actions.get(id) {
             Some(_) => return Ok(Verdict::Failed(ItemError::Changed.into_recoverable(id))),
             None => (self.rows)(id)?,
         };
+        if change.change_version.is_none() {
+            match (course(change, self.made_with, self.known, row.as_ref()), row.clone()) {
+                (Course::Obsolete, _) => return Ok(Verdict::Obsolete),
+                (Course::Units(courses), Some(row)) => {
+                    return self.merge(change, index, (row, courses), fetched, actions, ticks);
+                }
+                (Course::Units(_) | Course::Whole, _) => {}
+            }
+        }
+        let change_version = change.change_version.as_ref().unwrap_or(&change.creation_version);
+        // The source's item, divided, where it came so or is to be kept so here.
+        let object = fetched.filter(|fetched| fetched.units.is_none()).map(|fetched| fetched.object);
+        let mut content = staged.map(Content::Staged);
+        let mut reformed = false;
+        if let Some(object) = &object {
+            let canonical = object.canonical();
+            reformed = !adopt(&canonical, &mut incoming, row.as_ref());
+            content = Some(Content::Bytes(canonical));
+        }
         let knowledge = (self.made_with, self.known);
         let (winner, version, conflict) =
-            match settle(change, change_version, knowledge, row.as_ref(), &obtained.incoming, self.policy) {
+            match settle(change, change_version, knowledge, row.as_ref(), &incoming, self.policy) {
                 Settlement::Obsolete => return Ok(Verdict::Obsolete),
                 Settlement::Deferred => return Ok(Verdict::Deferred),
                 Settlement::Failed(error) => return Ok(Verdict::Failed(error)),
@@ -231,8 +271,7 @@ impl Ground<'_> {
                 }
                 Settlement::Settled { winner, version, conflict } => (winner, version, conflict),
             };
-        let incoming = || obtained.incoming.state().ok_or_else(|| ItemError::Changed.into_recoverable(id));
-        let mut staged = obtained.staged;
+        let incoming = || incoming.state().ok_or_else(|| ItemError::Changed.into_recoverable(id));
         if matches!(winner, Winner::SourceAndCopy | Winner::DestinationAndCopy) && !mutant::is(Mutant::NoLoserCopy) {
             let source_wins = winner == Winner::SourceAndCopy;
             let loser = match (source_wins, &row) {
@@ -248,35 +287,64 @@ impl Ground<'_> {
                 CopyName::Free(name, before) => {
                     let content = match (source_wins, &row) {
                         (true, Some(row)) => self.store.stage_copy(&name, id, &row.in_store()),
-                        _ => staged.take().ok_or(ItemError::Changed),
+                        _ => {
+                            content.take().ok_or(ItemError::Changed).and_then(|it| it.stage(self.store, &name, &loser))
+                        }
                     };
                     let content = match content {
                         Ok(content) => content,
                         Err(error) => return Ok(Verdict::Failed(error.into_recoverable(id))),
                     };
                     let version = ticks.version(NewVersion::Local);
-                    let after = row_of(loser, version.clone(), version);
-                    let step = Step::Put(content);
-                    let before = *before;
-                    actions.insert(name, Action { index, before, after, step, comes_first: true, keeps_loser: true });
+                    let units = match (source_wins, &row) {
+                        (true, Some(row)) => units::renewed(row.clone(), version.clone()).units,
+                        _ => object.as_ref().map(|object| object.at(&version, loser.modification_time)),
+                    };
+                    let after = Row { units, ..row_of(loser, version.clone(), version) };
+                    let (step, before) = (Step::Put(content), *before);
+                    let action = Action {
+                        index,
+                        before,
+                        after,
+                        step,
+                        comes_first: true,
+                        keeps_loser: true,
+                        left_out: Vec::new(),
+                    };
+                    actions.insert(name, action);
                 }
             }
         }
+        // Content that came in another form than it is kept in here is a change of this replica's own.
+        let version = if reformed && change.change_units.is_empty() { NewVersion::Local } else { version };
+        let own = version == NewVersion::Local;
         let version = ticks.version(version);
         let planned = match (winner, row) {
-            (Winner::Source | Winner::SourceAndCopy, row) => {
-                incoming().and_then(|state| take(change, row, state, version, staged))
-            }
+            (Winner::Source | Winner::SourceAndCopy, row) => incoming().and_then(|state| {
+                let mut after = row_of(state, change.creation_version.clone(), version.clone());
+                if let Some(object) = &object {
+                    let time = after.item.state.modification_time;
+                    let units = if own || change.change_units.is_empty() {
+                        after.creation = version.clone();
+                        object.at(&version, time)
+                    } else {
+                        units::taken(change, object)
+                    };
+                    after.units = Some(units);
+                }
+                self.take(id, row, after, content)
+            }),
             (Winner::Deletion, row) => Ok(delete(change, row, version)),
             (Winner::Destination | Winner::DestinationAndCopy, Some(row)) => {
-                Ok((Some(row.clone()), Row { version, ..row }, Step::None))
+                Ok((Some(row.clone()), units::renewed(row, version), Step::None))
             }
             (Winner::Destination | Winner::DestinationAndCopy, None) => Err(ItemError::Changed.into_recoverable(id)),
         };
         match planned {
             Ok((before, after, step)) => {
-                actions
-                    .insert(id.clone(), Action { index, before, after, step, comes_first: false, keeps_loser: false });
+                let action =
+                    Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out: Vec::new() };
+                actions.insert(id.clone(), action);
                 Ok(Verdict::Planned { conflict })
             }
             Err(error) => Ok(Verdict::Failed(error)),
@@ -285,7 +353,7 @@ impl Ground<'_> {
 
     /// Finds a name beside `id` that holds nothing, or already holds the loser's content. Never one with other content, nor
     /// one that this section is about to change into something else.
-    fn copy_name(
+    pub(super) fn copy_name(
         &self,
         id: &ItemId,
         loser: &ItemState,
@@ -314,33 +382,79 @@ fn same_but_properties(before: &ItemState, after: &ItemState) -> bool {
 
 type Planned = (Option<Row>, Row, Step);
 
-fn row_of(state: ItemState, creation: Version, version: Version) -> Row {
+pub(super) fn row_of(state: ItemState, creation: Version, version: Version) -> Row {
     let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: false };
     Row { item, lingering: false, creation, version, units: None }
 }
 
-/// The source's state is written, with as little as it takes.
-fn take(
-    change: &ItemChange,
-    before: Option<Row>,
-    state: ItemState,
-    version: Version,
-    staged: Option<Staged>,
-) -> Result<Planned, RecoverableError> {
-    let mut after = row_of(state, change.creation_version.clone(), version);
-    let there = before.as_ref().filter(|row| row.is_there());
-    let step = match there {
-        Some(row) if row.item.state == after.item.state => {
-            after.item.fingerprint = row.item.fingerprint.clone();
-            Step::None
+/// Content for an item, on its way into the store.
+enum Content {
+    Staged(Staged),
+    Bytes(Vec<u8>),
+}
+
+impl Content {
+    fn stage(self, store: &dyn ItemStore, id: &ItemId, state: &ItemState) -> Result<Staged, ItemError> {
+        match self {
+            Self::Staged(staged) => Ok(staged),
+            Self::Bytes(content) => stage(store, id, state, &content),
         }
-        Some(row) if same_but_properties(&row.item.state, &after.item.state) => Step::SetProperties,
-        _ => match staged {
-            Some(staged) => Step::Put(staged),
-            None => return Err(ItemError::Changed.into_recoverable(&change.item_id)),
-        },
+    }
+}
+
+/// Stages content that is in memory.
+pub(super) fn stage(
+    store: &dyn ItemStore,
+    id: &ItemId,
+    state: &ItemState,
+    content: &[u8],
+) -> Result<Staged, ItemError> {
+    let header = ItemDataHeader {
+        properties: state.properties.clone(),
+        content_size: state.size,
+        content_digest: Some(state.digest),
     };
-    Ok((before, after, step))
+    let mut staging = store.stage(id, &header)?;
+    staging.write_all(content).map_err(|error| ItemError::Failed(format!("cannot be written: {error}")))?;
+    staging.finish()
+}
+
+/// Takes the canonical form of a divided item as what comes in; false when it came in another one. Properties are not what its
+/// units are about: with the same content nothing is to be decided.
+fn adopt(canonical: &[u8], incoming: &mut Incoming, row: Option<&Row>) -> bool {
+    let digest = Digest(Sha256::digest(canonical).into());
+    let as_it_came = incoming.digest == Some(digest);
+    (incoming.size, incoming.digest) = (Some(canonical.len() as u64), Some(digest));
+    if let Some(state) = row.filter(|row| row.is_there()).map(|row| &row.item.state).filter(|it| it.digest == digest) {
+        (incoming.properties, incoming.modification_time) = (Some(state.properties.clone()), state.modification_time);
+    }
+    as_it_came
+}
+
+impl Ground<'_> {
+    /// The source's state is written, with as little as it takes.
+    fn take(
+        &self,
+        id: &ItemId,
+        before: Option<Row>,
+        mut after: Row,
+        content: Option<Content>,
+    ) -> Result<Planned, RecoverableError> {
+        let there = before.as_ref().filter(|row| row.is_there());
+        let step = match there {
+            Some(row) if row.item.state == after.item.state => {
+                after.item.fingerprint = row.item.fingerprint.clone();
+                Step::None
+            }
+            Some(row) if same_but_properties(&row.item.state, &after.item.state) => Step::SetProperties,
+            _ => {
+                let content = content.ok_or_else(|| ItemError::Changed.into_recoverable(id))?;
+                let staged = content.stage(self.store, id, &after.item.state);
+                Step::Put(staged.map_err(|error| error.into_recoverable(id))?)
+            }
+        };
+        Ok((before, after, step))
+    }
 }
 
 fn delete(change: &ItemChange, before: Option<Row>, version: Version) -> Planned {

@@ -36,10 +36,12 @@ impl Incoming {
     /// What the change itself says, with its inline header.
     pub fn of(change: &ItemChange) -> Self {
         let header = change.inline_data.as_ref().map(|data| &data.header);
+        // With change units it speaks of their values only.
+        let whole = change.change_units.is_empty();
         Self {
             properties: header.map(|header| header.properties.clone()),
-            size: change.data_size.or(header.map(|header| header.content_size)),
-            digest: change.content_digest.or(header.and_then(|header| header.content_digest)),
+            size: change.data_size.or(header.map(|header| header.content_size)).filter(|_| whole),
+            digest: change.content_digest.or(header.and_then(|header| header.content_digest)).filter(|_| whole),
             modification_time: change.modification_time,
         }
     }
@@ -120,7 +122,21 @@ fn resolved(winner: Winner) -> Settlement {
     Settlement::Settled { winner, version: NewVersion::Local, conflict: true }
 }
 
-/// Settles one change against the row as it is now. `version` is the change's.
+/// What the destination has of an item.
+fn destination_item(row: Option<&Row>) -> DestinationItem {
+    match row {
+        None => DestinationItem::Missing,
+        Some(row) if row.item.deleted => DestinationItem::Deleted(row.version.clone()),
+        Some(Row { units: Some(units), version, .. }) => DestinationItem::Divided {
+            base: version.clone(),
+            units: units.iter().map(|(id, unit)| (id.clone(), unit.version.clone())).collect(),
+        },
+        Some(row) => DestinationItem::Alive(row.version.clone()),
+    }
+}
+
+/// Settles one change of an item as a whole against the row as it is now. `version` is the change's; of one with change units
+/// its creation version stands for them.
 pub fn settle(
     change: &ItemChange,
     version: &Version,
@@ -130,12 +146,8 @@ pub fn settle(
     policy: Policy,
 ) -> Settlement {
     let given = || NewVersion::Given(version.clone());
-    let item = match row {
-        None => DestinationItem::Missing,
-        Some(row) if row.item.deleted => DestinationItem::Deleted(row.version.clone()),
-        Some(row) => DestinationItem::Alive(row.version.clone()),
-    };
-    let conflict = match decide(change, made_with, known, &item) {
+    let divided = !change.change_units.is_empty() || row.is_some_and(|row| row.units.is_some());
+    let conflict = match decide(change, made_with, known, &destination_item(row)) {
         Decision::Obsolete => return Settlement::Obsolete,
         Decision::MustExist => {
             return Settlement::Failed(RecoverableError {
@@ -145,7 +157,9 @@ pub fn settle(
             });
         }
         // The very version is here, only not in the knowledge: nothing is to be written.
-        _ if row.is_some_and(|row| row.version == *version) => return settled(Winner::Destination, given()),
+        _ if !divided && row.is_some_and(|row| row.version == *version) => {
+            return settled(Winner::Destination, given());
+        }
         Decision::Create | Decision::Update => return settled(Winner::Source, given()),
         Decision::StoreTombstone | Decision::Delete => return settled(Winner::Deletion, given()),
         Decision::Conflict(conflict) => conflict,
@@ -161,7 +175,11 @@ pub fn settle(
             Settlement::Settled { winner, version: given(), conflict: true }
         }
     };
-    let greater = || NewVersion::Given(row.version.clone().max(version.clone()));
+    // Of several versions on one side there is no greater one that says it all.
+    let greater = || match divided {
+        true => NewVersion::Local,
+        false => NewVersion::Given(row.version.clone().max(version.clone())),
+    };
     match (conflict, policy) {
         (Conflict::DeleteDelete, _) => settled(Winner::Destination, greater()),
         (Conflict::UpdateUpdate, _) => match update_update(incoming, &row.item.state, policy) {

@@ -84,7 +84,8 @@ fn read(shared: &Shared, work: &Work, coming: Coming) -> Contents {
             some.iter().filter_map(|id| Some((id.clone(), metadata.row(id).ok()??))).collect()
         };
         for (id, row) in rows {
-            let inline = !row.item.deleted && row.item.state.size <= coming.inline;
+            // Which units go out is only known when they do.
+            let inline = !row.item.deleted && row.units.is_none() && row.item.state.size <= coming.inline;
             let content = if inline { loading::whole(shared, &id, &row) } else { None };
             contents.items.insert(id, Ready { row, content });
         }

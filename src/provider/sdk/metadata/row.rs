@@ -84,6 +84,22 @@ pub(in crate::provider::sdk) struct Candidate {
     pub(in crate::provider::sdk) content_gone: bool,
     pub(in crate::provider::sdk) creation: Version,
     pub(in crate::provider::sdk) deleted: bool,
+    /// It has change units: `version` is its base.
+    pub(in crate::provider::sdk) divided: bool,
+    /// The units that are lacking.
+    pub(in crate::provider::sdk) units: Vec<(ChangeUnitId, Version)>,
+}
+
+impl Candidate {
+    /// True when a destination with `known` lacks the item or a unit of it.
+    pub(in crate::provider::sdk) fn is_missing(&self, known: &Knowledge) -> bool {
+        let id = &self.item_id;
+        let is_known = match self.divided {
+            true => known.vector_for_item(id).contains(&self.version),
+            false => known.contains_change(id, &self.version),
+        };
+        !is_known || self.units.iter().any(|(unit, version)| !known.contains_change_unit(id, unit, version))
+    }
 }
 
 /// Rows at one moment, in ascending order of the id: all, or those that a detection is about.

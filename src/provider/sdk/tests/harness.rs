@@ -7,7 +7,8 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::memory::MemoryStore;
-use crate::knowledge::{ChangeBatch, ChangeOutcome, Knowledge, OutcomeKind};
+use crate::knowledge::{ChangeBatch, ChangeOutcome, ItemId, Knowledge, OutcomeKind, Selection};
+use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::{Options, ReplicaProvider};
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataPart, EndSession, FRAMES_IN_FLIGHT, MAX_MESSAGE_BYTES,
@@ -31,8 +32,17 @@ impl Replica {
     }
 
     pub(super) fn with(name: &str, options: Options) -> Self {
+        Self::over(name, options, MemoryStore::default())
+    }
+
+    /// A replica whose items have change units.
+    pub(super) fn divided(name: &str) -> Self {
+        Self::over(name, Options::default(), MemoryStore { divided: true, ..MemoryStore::default() })
+    }
+
+    pub(super) fn over(name: &str, options: Options, store: MemoryStore) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Arc::new(MemoryStore::default());
+        let store = Arc::new(store);
         let options = Options { member_name: name.to_owned(), ..options };
         let provider = ReplicaProvider::open(store.clone(), directory.path(), name, options).unwrap();
         Self { store, provider, directory, identity: name.to_owned() }
@@ -53,6 +63,10 @@ impl Replica {
 
     pub(super) fn knowledge(&self) -> Knowledge {
         (**self.provider.shared.metadata().knowledge()).clone()
+    }
+
+    pub(super) fn row(&self, id: &str) -> Option<Row> {
+        self.provider.shared.metadata().row(&ItemId::from(id)).unwrap()
     }
 
     pub(super) fn tick(&self) -> u64 {
@@ -84,6 +98,12 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn count(&self, kind: OutcomeKind) -> usize {
         self.outcomes.iter().filter(|outcome| outcome.kind == kind).count()
+    }
+
+    /// The change units that were left out.
+    pub(super) fn units_left_out(&self) -> Vec<String> {
+        let units = self.outcomes.iter().flat_map(|outcome| &outcome.failed_change_unit_ids);
+        units.map(|unit| String::from_utf8_lossy(unit.as_bytes()).into_owned()).collect()
     }
 
     pub(super) fn conflicts(&self) -> usize {
@@ -148,11 +168,17 @@ async fn batches(
         for (outcome, (group, change)) in report.outcomes[from..].iter().zip(changes) {
             assert_eq!(outcome.item_id, change.item_id);
             if matches!(outcome.kind, OutcomeKind::Deferred | OutcomeKind::RecoverableError) {
-                let left_out = group.made_with_knowledge.project_onto_item(&change.item_id);
+                let mut parts = Selection::default();
+                match outcome.failed_change_unit_ids.as_slice() {
+                    [] => parts.add_item(change.item_id.clone()),
+                    units => units.iter().for_each(|it| parts.add_change_unit(change.item_id.clone(), it.clone())),
+                }
+                let left_out = group.made_with_knowledge.project_onto(&parts);
                 skipped = Some(skipped.map_or(left_out.clone(), |skipped| skipped.union(&left_out)));
             }
         }
         report.batches += 1;
+        assert!(report.batches < 1_000, "no end of batches: {sent:?}, {:?}", report.outcomes.last());
         if is_last_batch {
             return Ok(report);
         }

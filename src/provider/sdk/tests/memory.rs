@@ -41,7 +41,7 @@ impl Entry {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     items: BTreeMap<ItemId, Entry>,
     staged: HashMap<u64, Vec<u8>>,
     deleted: HashMap<ItemId, Entry>,
@@ -62,7 +62,11 @@ struct State {
 
 #[derive(Debug, Default)]
 pub(super) struct MemoryStore {
-    state: Arc<Mutex<State>>,
+    pub(super) state: Arc<Mutex<State>>,
+    /// Its items have change units.
+    pub(super) divided: bool,
+    /// Cannot keep a conflict's loser.
+    pub(super) no_copies: bool,
     /// Held while the store is searched, when a test holds it first.
     pub(super) search: Mutex<()>,
 }
@@ -203,6 +207,10 @@ fn seconds(state: &ItemState) -> i64 {
 }
 
 impl ItemStore for MemoryStore {
+    fn has_change_units(&self) -> bool {
+        self.divided
+    }
+
     fn detect(&self, known: &dyn Known) -> Result<Detection, StoreError> {
         let _search = lock(&self.search);
         let mut state = lock(&self.state);
@@ -332,6 +340,9 @@ impl ItemStore for MemoryStore {
     }
 
     fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
+        if self.no_copies {
+            return None;
+        }
         let name = id.to_string();
         let base = name.split(".conflict-").next().unwrap_or(&name);
         let short = format!("{:?}", loser.digest);

@@ -12,8 +12,11 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use crate::shutdown;
 use crate::telemetry::{LogFormat, LogOptions};
 
+mod check;
 mod client;
+mod conflict;
 mod endpoint;
+mod errors;
 mod exit;
 mod follow;
 mod health;
@@ -109,6 +112,8 @@ enum Command {
     Provider(provider::ProviderArgs),
     Session(session::SessionArgs),
     Operation(operation::OperationArgs),
+    Conflict(conflict::ConflictArgs),
+    Errors(errors::ErrorsArgs),
     Watch(watch::WatchArgs),
     Health(health::HealthArgs),
 }
@@ -161,7 +166,11 @@ fn usage_line(report: &str) -> String {
 impl Cli {
     /// What to log: processes that stay tell of state changes unless told otherwise, commands that answer do not.
     pub fn log_options(&self) -> LogOptions {
-        let stays = matches!(self.command, Command::Serve(_) | Command::Provider(_));
+        let stays = match &self.command {
+            Command::Serve(_) => true,
+            Command::Provider(args) => args.stays(),
+            _ => false,
+        };
         LogOptions { verbosity: self.globals.verbose.saturating_add(u8::from(stays)), format: self.globals.log_format }
     }
 }
@@ -188,9 +197,11 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     match cli.command {
         Command::Sync(args) => sync::run(args, output, stop).await,
         Command::Serve(args) => serve::run(args, stop).await,
-        Command::Provider(args) => provider::run(args, stop).await,
+        Command::Provider(args) => provider::run(args, output, stop).await,
         Command::Session(args) => session::run(args, &server, output, stop).await,
         Command::Operation(args) => operation::run(args, &server, output, stop).await,
+        Command::Conflict(args) => conflict::run(args, &server, output, stop).await,
+        Command::Errors(args) => errors::run(args, &server, output, stop).await,
         Command::Watch(args) => watch::run(args, &server, output, stop).await,
         Command::Health(args) => health::run(args, &server, output, stop).await,
     }

@@ -21,6 +21,7 @@ pub use clock_vector::ClockVector;
 pub use conflict::{Conflict, Decision, DestinationItem, UnitDecision, decide, decide_unit};
 pub use id::{ChangeUnitId, IdFormat, IdParameters, ItemId, ReplicaId, Version};
 pub use resolution::{
-    ConflictingChange, ConstraintConflict, Illegal, Resolution, ResolutionAction, check_action, check_constraint_action,
+    ConflictingChange, ConstraintConflict, Deferred, Failed, Illegal, Resolution, ResolutionAction, check_action,
+    check_constraint_action,
 };
 pub use set::{Fragment, Knowledge, KnowledgeError, Range, Selection};

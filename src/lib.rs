@@ -8,6 +8,7 @@
 //!
 //! ```text
 //! cli            one file a command
+//! check          the conformance kit for providers; nothing but its command depends on it
 //! server         listener, services, shutdown
 //! grpc           THE EDGE: the only code that knows the wire types; grpc::provider dials and serves providers
 //! coordinator    the wiring of what is below
@@ -43,12 +44,14 @@
 //! | what an external session does otherwise | `session/machine/external.rs` |
 //! | where a request that comes again is recognised | `operation/requests.rs`, `operation/registry.rs` |
 //! | where a conflict is settled | `provider/sdk/` |
+//! | what a provider is held to by the kit | `check/rule.rs` |
 //! | what change units are, and where they are merged | `provider/sdk/units.rs`, `provider/sdk/applier/merge.rs` |
 //! | what a store looks like at its smallest | `providers/memory.rs`, `examples/memory_provider.rs` |
 //!
 //! A provider author in Rust implements [`provider::sdk::ItemStore`]; in any other language, the services in
 //! `proto/synclave/v1`.
 
+pub mod check;
 pub mod cli;
 pub mod command;
 pub mod coordinator;

@@ -34,6 +34,12 @@ mutants! {
     BeginWhileOwed,
     /// A provider that has restarted is blamed for not knowing its session.
     BlameAfterRestart,
+    /// A provider that has said that it is in another coordinator's session is sent BeginSession.
+    BeginWhileBusy,
+    /// A provider is blamed for being in another coordinator's session.
+    BlameBusy,
+    /// A session that is taken over keeps its epoch.
+    KeepEpoch,
     /// EndSession goes out before the outcome is committed.
     EndBeforeOutcome,
     /// A tombstone is no trace of an item.

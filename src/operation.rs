@@ -3,6 +3,7 @@
 //! [`course`] decides, purely, what comes after a session; `task` carries it out and keeps the stored record; [`Operations`]
 //! starts, finds and cancels; `requests` keeps requests that come again from starting anything twice.
 
+pub mod conflicts;
 pub mod course;
 mod registry;
 mod requests;

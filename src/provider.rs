@@ -53,6 +53,8 @@ pub struct ProviderInfo {
     pub limits: ProviderLimits,
     /// Optional features, UPPER_SNAKE words ([`FULL_ENUMERATION`]); unknown ones are ignored.
     pub capabilities: Vec<String>,
+    /// Roles in which it would refuse BeginSession with BUSY at this moment; empty also where it does not tell.
+    pub busy_roles: Vec<ProviderRole>,
     /// Random, made with the replica's metadata and kept as long as they are: another value under the same replica id means
     /// that the replica was wiped and made again. Empty where the provider does not say.
     pub incarnation_id: String,

@@ -4,16 +4,16 @@
 //! evidence allows an honest explanation, such as local writes during the session, nobody is blamed. A destination may
 //! always learn less than a batch taught.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::knowledge::{
-    ChangeBatch, ChangeOutcome, ChangeUnitId, IdParameters, ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId,
-    Selection, Version,
+    ChangeBatch, ChangeOutcome, ChangeUnitChange, ChangeUnitId, ConflictingChange, Deferred, Failed, IdParameters,
+    ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId, Selection, Version,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::{DataPart, Load, ProcessResult};
-use crate::types::FullEnumerationAction;
+use crate::types::{FullEnumerationAction, ProviderRole};
 
 mod rule;
 mod transfer;
@@ -48,6 +48,8 @@ pub struct Referee {
     source_tick: u64,
     empty_batches: u32,
     repeated_batches: u32,
+    /// Items with a conflict or an error of a former session.
+    standing: HashSet<ItemId>,
     open: Option<OpenBatch>,
 }
 
@@ -88,6 +90,12 @@ pub struct BatchReport {
     pub bytes: u64,
     /// Changes of which nothing was said because the session was being ended.
     pub not_reached: u64,
+    /// Conflicts that were deferred, one by one.
+    pub conflicts_deferred: Vec<Deferred>,
+    /// Items that failed, one by one.
+    pub items_failed: Vec<Failed>,
+    /// Of the items that [`Referee::standing`] was told of, those that were applied, or that the destination has.
+    pub passed: Vec<ItemId>,
 }
 
 impl BatchReport {
@@ -123,6 +131,9 @@ struct Listed {
     units: Vec<ChangeUnitId>,
     deleted: bool,
     announced: Announced,
+    modification_time: Option<jiff::Timestamp>,
+    /// The source could not give its data.
+    not_given: bool,
     settled: bool,
 }
 
@@ -134,7 +145,29 @@ impl Listed {
             units: change.change_units.iter().map(|unit| unit.change_unit_id.clone()).collect(),
             deleted: change.flags.is_deleted(),
             announced: announced(change),
+            modification_time: change.modification_time,
+            not_given: false,
             settled: false,
+        }
+    }
+
+    /// As the source's side of what is left out; of these units, or of the whole change.
+    fn as_source(&self, item: &ItemId, units: &[ChangeUnitId]) -> ConflictingChange {
+        let listed = self.units.iter().zip(&self.versions);
+        let chosen = listed.filter(|(unit, _)| units.is_empty() || units.contains(unit));
+        let change_units = chosen.map(|(unit, version)| ChangeUnitChange {
+            change_unit_id: unit.clone(),
+            version: version.clone(),
+            modification_time: self.modification_time,
+        });
+        ConflictingChange {
+            item_id: item.clone(),
+            change_version: self.versions.first().filter(|_| self.units.is_empty()).cloned(),
+            change_units: change_units.collect(),
+            deleted: self.deleted,
+            data_size: self.announced.size,
+            content_digest: self.announced.digest,
+            modification_time: self.modification_time,
         }
     }
 }
@@ -166,8 +199,20 @@ impl Referee {
             source_tick: 0,
             empty_batches: 0,
             repeated_batches: 0,
+            standing: HashSet::new(),
             open: None,
         }
+    }
+
+    /// Items with a conflict or an error of a former session: it is to be told when they pass.
+    pub fn standing(&mut self, items: HashSet<ItemId>) {
+        self.standing = items;
+    }
+
+    /// An item that is set aside is skipped from the start ‡: the version that failed is neither asked for nor learned. A later
+    /// one is, and is tried.
+    pub fn set_aside(&mut self, item: &ItemId, version: &Version) {
+        self.skipped.learn(item, version);
     }
 
     /// The destination told its knowledge (GetSyncBatchParameters).
@@ -179,6 +224,11 @@ impl Referee {
         self.check_told(knowledge)?;
         self.known = knowledge.clone();
         Ok(())
+    }
+
+    /// The destination's knowledge, as it last told it.
+    pub fn known(&self) -> &Knowledge {
+        &self.known
     }
 
     /// The source's own tick, as its batches last showed it.
@@ -300,7 +350,13 @@ impl Referee {
     /// It is not that load's turn, the parts are not header, chunks and end, or the content is not as announced.
     pub fn data(&mut self, load_id: u64, part: &DataPart) -> Result<(), Breach> {
         // The destination may have ended the batch, or the session, while an answer was on its way.
-        self.open.as_mut().map_or(Ok(()), |open| open.transfers.data(load_id, part))
+        let Some(open) = &mut self.open else { return Ok(()) };
+        if let (DataPart::Failed(_), Some(item)) = (part, open.transfers.item_of(load_id))
+            && let Some(listed) = open.changes.get_mut(item)
+        {
+            listed.not_given = true;
+        }
+        open.transfers.data(load_id, part)
     }
 
     /// Cancel was sent: from now on a result may leave out changes that were not reached.
@@ -351,6 +407,24 @@ impl Referee {
                 outcome.failed_change_unit_ids.is_empty()
             }
         };
+        let units = &outcome.failed_change_unit_ids;
+        match (&outcome.error, outcome.kind) {
+            (Some(error), OutcomeKind::RecoverableError) => report.items_failed.push(Failed {
+                source: listed.as_source(item, units),
+                side: if listed.not_given { ProviderRole::Source } else { ProviderRole::Destination },
+                error: error.clone(),
+            }),
+            (_, OutcomeKind::Applied | OutcomeKind::Obsolete) if units.is_empty() => {
+                if self.standing.contains(item) {
+                    report.passed.push(item.clone());
+                }
+            }
+            _ => report.conflicts_deferred.push(Deferred {
+                source: listed.as_source(item, units),
+                destination: outcome.destination.as_deref().cloned(),
+                constraint: outcome.constraint.clone(),
+            }),
+        }
         if all_failed {
             open.leave_out(item);
         }

@@ -14,6 +14,7 @@
 //! what is stored.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+pub mod conflicts;
 mod file;
 mod loading;
 mod operations;
@@ -33,6 +35,7 @@ mod writer;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use conflicts::{ConflictDecision, ConflictRecord, ItemErrorRecord, Left, SessionFindings, Standing};
 pub use operations::Operations;
 pub use reader::{Page, SessionQuery};
 pub use record::{
@@ -41,7 +44,9 @@ pub use record::{
 };
 pub use retention::{FORGOTTEN_KEPT, FORGOTTEN_RETENTION, ForgottenSession, Retention};
 
-use crate::types::{OperationId, ProviderRole, SyncGuid};
+use crate::knowledge::ReplicaId;
+use crate::types::{ConflictId, ItemErrorId, OperationId, ProviderRole, SyncGuid};
+use conflicts::table;
 use queue::Queue;
 use writer::Writer;
 
@@ -69,15 +74,6 @@ pub enum Write {
     Request(AcceptedRequest),
     /// An EndSession is owed from now on: goes before BeginSession.
     Owe(Box<OwedEnd>),
-    /// What the owed EndSession will say. Nothing happens if the row is gone: it was settled.
-    Notice {
-        /// The session.
-        sync_guid: SyncGuid,
-        /// The provider that is owed it.
-        role: ProviderRole,
-        /// What it will be told.
-        notice: EndNotice,
-    },
     /// EndSession was answered, or the lease has lapsed.
     Settle {
         /// The session.
@@ -85,7 +81,25 @@ pub enum Write {
         /// The provider that was owed it.
         role: ProviderRole,
     },
-    /// Forgets ended sessions with their transitions, and ended operations that have no session left. Each session's
+    /// What a session found: conflicts that it left, items that failed, and what is over.
+    Found(Box<SessionFindings>),
+    /// A decision about a conflict, or none any more. Nothing happens if the conflict is not there.
+    Decide {
+        /// The conflict.
+        conflict_id: ConflictId,
+        /// What was decided, and when.
+        decision: Option<(ConflictDecision, Timestamp)>,
+    },
+    /// Items that fail are tried again, with their attempts counted anew.
+    Retry {
+        /// These; none: all.
+        item_error_ids: Vec<ItemErrorId>,
+        /// Of this operation; `None`: of any.
+        operation_id: Option<OperationId>,
+        /// From when on.
+        time: Timestamp,
+    },
+    /// Forgets ended sessions with their transitions, with what they met last, and ended operations that have no session left. Each session's
     /// forgetting has a revision. Passes over what runs, what still owes an EndSession, and what is not there.
     Forget {
         /// Now: for [`FORGOTTEN_RETENTION`] from then on it is known that they were forgotten.
@@ -219,7 +233,7 @@ pub enum Error {
         source: Arc<std::io::Error>,
     },
     /// SQLite failed in a file that was fine: disk full, I/O error.
-    #[error("{} could not be read or written: {source}", path.display())]
+    #[error("{} could not be read or written: {source}; look at its disk", path.display())]
     Sqlite {
         /// The database.
         path: PathBuf,
@@ -249,6 +263,8 @@ pub struct Store {
     operations: Operations,
     /// `None` once closed: the writer's connection must be the last one, so that it folds the WAL into the file.
     reader: Arc<Mutex<Option<Connection>>>,
+    /// False while no pair of replicas can have a conflict or an error: then nobody has to look.
+    has_standing: AtomicBool,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -261,8 +277,7 @@ impl Store {
     ///
     /// A file that is refused (in use, locked, of a newer release, no database, damaged) is left as it is, byte for byte.
     pub fn open(dir: &Path) -> Result<(Opened, Recovered), Error> {
-        let (file, recovered) = file::open(dir)?;
-        let operations = Operations::new(recovered.operations.iter().cloned());
+        let (file, recovered, operations) = file::open(dir)?;
         Ok((Opened { file, operations }, recovered))
     }
 
@@ -278,6 +293,9 @@ impl Store {
     /// As [`Store::commit`], but resolves as soon as the writes have their place in the order: before all that is written or
     /// published later. Whether they became durable is told by what it gives.
     pub async fn submit(&self, writes: Vec<Write>) -> Result<Submitted, Error> {
+        if writes.iter().any(|write| matches!(write, Write::Found(_))) {
+            self.has_standing.store(true, Ordering::Relaxed);
+        }
         self.queue.submit(writes).await.map(Submitted)
     }
 
@@ -322,11 +340,75 @@ impl Store {
         self.read(move |connection| reader::sessions(connection, &query, page_size, &token)).await
     }
 
+    /// False while no replicas can have conflicts or errors between them.
+    pub fn has_standing(&self) -> bool {
+        self.has_standing.load(Ordering::Relaxed)
+    }
+
+    /// What stands between two replicas.
+    pub async fn standing(&self, one: ReplicaId, other: ReplicaId) -> Result<Standing, Error> {
+        if !self.has_standing() {
+            return Ok(Standing::default());
+        }
+        self.read(move |connection| Ok(table::standing(connection, &one, &other)?)).await
+    }
+
+    /// What is left on the way from one replica to another.
+    pub async fn left(&self, source: ReplicaId, destination: ReplicaId) -> Result<Left, Error> {
+        if !self.has_standing() {
+            return Ok(Left::default());
+        }
+        self.read(move |connection| table::left(connection, &source, &destination)).await
+    }
+
+    /// A conflict that is not settled.
+    pub async fn conflict(&self, conflict_id: ConflictId) -> Result<Option<ConflictRecord>, Error> {
+        self.read(move |connection| Ok(table::conflict(connection, conflict_id)?)).await
+    }
+
+    /// A page of conflicts, oldest first, and how many there was no room for.
+    pub async fn conflicts(
+        &self,
+        operation_id: Option<OperationId>,
+        page_size: usize,
+        page_token: &str,
+    ) -> Result<(Page<ConflictRecord>, u64), Error> {
+        let token = page_token.to_owned();
+        self.read(move |connection| table::conflicts(connection, operation_id, page_size, &token)).await
+    }
+
+    /// A page of items that fail, oldest first, and how many there was no room for.
+    pub async fn item_errors(
+        &self,
+        operation_id: Option<OperationId>,
+        page_size: usize,
+        page_token: &str,
+    ) -> Result<(Page<ItemErrorRecord>, u64), Error> {
+        let token = page_token.to_owned();
+        self.read(move |connection| table::errors(connection, operation_id, page_size, &token)).await
+    }
+
+    /// Has items that fail tried again: these, or all; of this operation, or of any. Gives how many.
+    pub async fn retry_item_errors(
+        &self,
+        item_error_ids: Vec<ItemErrorId>,
+        operation_id: Option<OperationId>,
+    ) -> Result<usize, Error> {
+        let ids = item_error_ids.clone();
+        let chosen = self.read(move |connection| Ok(table::chosen(connection, &ids, operation_id)?.len())).await?;
+        if chosen > 0 {
+            let time = Timestamp::now();
+            self.commit(vec![Write::Retry { item_error_ids, operation_id, time }]).await?;
+        }
+        Ok(chosen)
+    }
+
     /// Writes all that waits and lets go of the files. Blocks for one transaction or a few; later commits get
     /// [`Error::Closed`].
     pub fn close(&self) {
-        self.queue.close();
+        // First: two connections that close at once each take the other for open, and neither folds the WAL.
         *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.queue.close();
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer
             && writer.join().is_err()
@@ -392,12 +474,20 @@ impl Opened {
         let Self { file, operations } = self;
         let path = file.path.clone();
         let queue = Arc::new(Queue::new());
-        let reader = Arc::new(Mutex::new(Some(file::open_reader(&path)?)));
+        let reader = file::open_reader(&path)?;
+        let has_standing = AtomicBool::new(
+            reader
+                .query_row("SELECT EXISTS (SELECT 1 FROM conflicts) OR EXISTS (SELECT 1 FROM item_errors)", [], |row| {
+                    row.get(0)
+                })
+                .map_err(|error| file::failure(&path, error))?,
+        );
+        let reader = Arc::new(Mutex::new(Some(reader)));
         let writer = Writer::new(file, Arc::clone(&queue), operations.clone(), Box::new(on_commit));
         let writer = std::thread::Builder::new()
             .name("synclave-store".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| Error::Io { path: path.clone(), source: Arc::new(error) })?;
-        Ok(Store { path, queue, operations, reader, writer: Mutex::new(Some(writer)) })
+        Ok(Store { path, queue, operations, reader, has_standing, writer: Mutex::new(Some(writer)) })
     }
 }

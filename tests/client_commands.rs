@@ -354,7 +354,7 @@ async fn a_refusal_is_one_line_with_every_violation() {
     assert_eq!(output.status.code(), Some(1));
     let line = stderr(&output);
     assert_eq!(line.lines().count(), 1, "{line}");
-    for words in ["INVALID_ARGUMENT", "source: is the destination too", "request_id: is no GUID"] {
+    for words in ["INVALID_ARGUMENT", "source is the destination too", "request_id is no GUID"] {
         assert!(line.contains(words), "{line}");
     }
 }

@@ -152,9 +152,12 @@ pub(super) fn describe(status: &Status) -> String {
         line.push_str(status.message());
     }
     if let Some(request) = details.bad_request() {
-        for (index, violation) in request.field_violations.iter().enumerate() {
+        // Our servers' messages have the first few of them already.
+        let said = |field: &str, description: &str| status.message().contains(&format!("{field} {description}"));
+        let unsaid = request.field_violations.iter().filter(|one| !said(&one.field, &one.description));
+        for (index, violation) in unsaid.enumerate() {
             line.push_str(if index == 0 { ": " } else { "; " });
-            line.push_str(&format!("{}: {}", violation.field, violation.description));
+            line.push_str(&format!("{} {}", violation.field, violation.description));
         }
     }
     if let Some(info) = details.error_info() {
@@ -210,8 +213,17 @@ mod tests {
         let status = Status::with_error_details(Code::InvalidArgument, "the request is malformed", details);
         assert_eq!(
             describe(&status),
-            "INVALID_ARGUMENT: the request is malformed: source: is missing; lease: is negative"
+            "INVALID_ARGUMENT: the request is malformed: source is missing; lease is negative"
         );
+    }
+
+    #[test]
+    fn a_violation_that_the_message_names_is_not_told_twice() {
+        let mut details = ErrorDetails::new();
+        details.add_bad_request_violation("sync_guid", "is no GUID");
+        details.add_bad_request_violation("lease", "is negative");
+        let status = Status::with_error_details(Code::InvalidArgument, "sync_guid is no GUID", details);
+        assert_eq!(describe(&status), "INVALID_ARGUMENT: sync_guid is no GUID: lease is negative");
     }
 
     #[test]

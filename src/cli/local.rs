@@ -22,6 +22,7 @@ use crate::coordinator::{Coordinator, Options, Providers};
 use crate::grpc::provider::DialOptions;
 use crate::provider::sdk::ReplicaProvider;
 use crate::server;
+use crate::session::Timing;
 use crate::types::Endpoint;
 
 /// Bytes on their way between the command and the services of its own process.
@@ -41,6 +42,9 @@ pub(super) struct LocalCoordinator {
     stop: CancellationToken,
     served: JoinHandle<Result<(), tonic::transport::Error>>,
 }
+
+/// An item that fails is tried again so soon for the first time: with five attempts, a sync that cannot succeed ends 1.5 s later.
+const ITEM_RETRY: Duration = Duration::from_millis(100);
 
 impl LocalCoordinator {
     /// Opens the store first, so that one that is in use changes nothing; then the replicas; then serves, in this process only.
@@ -63,9 +67,12 @@ impl LocalCoordinator {
                 }
             });
         }
-        let options = Options { abandon_operations: true, ..Options::default() };
+        // Someone waits for the end, and has just asked for everything once more.
+        let timing = Timing { item_retry: ITEM_RETRY, ..Timing::default() };
+        let options = Options { timing, abandon_operations: true, ..Options::default() };
         let coordinator =
             Coordinator::start(opened, options, providers.into_dial()).await.map_err(|error| failed(&error))?;
+        coordinator.store.retry_item_errors(Vec::new(), None).await.map_err(|error| failed(&error))?;
 
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         let stop = CancellationToken::new();

@@ -9,16 +9,17 @@ use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
+use super::output::Output;
 use super::roots::{self, Root};
 use super::serve::{cannot_listen, check_reach, span};
-use super::{output, replica};
+use super::{check, output, replica};
 use crate::coordinator::SIMPLE_STORES;
 use crate::grpc::simple_provider::{self, Calls, Schema, StoreOptions};
 use crate::provider::sdk::{MetadataError, Options, ReplicaProvider};
 use crate::providers::sqlite::SqliteStore;
 use crate::server;
 
-/// Run a provider
+/// Run a provider, or check one
 ///
 /// A provider speaks for one replica. One that is built in speaks for a directory; another for a simple store, which answers six
 /// calls and leaves the rest to it. Whole providers are written against
@@ -34,6 +35,7 @@ enum ProviderCommand {
     File(FileArgs),
     Simple(SimpleArgs),
     Sqlite(SqliteArgs),
+    Check(check::CheckArgs),
 }
 
 /// Offer a directory
@@ -197,7 +199,14 @@ pub(super) fn member_name(root: &Root) -> String {
     root.path().file_name().unwrap_or(root.path().as_os_str()).to_string_lossy().into_owned()
 }
 
-pub(super) async fn run(args: ProviderArgs, stop: CancellationToken) -> Result<Exit, Failure> {
+impl ProviderArgs {
+    /// Whether it is a process that stays, and not a command that answers.
+    pub(super) fn stays(&self) -> bool {
+        !matches!(self.command, ProviderCommand::Check(_))
+    }
+}
+
+pub(super) async fn run(args: ProviderArgs, output: Output, stop: CancellationToken) -> Result<Exit, Failure> {
     match args.command {
         ProviderCommand::File(args) => {
             let plan = args.plan()?;
@@ -213,6 +222,7 @@ pub(super) async fn run(args: ProviderArgs, stop: CancellationToken) -> Result<E
             let (calls, schema) = args.dial().await?;
             serve(args.listen, move || args.open(calls, schema), stop).await
         }
+        ProviderCommand::Check(args) => check::run(args, output, stop).await,
     }
 }
 

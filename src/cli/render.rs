@@ -152,8 +152,16 @@ pub(super) fn operation(operation: &pb::Operation) -> String {
         ("next attempt", time(operation.next_attempt_time.as_ref())),
         ("created", time(operation.create_time.as_ref())),
         ("ended", time(operation.end_time.as_ref())),
+        ("conflicts", counted(operation.conflicts_deferred)),
+        ("items that fail", counted(operation.items_failed)),
+        ("set aside", counted(operation.items_set_aside)),
         ("last failure", operation_fault(operation)),
     ])
+}
+
+/// Empty for none.
+fn counted(count: u64) -> String {
+    if count == 0 { String::new() } else { count.to_string() }
 }
 
 /// The last failure of an operation; empty when there was none.

@@ -8,6 +8,7 @@ use std::fmt;
 use crate::types::Hresult;
 
 pub mod batch;
+pub mod conflict;
 pub mod enums;
 pub mod exchange;
 pub mod knowledge;

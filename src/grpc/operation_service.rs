@@ -11,12 +11,10 @@ use crate::command::{DEFAULT_MAX_ATTEMPTS, DEFAULT_MAX_SESSIONS, PageRequest, St
 use crate::pb;
 use crate::types::OperationId;
 
+mod conflicts;
 mod server;
 
 pub use server::OperationServer;
-
-/// The feature that ListConflicts and ResolveConflict belong to.
-pub const CONFLICTS: &str = "CONFLICTS";
 
 /// Parses StartOperation.
 ///

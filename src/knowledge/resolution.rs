@@ -4,8 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ChangeUnitChange, ChangeUnitId, Digest, ItemChange, ItemId, Version};
-use crate::types::{ConstraintConflictReason, ConstraintResolveAction, ResolveAction};
+use super::{ChangeUnitChange, ChangeUnitId, Digest, ItemChange, ItemId, RecoverableError, Version};
+use crate::types::{ConstraintConflictReason, ConstraintResolveAction, ProviderRole, ResolveAction};
 
 /// What one side of a conflict has of an item.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +59,28 @@ pub struct ConstraintConflict {
     pub reason: ConstraintConflictReason,
     /// The item in the way; always there for a collision.
     pub conflicting_item_id: Option<ItemId>,
+}
+
+/// A conflict that a batch left deferred.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deferred {
+    /// What the source has.
+    pub source: ConflictingChange,
+    /// What the destination has, where it said so.
+    pub destination: Option<ConflictingChange>,
+    /// Why the item cannot be saved; `None` for a concurrency conflict.
+    pub constraint: Option<ConstraintConflict>,
+}
+
+/// An item that a batch could not carry over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// What the source has.
+    pub source: ConflictingChange,
+    /// The side that could not.
+    pub side: ProviderRole,
+    /// What it said.
+    pub error: RecoverableError,
 }
 
 /// What was decided.

@@ -134,6 +134,13 @@ impl Knowledge {
         self.fragments.iter().map(|fragment| fragment.ranges.len()).sum()
     }
 
+    /// Learns one version of one item.
+    pub fn learn(&mut self, item: &ItemId, version: &Version) {
+        let mut vector = ClockVector::default();
+        vector.learn(version);
+        *self = self.union(&Self::from_items(self.item_format(), [(item.clone(), Arc::new(vector))]));
+    }
+
     /// True when nothing is known of any item.
     pub fn is_empty(&self) -> bool {
         self.vectors().all(|vector| vector.is_empty())

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use crate::mutant::{self, Mutant};
+use crate::session::blame::Retry;
 use crate::session::machine::Ticks;
 use crate::store::{OperationState, SyncDirection};
 use crate::types::SyncState;
@@ -30,10 +31,12 @@ pub struct Ended {
     pub ticks: Ticks,
     /// Changes that were applied.
     pub updates_transferred: u64,
-    /// A failure that may go away.
-    pub worth_retrying: bool,
+    /// Whether a further session may fare better, where it failed.
+    pub retry: Retry,
     /// It was cancelled by a person.
     pub canceled: bool,
+    /// Items failed and are not set aside: when the first of them is due again.
+    pub items_due: Option<Duration>,
 }
 
 /// What to do next.
@@ -55,6 +58,8 @@ pub struct Course {
     max_sessions: u32,
     sessions: u32,
     attempt: u32,
+    /// Sessions that met a provider in another coordinator's session, since the last one in good order.
+    found_busy: u32,
     newest: [Option<Newest>; 2],
     /// The highest own tick that was seen of the operation's source and destination.
     seen: [u64; 2],
@@ -65,6 +70,7 @@ struct Newest {
     in_sync: bool,
     source_tick: u64,
     fruitless: bool,
+    items_due: Option<Duration>,
 }
 
 impl Course {
@@ -76,7 +82,16 @@ impl Course {
             SyncDirection::UploadAndDownload => vec![Flow::Upload, Flow::Download],
             SyncDirection::DownloadAndUpload => vec![Flow::Download, Flow::Upload],
         };
-        Self { flows, max_attempts, max_sessions, sessions: 0, attempt: 0, newest: [None; 2], seen: [0; 2] }
+        Self {
+            flows,
+            max_attempts,
+            max_sessions,
+            sessions: 0,
+            attempt: 0,
+            found_busy: 0,
+            newest: [None; 2],
+            seen: [0; 2],
+        }
     }
 
     /// The course of an operation that a former process left after so many failures in a row.
@@ -105,12 +120,13 @@ impl Course {
             | SyncState::Interrupted
             | SyncState::Initialized
             | SyncState::Connecting
-            | SyncState::InProgress => self.after_failure(flow, ended.worth_retrying),
+            | SyncState::InProgress => self.after_failure(flow, ended.retry),
         }
     }
 
     fn after_good_order(&mut self, flow: Flow, ended: Ended) -> Next {
         self.attempt = 0;
+        self.found_busy = 0;
         self.sessions += 1;
         let (source, destination) = ends(flow);
         self.seen[source] = self.seen[source].max(ended.ticks.source);
@@ -119,23 +135,41 @@ impl Course {
             in_sync: ended.state == SyncState::InSync,
             source_tick: ended.ticks.source,
             fruitless: ended.updates_transferred == 0,
+            items_due: ended.items_due,
         });
         let Some(next) = self.first_unsatisfied_after(flow) else {
             return Next::End(OperationState::InSync);
         };
-        if self.sessions >= self.max_sessions || self.is_stuck() {
+        if self.sessions >= self.max_sessions {
             return Next::End(OperationState::Ended);
+        }
+        if self.is_stuck() {
+            // What failed is tried again, later and later, until it passes or is set aside.
+            let due = |flow: &Flow| self.newest[*flow as usize].and_then(|newest| newest.items_due);
+            let first = self.flows.iter().filter_map(|flow| Some((due(flow)?, *flow))).min_by_key(|(due, _)| *due);
+            return first.map_or(Next::End(OperationState::Ended), |(due, flow)| Next::Retry(flow, due));
         }
         Next::Begin(next)
     }
 
-    fn after_failure(&mut self, flow: Flow, worth_retrying: bool) -> Next {
-        self.attempt += 1;
-        let spent = self.max_attempts != 0 && self.attempt >= self.max_attempts;
-        if !worth_retrying || spent {
-            return Next::End(OperationState::Failed);
+    fn after_failure(&mut self, flow: Flow, retry: Retry) -> Next {
+        match retry {
+            Retry::Never => {
+                self.attempt += 1;
+                Next::End(OperationState::Failed)
+            }
+            Retry::Counted => {
+                self.attempt += 1;
+                match self.max_attempts != 0 && self.attempt >= self.max_attempts {
+                    true => Next::End(OperationState::Failed),
+                    false => Next::Retry(flow, backoff(self.attempt)),
+                }
+            }
+            Retry::Uncounted => {
+                self.found_busy += 1;
+                Next::Retry(flow, backoff(self.found_busy))
+            }
         }
-        Next::Retry(flow, backoff(self.attempt))
     }
 
     fn is_satisfied(&self, flow: Flow) -> bool {
@@ -179,8 +213,9 @@ mod tests {
             state,
             ticks: Ticks { source, destination },
             updates_transferred,
-            worth_retrying: true,
+            retry: Retry::Counted,
             canceled: false,
+            items_due: None,
         }
     }
 
@@ -206,6 +241,18 @@ mod tests {
         let mut course = Course::new(SyncDirection::Upload, 5, 8);
         assert_eq!(course.after(Flow::Upload, ended(SyncState::Completed, 9, 0, 5)), Next::Begin(Flow::Upload));
         assert_eq!(course.after(Flow::Upload, ended(SyncState::Completed, 9, 0, 0)), Next::End(OperationState::Ended));
+    }
+
+    #[test]
+    fn items_that_fail_are_tried_again_when_they_are_due_and_not_once_they_are_set_aside() {
+        let mut course = Course::new(SyncDirection::UploadAndDownload, 5, 8);
+        let due = Duration::from_secs(2);
+        let fails = Ended { items_due: Some(due), ..ended(SyncState::Completed, 9, 0, 0) };
+        assert_eq!(course.after(Flow::Upload, fails), Next::Begin(Flow::Download));
+        assert_eq!(course.after(Flow::Download, ended(SyncState::InSync, 0, 9, 0)), Next::Retry(Flow::Upload, due));
+        assert_eq!(course.attempt(), 0, "it is no failure of a session");
+        let aside = ended(SyncState::Completed, 9, 0, 0);
+        assert_eq!(course.after(Flow::Upload, aside), Next::End(OperationState::Ended));
     }
 
     #[test]
@@ -237,9 +284,20 @@ mod tests {
     }
 
     #[test]
+    fn a_provider_that_is_busy_elsewhere_is_nobodys_failure() {
+        let mut course = Course::new(SyncDirection::Upload, 1, 1);
+        let busy = Ended { retry: Retry::Uncounted, ..ended(SyncState::InError, 0, 0, 0) };
+        for seconds in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+            assert_eq!(course.after(Flow::Upload, busy), Next::Retry(Flow::Upload, Duration::from_secs(seconds)));
+            assert_eq!(course.attempt(), 0);
+        }
+        assert_eq!(course.after(Flow::Upload, ended(SyncState::InSync, 1, 1, 1)), Next::End(OperationState::InSync));
+    }
+
+    #[test]
     fn what_cannot_get_better_is_not_retried() {
         let mut course = Course::new(SyncDirection::Upload, 0, 8);
-        let breach = Ended { worth_retrying: false, ..ended(SyncState::InError, 0, 0, 0) };
+        let breach = Ended { retry: Retry::Never, ..ended(SyncState::InError, 0, 0, 0) };
         assert_eq!(course.after(Flow::Upload, breach), Next::End(OperationState::Failed));
         let canceled = Ended { canceled: true, ..ended(SyncState::Interrupted, 0, 0, 0) };
         assert_eq!(course.after(Flow::Upload, canceled), Next::End(OperationState::Canceled));

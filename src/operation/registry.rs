@@ -305,6 +305,7 @@ impl Operations {
         self.running().operations.insert(id, cancel.clone());
         let task = OperationTask {
             course: course(&record),
+            left: Default::default(),
             record,
             first,
             store: self.inner.store.clone(),
@@ -395,6 +396,9 @@ fn accepted(initiated_by: InitiatedBy, new: StartOperation) -> OperationRecord {
         attempt: 0,
         next_attempt_time: None,
         last_error: None,
+        conflicts_deferred: 0,
+        items_failed: 0,
+        items_set_aside: 0,
         sync_guids: Vec::new(),
         create_time: Timestamp::now(),
         end_time: None,

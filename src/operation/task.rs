@@ -1,6 +1,7 @@
 //! The task of one operation.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -8,15 +9,21 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::course::{Course, Ended, Flow, Next};
+use crate::session::blame::Retry;
 use crate::session::registry::Error;
 use crate::session::task::{AtEnd, Finished};
 use crate::session::{NewSession, SessionHandle, Sessions};
-use crate::store::{LastError, OperationRecord, OperationState, Store, Write};
-use crate::types::{Hresult, InitiationReason, ProviderWithError, SessionKind, SyncGuid, SyncState};
+use crate::store::{InitiatedBy, LastError, Left, OperationRecord, OperationState, Store, Write};
+use crate::types::{
+    CollisionConflictResolutionPolicy, Hresult, InitiationReason, ProviderRole, ProviderWithError, SessionKind,
+    SyncGuid, SyncState,
+};
 
 pub(super) struct OperationTask {
     pub record: OperationRecord,
     pub course: Course,
+    /// What the newest session of each direction has left.
+    pub left: [Left; 2],
     /// A session that was accepted with the operation.
     pub first: Option<SessionHandle>,
     pub store: Arc<Store>,
@@ -82,8 +89,9 @@ impl OperationTask {
                     state: SyncState::InError,
                     ticks: Default::default(),
                     updates_transferred: 0,
-                    worth_retrying: matches!(failure, Error::Store(_)),
+                    retry: if matches!(failure, Error::Store(_)) { Retry::Counted } else { Retry::Never },
                     canceled: false,
+                    items_due: None,
                 });
             }
         };
@@ -98,7 +106,19 @@ impl OperationTask {
         if is_shutdown(&finished) {
             return None;
         }
-        Some(take_in(&mut self.record, &finished))
+        let left = self.left(&finished).await;
+        self.left[flow as usize] = left;
+        let both = self.left.iter();
+        self.record.conflicts_deferred =
+            left.concurrency_conflicts + both.clone().map(|left| left.constraint_conflicts).sum::<u64>();
+        self.record.items_failed = both.clone().map(|left| left.failed).sum();
+        self.record.items_set_aside = both.map(|left| left.set_aside).sum();
+        let due = left.next_attempt_time.map(|due| Timestamp::now().duration_until(due));
+        // Collisions that this operation's policy settles are settled by the session after the one that met them.
+        let policy = self.record.collision_conflict_resolution_policy != CollisionConflictResolutionPolicy::None;
+        let settled_next = (policy && left.constraint_conflicts > 0).then_some(Duration::ZERO);
+        let items_due = settled_next.or(due.map(|due| due.try_into().unwrap_or_default()));
+        Some(Ended { items_due, ..take_in(&mut self.record, &finished) })
     }
 
     /// Begins a session; the operation that names it is stored in the same transaction.
@@ -132,6 +152,16 @@ impl OperationTask {
         begun
     }
 
+    /// What the session has left on its way.
+    async fn left(&self, finished: &Finished) -> Left {
+        let replica = |role| finished.record.member(role).replica_id.clone();
+        let [Some(source), Some(destination)] = ProviderRole::BOTH.map(replica) else { return Left::default() };
+        self.store.left(source, destination).await.unwrap_or_else(|failure| {
+            warn!(%failure, "what a session left out is not known");
+            Left::default()
+        })
+    }
+
     /// The end that came with its last session is stored already.
     async fn end(mut self, state: OperationState) {
         conclude(&mut self.record, state);
@@ -150,7 +180,7 @@ impl OperationTask {
 }
 
 /// An operation that is over with a session is stored as such with the session's end: nobody sees the one without the other, and
-/// one commit is enough for both.
+/// one commit is enough for both. Only where conflicts or errors are left is it a second commit.
 pub(super) fn at_end(record: OperationRecord, course: Course, flow: Flow) -> AtEnd {
     Box::new(move |finished| {
         if is_shutdown(finished) {
@@ -184,8 +214,13 @@ fn take_in(operation: &mut OperationRecord, finished: &Finished) -> Ended {
         state: record.state,
         ticks: finished.ticks,
         updates_transferred: record.counters.updates_transferred,
-        worth_retrying: finished.worth_retrying,
+        retry: match (finished.retry, operation.initiated_by) {
+            // One session is what was asked for.
+            (_, InitiatedBy::Session) => Retry::Never,
+            (retry, InitiatedBy::Operation) => retry,
+        },
         canceled: record.state == SyncState::Interrupted && finished.cause == "CANCELED",
+        items_due: None,
     }
 }
 

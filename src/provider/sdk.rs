@@ -59,10 +59,11 @@ pub use units::{MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES};
 /// `tests/simulation` over replicas in memory.
 pub mod decision {
     pub use super::applier::carry_out::{change_item, conclusion, intents, leave_out, order, outcome};
+    pub use super::applier::decisions::Decisions;
     pub use super::applier::fetch::Obtained;
     pub use super::applier::learned;
     pub use super::applier::merge::{Course, Fetched, UnitCourse, course, wanted};
-    pub use super::applier::plan::{Action, Ground, Plan, Step, Verdict};
+    pub use super::applier::plan::{Action, Deferral, Ground, Plan, Step, Verdict};
     pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
     pub use super::detection::{Book, Folded, fold};
     pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};
@@ -263,6 +264,7 @@ impl Provider for ReplicaProvider {
                 max_inline_bytes: options.max_inline_bytes,
             },
             capabilities: Vec::new(),
+            busy_roles: session::busy_roles(&self.shared),
             incarnation_id: String::new(),
         })
     }

@@ -297,6 +297,10 @@ impl ItemStore for FileStore {
         if kind == Kind::Directory { None } else { conflict_copy_id(id, loser, attempt) }
     }
 
+    fn other_id(&self, id: &ItemId, item: &ItemState, attempt: u32) -> Option<ItemId> {
+        conflict_copy_id(id, item, attempt)
+    }
+
     fn containers(&self, id: &ItemId) -> Vec<ItemId> {
         ancestors(id.as_bytes()).map(ItemId::from).collect()
     }

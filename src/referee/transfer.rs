@@ -74,6 +74,11 @@ impl Transfers {
         Ok(())
     }
 
+    /// The item of the load whose turn it is, if that is this one.
+    pub(super) fn item_of(&self, load_id: u64) -> Option<&ItemId> {
+        self.waiting.front().filter(|transfer| transfer.load_id == load_id).map(|transfer| &transfer.item)
+    }
+
     /// The source answers a load.
     pub(super) fn data(&mut self, load_id: u64, part: &DataPart) -> Result<(), Breach> {
         let Some(transfer) = self.waiting.front_mut().filter(|transfer| transfer.load_id == load_id) else {

@@ -33,14 +33,24 @@ pub struct Admission {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     held: HashMap<ReplicaId, Vec<(SyncGuid, ProviderRole)>>,
     owed: HashMap<ReplicaId, HashSet<(SyncGuid, ProviderRole)>>,
-    queue: VecDeque<(SyncGuid, [Seat; 2])>,
+    waiting: HashMap<SyncGuid, Waiter>,
+    /// Of each replica that is waited for: who waits, in the order in which they came. Only who is first in both of its lines
+    /// can be admitted, so that a change of a replica concerns one waiter, however many there are.
+    lines: HashMap<ReplicaId, VecDeque<SyncGuid>>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    seats: [Seat; 2],
+    reason: &'static str,
+    /// Woken for another reason, and when it waits no more.
+    wake: Arc<Notify>,
 }
 
 /// Both replicas are held; dropping it frees them.
@@ -51,32 +61,21 @@ pub struct Permit {
     replicas: [ReplicaId; 2],
 }
 
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let mut state = self.admission.lock();
-        for replica in &self.replicas {
-            if let Some(sessions) = state.held.get_mut(replica) {
-                sessions.retain(|(guid, _)| *guid != self.sync_guid);
-                if sessions.is_empty() {
-                    state.held.remove(replica);
-                }
-            }
-        }
-        drop(state);
-        self.admission.shared.changed.notify_waiters();
+impl Permit {
+    /// True while neither replica is owed an EndSession: of a provider that takes several sessions another one may have ended
+    /// since this was given.
+    pub fn is_clear(&self) -> bool {
+        let state = self.admission.lock();
+        !self.replicas.iter().any(|replica| state.owed.contains_key(replica))
     }
 }
 
-/// Leaves the queue when the session stops waiting, however it does.
-struct Ticket<'a> {
-    admission: &'a Admission,
-    sync_guid: SyncGuid,
-}
-
-impl Drop for Ticket<'_> {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.admission.lock().queue.retain(|(guid, _)| *guid != self.sync_guid);
-        self.admission.shared.changed.notify_waiters();
+        let mut state = self.admission.lock();
+        // It may be that of a session that gave up waiting.
+        state.leave(self.sync_guid);
+        state.release(self.sync_guid, &self.replicas);
     }
 }
 
@@ -87,21 +86,21 @@ impl Admission {
 
     /// Waits until both seats are free and takes them. `waiting` hears why, UPPER_SNAKE, each time it has to wait.
     pub async fn admit(&self, sync_guid: SyncGuid, seats: [Seat; 2], mut waiting: impl FnMut(&'static str)) -> Permit {
-        self.lock().queue.push_back((sync_guid, seats.clone()));
-        let ticket = Ticket { admission: self, sync_guid };
+        let replicas = [seats[0].replica_id.clone(), seats[1].replica_id.clone()];
+        // From the start on: whoever stops waiting, also after it was admitted unseen, leaves nothing behind.
+        let permit = Permit { admission: self.clone(), sync_guid, replicas };
+        let wake = Arc::new(Notify::new());
+        self.lock().take_or_wait(sync_guid, seats, &wake);
+        let mut told = "";
         loop {
-            let changed = self.shared.changed.notified();
-            tokio::pin!(changed);
-            // Registered before the look, so that a change in between is not missed.
-            changed.as_mut().enable();
-            match self.lock().take(sync_guid, &seats) {
-                Ok(()) => break,
-                Err(reason) => waiting(reason),
+            let reason = self.lock().waiting.get(&sync_guid).map(|waiter| waiter.reason);
+            let Some(reason) = reason else { return permit };
+            if reason != told {
+                told = reason;
+                waiting(reason);
             }
-            changed.await;
+            wake.notified().await;
         }
-        drop(ticket);
-        Permit { admission: self.clone(), sync_guid, replicas: seats.map(|seat| seat.replica_id) }
     }
 
     /// A replica is owed an EndSession.
@@ -118,28 +117,93 @@ impl Admission {
                 state.owed.remove(replica);
             }
         }
-        drop(state);
-        self.shared.changed.notify_waiters();
+        state.reconsider([replica.clone()]);
     }
 }
 
 impl State {
-    fn take(&mut self, sync_guid: SyncGuid, seats: &[Seat; 2]) -> Result<(), &'static str> {
-        for seat in seats {
-            let source = seat.role == ProviderRole::Source;
-            if self.owed.contains_key(&seat.replica_id) && !mutant::is(Mutant::BeginWhileOwed) {
-                return Err(if source { "SOURCE_OWED_END_SESSION" } else { "DESTINATION_OWED_END_SESSION" });
-            }
-            let earlier = self.queue.iter().take_while(|(guid, _)| *guid != sync_guid);
-            let contested = earlier.flat_map(|(_, seats)| seats).any(|other| other.replica_id == seat.replica_id);
-            if !self.has_room(seat) || contested {
-                return Err(if source { "SOURCE_BUSY" } else { "DESTINATION_BUSY" });
+    fn take_or_wait(&mut self, sync_guid: SyncGuid, seats: [Seat; 2], wake: &Arc<Notify>) {
+        match self.refusal(&seats, |replica| self.lines.contains_key(replica)) {
+            None => self.hold(sync_guid, &seats),
+            Some(reason) => {
+                for seat in &seats {
+                    self.lines.entry(seat.replica_id.clone()).or_default().push_back(sync_guid);
+                }
+                self.waiting.insert(sync_guid, Waiter { seats, reason, wake: wake.clone() });
             }
         }
+    }
+
+    /// Admits whoever can be, after a change of these replicas.
+    fn reconsider(&mut self, replicas: impl IntoIterator<Item = ReplicaId>) {
+        let mut changed: Vec<ReplicaId> = replicas.into_iter().collect();
+        while let Some(replica) = changed.pop() {
+            let Some(first) = self.first_in_line(&replica) else { continue };
+            let Some(seats) = self.waiting.get(&first).map(|waiter| waiter.seats.clone()) else { continue };
+            match self.refusal(&seats, |replica| self.first_in_line(replica) != Some(first)) {
+                None => {
+                    let waiter = self.leave(first);
+                    self.hold(first, &seats);
+                    changed.extend(seats.map(|seat| seat.replica_id));
+                    waiter.inspect(|waiter| waiter.wake.notify_one());
+                }
+                Some(reason) => {
+                    if let Some(waiter) = self.waiting.get_mut(&first).filter(|waiter| waiter.reason != reason) {
+                        waiter.reason = reason;
+                        waiter.wake.notify_one();
+                    }
+                }
+            }
+        }
+    }
+
+    fn first_in_line(&self, replica: &ReplicaId) -> Option<SyncGuid> {
+        self.lines.get(replica)?.front().copied()
+    }
+
+    fn leave(&mut self, sync_guid: SyncGuid) -> Option<Waiter> {
+        let waiter = self.waiting.remove(&sync_guid)?;
+        for seat in &waiter.seats {
+            if let Some(line) = self.lines.get_mut(&seat.replica_id) {
+                line.retain(|guid| *guid != sync_guid);
+                if line.is_empty() {
+                    self.lines.remove(&seat.replica_id);
+                }
+            }
+        }
+        Some(waiter)
+    }
+
+    fn hold(&mut self, sync_guid: SyncGuid, seats: &[Seat; 2]) {
         for seat in seats {
             self.held.entry(seat.replica_id.clone()).or_default().push((sync_guid, seat.role));
         }
-        Ok(())
+    }
+
+    fn release(&mut self, sync_guid: SyncGuid, replicas: &[ReplicaId; 2]) {
+        for replica in replicas {
+            if let Some(sessions) = self.held.get_mut(replica) {
+                sessions.retain(|(guid, _)| *guid != sync_guid);
+                if sessions.is_empty() {
+                    self.held.remove(replica);
+                }
+            }
+        }
+        self.reconsider(replicas.clone());
+    }
+
+    /// Why both seats cannot be taken now; `contested` are replicas for which someone else comes first.
+    fn refusal(&self, seats: &[Seat; 2], contested: impl Fn(&ReplicaId) -> bool) -> Option<&'static str> {
+        for seat in seats {
+            let source = seat.role == ProviderRole::Source;
+            if self.owed.contains_key(&seat.replica_id) && !mutant::is(Mutant::BeginWhileOwed) {
+                return Some(if source { "SOURCE_OWED_END_SESSION" } else { "DESTINATION_OWED_END_SESSION" });
+            }
+            if !self.has_room(seat) || contested(&seat.replica_id) {
+                return Some(if source { "SOURCE_BUSY" } else { "DESTINATION_BUSY" });
+            }
+        }
+        None
     }
 
     fn has_room(&self, seat: &Seat) -> bool {
@@ -225,6 +289,53 @@ mod tests {
         assert!(waiter.await.is_err());
         now(&admission, SyncGuid::generate(), seats("C", "D", 0)).await.unwrap();
         drop(held);
-        assert!(admission.lock().held.is_empty() && admission.lock().queue.is_empty());
+        assert_empty(&admission);
+    }
+
+    fn assert_empty(admission: &Admission) {
+        let state = admission.lock();
+        assert!(state.held.is_empty() && state.waiting.is_empty() && state.lines.is_empty(), "{state:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gives_up_when_it_is_admitted_unseen_frees_what_it_was_given() {
+        let admission = Admission::default();
+        let held = now(&admission, SyncGuid::generate(), seats("A", "B", 0)).await.unwrap();
+        let mut waiter = Box::pin(admission.admit(SyncGuid::generate(), seats("B", "C", 0), |_| ()));
+        assert!(timeout(Duration::ZERO, &mut waiter).await.is_err());
+        drop(held);
+        assert_eq!(now(&admission, SyncGuid::generate(), seats("C", "D", 0)).await.unwrap_err(), "SOURCE_BUSY");
+        drop(waiter);
+        now(&admission, SyncGuid::generate(), seats("C", "D", 0)).await.unwrap();
+        assert_empty(&admission);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_wakes_those_who_can_go_on_and_lets_nobody_pass() {
+        let admission = Admission::default();
+        let held = now(&admission, SyncGuid::generate(), seats("A", "B", 0)).await.unwrap();
+        let woken = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        // In this order: the second waits for the first, the fourth for nobody but B.
+        let waiters = [("B", "C"), ("C", "D"), ("D", "E"), ("F", "B")].map(|(source, destination)| {
+            let (admission, woken) = (admission.clone(), woken.clone());
+            tokio::spawn(async move {
+                let permit = admission.admit(SyncGuid::generate(), seats(source, destination, 0), |_| {
+                    woken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                });
+                permit.await
+            })
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(woken.load(std::sync::atomic::Ordering::SeqCst), 4, "each was told why it waits");
+        drop(held);
+        tokio::task::yield_now().await;
+        let done: Vec<_> = waiters.iter().map(|waiter| waiter.is_finished()).collect();
+        assert_eq!(done, [true, false, false, false], "C is the first one's, D the second one waits for");
+        let mut waiters = waiters.into_iter();
+        for _ in 0..4 {
+            drop(waiters.next().unwrap().await.unwrap());
+            tokio::task::yield_now().await;
+        }
+        assert_empty(&admission);
     }
 }

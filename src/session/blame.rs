@@ -4,9 +4,13 @@
 //! other provider said. The first three end a session as they come in, one at a time; an accusation of the partner is kept
 //! until the call that is under way has come back, so that evidence goes before it.
 
+use crate::mutant::{self, Mutant};
 use crate::provider::{CallError, ProviderFault, RefusalCode};
 use crate::referee::Breach;
 use crate::types::{Hresult, ProviderRole, ProviderWithError, SyncState};
+
+/// A provider's reason to refuse BeginSession: it is in as many sessions as it takes.
+const BUSY: &str = "BUSY";
 
 /// Cause: a provider said that it is at fault itself.
 const SELF_ACCUSATION: &str = "PROVIDER_WITH_ERROR";
@@ -27,8 +31,19 @@ pub struct Failure {
     pub message: String,
     /// UPPER_SNAKE: the cause of the transition.
     pub cause: String,
-    /// A further session may fare better. Never so for a breach of a rule, unequal schemas, a safety stop, or a permission.
-    pub worth_retrying: bool,
+    /// Whether a further session may fare better.
+    pub retry: Retry,
+}
+
+/// What a failure means for a further session of the same operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// It would fail in the same way: a breach of a rule, unequal schemas, a safety stop, a permission; or nobody wants one.
+    Never,
+    /// It may fare better, and this one counts among the failures in a row.
+    Counted,
+    /// Nobody failed: a provider is in another coordinator's session, and will be free.
+    Uncounted,
 }
 
 impl Failure {
@@ -40,14 +55,16 @@ impl Failure {
             hresult: breach.rule.hresult(),
             message: format!("{} broke the rule {}: {}", breach.role, breach.rule.word(), breach.message),
             cause: breach.rule.word().to_owned(),
-            worth_retrying: false,
+            retry: Retry::Never,
         }
     }
 
     /// A call to a provider failed.
     pub fn call(role: ProviderRole, call: &str, error: &CallError) -> Self {
         let (provider_with_error, cause) = match error {
-            CallError::Refused(refusal) if refusal.reason == "BUSY" => (None, "BUSY".to_owned()),
+            CallError::Refused(refusal) if refusal.reason == BUSY && !mutant::is(Mutant::BlameBusy) => {
+                (None, BUSY.to_owned())
+            }
             CallError::Refused(refusal) => (Some(role.into()), refusal.reason.clone()),
             CallError::Unreachable(_) => (Some(role.into()), "UNREACHABLE".to_owned()),
             CallError::ConnectionLost(_) => (Some(role.into()), "CONNECTION_LOST".to_owned()),
@@ -63,7 +80,7 @@ impl Failure {
                 other => format!("{role} in {call}: {other}"),
             },
             cause,
-            worth_retrying: is_worth_retrying(error),
+            retry: retry_after(error),
         }
     }
 
@@ -82,7 +99,7 @@ impl Failure {
             hresult: fault.hresult.filter(|hresult| hresult.is_failure()).unwrap_or(Hresult::E_FAIL),
             message,
             cause: if fault.caller_at_fault { SELF_ACCUSATION } else { ACCUSATION }.to_owned(),
-            worth_retrying: true,
+            retry: Retry::Counted,
         }
     }
 
@@ -99,7 +116,7 @@ impl Failure {
             hresult: Hresult::SYNC_E_INTERNAL_ERROR,
             message: message.into(),
             cause: "COORDINATOR_FAILED".to_owned(),
-            worth_retrying: true,
+            retry: Retry::Counted,
         }
     }
 
@@ -111,7 +128,7 @@ impl Failure {
             hresult,
             message: message.into(),
             cause: cause.to_owned(),
-            worth_retrying: false,
+            retry: Retry::Never,
         }
     }
 
@@ -123,14 +140,17 @@ impl Failure {
             hresult: Hresult::E_ABORT,
             message: message.into(),
             cause: cause.to_owned(),
-            worth_retrying: false,
+            retry: Retry::Never,
         }
     }
 }
 
 /// A refusal that would be the same the next time is not worth a retry; a silent or absent provider is.
-fn is_worth_retrying(error: &CallError) -> bool {
-    let CallError::Refused(refusal) = error else { return true };
+fn retry_after(error: &CallError) -> Retry {
+    let CallError::Refused(refusal) = error else { return Retry::Counted };
+    if refusal.reason == BUSY {
+        return Retry::Uncounted;
+    }
     let safety_stop = matches!(refusal.reason.as_str(), "MASS_DELETE" | "ROOT_MISSING");
     let final_code = matches!(
         refusal.code,
@@ -139,5 +159,5 @@ fn is_worth_retrying(error: &CallError) -> bool {
             | RefusalCode::Unauthenticated
             | RefusalCode::Unimplemented
     );
-    !safety_stop && !final_code
+    if safety_stop || final_code { Retry::Never } else { Retry::Counted }
 }

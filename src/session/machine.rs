@@ -9,28 +9,32 @@
 //!                                                              Done ◄── Ending ◄── Concluding
 //! ```
 //!
+//! A provider that is busy in another coordinator's session is waited for between `Admitting` and `Recording` (`admission`).
+//!
 //! An external session has the same begin and end; from `Beginning` it goes to `External`, and stays there until its caller ends
 //! it. An end that is not dialled is never called and owes nothing.
 //!
 //! ‡ An EndSession is owed from the moment that BeginSession may go out: the row is committed in `Recording`, before
 //! `Beginning`. ‡ The outcome and both notices are committed in `Concluding`, before EndSession goes out.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use super::blame::Failure;
 use super::edge::is_edge;
 use super::timing::Timing;
-use crate::knowledge::{IdParameters, ReplicaId};
-use crate::mutant::{self, Mutant};
+use crate::knowledge::{IdParameters, ItemId, ReplicaId};
 use crate::provider::{CallError, ProgressReport, ProviderInfo, ProviderLimits};
 use crate::referee::Referee;
-use crate::store::{OwedEnd, SessionEvent, SessionRecord};
-use crate::types::{Hresult, ProviderRole, SessionKind, SyncState};
+use crate::store::{SessionEvent, SessionRecord, Standing};
+use crate::types::{ProviderRole, SessionKind, SyncState};
 
+mod admission;
 mod change_loop;
 mod end;
 mod event;
 mod external;
+mod left_out;
 mod link;
 #[cfg(test)]
 mod tests;
@@ -46,15 +50,28 @@ const MAX_FINAL_ATTEMPTS: u32 = 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Created,
-    Identifying { since: Instant, attempt: u32 },
+    Identifying {
+        since: Instant,
+        attempt: u32,
+    },
     Admitting,
+    /// Admitted after a wait: asking both once more, as far as still to be answered, whether they are free.
+    Checking {
+        unanswered: [bool; 2],
+    },
+    /// Not in the queue: a provider is in another coordinator's session.
+    BusyElsewhere,
     Recording,
     Beginning,
     Asking,
     Enumerating,
     Processing,
     External,
-    Reconnecting { role: ProviderRole, since: Instant, attempt: u32 },
+    Reconnecting {
+        role: ProviderRole,
+        since: Instant,
+        attempt: u32,
+    },
     Concluding,
     Ending,
     Finishing,
@@ -68,12 +85,20 @@ pub struct Machine {
     timing: Timing,
     step: Step,
     infos: [Option<ProviderInfo>; 2],
+    /// What `infos` say of who is busy may be over.
+    waited: bool,
+    /// How often a provider was found to be busy elsewhere.
+    found_busy: u32,
     ends: Ends,
     referee: Option<Box<Referee>>,
     renewing: [bool; 2],
     heard: [Option<Instant>; 2],
     batch: BatchInHand,
     left_out: u64,
+    /// What stands between the replicas.
+    standing: Standing,
+    /// Items that are set aside, and were not sent in a later version.
+    set_aside: HashSet<ItemId>,
     ended_by_caller: bool,
     failure: Option<Failure>,
     concluded: Option<Instant>,
@@ -94,11 +119,15 @@ impl Machine {
             ends: Ends::new(ProviderRole::BOTH.map(|role| record.is_dialled(role))),
             record,
             timing,
+            waited: false,
+            found_busy: 0,
             referee: None,
             renewing: [false; 2],
             heard: [None; 2],
             batch: BatchInHand::default(),
             left_out: 0,
+            standing: Standing::default(),
+            set_aside: HashSet::new(),
             ended_by_caller: false,
             failure: None,
             concluded: None,
@@ -164,13 +193,13 @@ impl Machine {
                 self.identify(&mut effects);
                 self.ask_for_admission(now, &mut effects);
             }
-            Event::Waiting(reason) => {
-                if self.step == Step::Admitting && self.record.waiting_reason != reason {
-                    self.record.waiting_reason = reason;
-                    effects.push(Effect::Publish);
+            Event::Waiting(reason) => self.waiting(reason, &mut effects),
+            Event::Admitted(standing) => {
+                if let Some(standing) = standing {
+                    self.standing = *standing;
                 }
+                self.admitted(now, &mut effects);
             }
-            Event::Admitted => self.admitted(now, &mut effects),
             Event::Committed(commit) => self.committed(commit, now, &mut effects),
             Event::NotCommitted(commit, message) => self.not_committed(commit, message, now, &mut effects),
             Event::CoordinatorFailed(message) => self.conclude(Failure::coordinator(message), now, &mut effects),
@@ -196,14 +225,6 @@ impl Machine {
         effects
     }
 
-    fn identify(&mut self, effects: &mut Vec<Effect>) {
-        for role in ProviderRole::BOTH {
-            if self.infos[role as usize].is_none() {
-                effects.push(Effect::Identify(role));
-            }
-        }
-    }
-
     /// Remembers when a call was sent that the provider answered: its lease runs from no earlier than that.
     fn hear(&mut self, role: ProviderRole, sent: Instant, answer: &Answer) {
         let answered = match answer {
@@ -223,6 +244,7 @@ impl Machine {
         match answer {
             Answer::Identified(result) => match self.step {
                 Step::Identifying { .. } => self.identified(role, result, now, effects),
+                Step::Checking { .. } => self.checked(role, result, now, effects),
                 Step::Ending => self.instance_seen(role, result, now, effects),
                 _ => {}
             },
@@ -240,76 +262,6 @@ impl Machine {
             }
             Answer::Ended(result) => self.ended(role, sent, result, now, effects),
         }
-    }
-
-    fn identified(
-        &mut self,
-        role: ProviderRole,
-        result: Result<ProviderInfo, CallError>,
-        now: Now,
-        effects: &mut Vec<Effect>,
-    ) {
-        match result {
-            Ok(info) => {
-                let member = self.record.member_mut(role);
-                member.replica_id = Some(info.replica_id.clone());
-                member.instance_id.clone_from(&info.instance_id);
-                if !info.member_name.is_empty() {
-                    member.name.clone_from(&info.member_name);
-                }
-                self.infos[role as usize] = Some(info);
-                self.ask_for_admission(now, effects);
-            }
-            Err(error @ CallError::Refused(_)) => {
-                self.conclude(Failure::call(role, "GetIdParameters", &error), now, effects);
-            }
-            Err(error) => {
-                let Step::Identifying { since, attempt } = self.step else { return };
-                if now.instant.duration_since(since) >= self.timing.connect_patience {
-                    self.conclude(Failure::call(role, "GetIdParameters", &error), now, effects);
-                    return;
-                }
-                if self.record.state == SyncState::Initialized {
-                    // Admission goes by replica, and this replica is not known yet: the session dials before it is admitted.
-                    self.enter(SyncState::Connecting, "UNREACHABLE", &error.to_string(), now);
-                }
-                self.record.waiting_reason = format!("{}_UNREACHABLE", role.to_string().to_uppercase());
-                effects.push(Effect::Publish);
-                effects.push(Effect::SetTimer(Timer::Reconnect(role), self.timing.connect_pause_before(attempt)));
-            }
-        }
-    }
-
-    /// Goes on once it is known who both replicas are.
-    fn ask_for_admission(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        let [Some(source), Some(destination)] = &self.infos else { return };
-        let both_dialled = ProviderRole::BOTH.iter().all(|role| self.record.is_dialled(*role));
-        match matching(source, destination, both_dialled) {
-            Ok(()) => {
-                self.step = Step::Admitting;
-                self.record.phase = "WAITING".to_owned();
-                effects.push(Effect::Admit);
-            }
-            Err(failure) => self.conclude(failure, now, effects),
-        }
-    }
-
-    fn admitted(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        if self.step != Step::Admitting {
-            return;
-        }
-        self.record.waiting_reason.clear();
-        self.record.phase = "ENLISTING".to_owned();
-        if self.record.state == SyncState::Initialized {
-            self.enter(SyncState::Connecting, "ADMITTED", "", now);
-        }
-        self.step = Step::Recording;
-        let mut owed: Vec<OwedEnd> =
-            ProviderRole::BOTH.map(|role| self.owed(role, None)).into_iter().flatten().collect();
-        if mutant::is(Mutant::ForgetOwedRow) {
-            owed.clear();
-        }
-        effects.push(Effect::Commit(Commit::Begin, owed));
     }
 
     fn committed(&mut self, commit: Commit, now: Now, effects: &mut Vec<Effect>) {
@@ -419,6 +371,7 @@ impl Machine {
                 Step::Reconnecting { role: lost, .. } if lost == role => self.renew(role, effects),
                 _ => {}
             },
+            Timer::AskAgain => self.ask_again(effects),
             Timer::CancelGrace => self.stop(now, effects),
             Timer::EndGrace => self.end_grace_over(now, effects),
             Timer::RetryEnd(role) => self.retry_end(role, effects),
@@ -479,28 +432,7 @@ fn not_dialled(record: &SessionRecord, role: ProviderRole) -> Option<ProviderInf
         member_name: member.name.clone(),
         limits: ProviderLimits::default(),
         capabilities: Vec::new(),
+        busy_roles: Vec::new(),
         incarnation_id: String::new(),
     })
-}
-
-/// What two providers must have in common before BeginSession goes out to either. Schemas are compared when both told theirs.
-fn matching(source: &ProviderInfo, destination: &ProviderInfo, both_dialled: bool) -> Result<(), Failure> {
-    if source.replica_id == destination.replica_id {
-        return Err(Failure::mismatch(
-            "SAME_REPLICA",
-            Hresult::E_INVALIDARG,
-            format!("source and destination are the same replica ({}); name two different ones", source.replica_id),
-        ));
-    }
-    if both_dialled && source.id_parameters != destination.id_parameters {
-        return Err(Failure::mismatch(
-            "SYNC_E_ID_FORMAT_MISMATCH",
-            Hresult::SYNC_E_ID_FORMAT_MISMATCH,
-            format!(
-                "the providers' id schemas differ (source {:?}, destination {:?}); only equal schemas can sync",
-                source.id_parameters, destination.id_parameters
-            ),
-        ));
-    }
-    Ok(())
 }

@@ -1,12 +1,14 @@
 //! What a start does with the sessions of the process before it (design section 8).
 //!
 //! A session without a committed outcome becomes INTERRUPTED; one whose outcome was committed enters it. EndSessions that are
-//! owed are handed to the outbox. Operations go on with new sessions; that is `operation`'s part.
+//! owed are handed to the outbox, under the next epoch: what the former process sent, and is still on its way, is then refused.
+//! Operations go on with new sessions; that is `operation`'s part.
 
 use jiff::Timestamp;
 
+use crate::mutant::{self, Mutant};
 use crate::store::{EndNotice, OwedEnd, SessionEvent, SessionRecord, Write};
-use crate::types::{Hresult, SyncState};
+use crate::types::{Epoch, Hresult, SyncState};
 
 /// The rows that end one session that was left behind; nothing for one that had ended.
 pub fn end_left_behind(record: &SessionRecord, now: Timestamp) -> Vec<Write> {
@@ -15,6 +17,7 @@ pub fn end_left_behind(record: &SessionRecord, now: Timestamp) -> Vec<Write> {
     }
     let mut writes = Vec::new();
     let mut record = record.clone();
+    record.epoch = next_epoch(record.epoch);
     if record.outcome.is_none() {
         record.outcome = Some(SyncState::Interrupted);
         record.hresult = Hresult::E_ABORT;
@@ -57,9 +60,15 @@ pub fn end_left_behind(record: &SessionRecord, now: Timestamp) -> Vec<Write> {
     writes
 }
 
+/// Of a session that this process has taken over.
+fn next_epoch(epoch: Epoch) -> Epoch {
+    if mutant::is(Mutant::KeepEpoch) { epoch } else { epoch.saturating_add(1) }
+}
+
 /// The row with what EndSession will say, for a session that ended with this restart.
 pub fn notice_left_behind(owed: &OwedEnd, record: Option<&SessionRecord>) -> OwedEnd {
     let mut owed = owed.clone();
+    owed.epoch = next_epoch(owed.epoch);
     let decided = record.filter(|record| record.outcome.is_some());
     owed.notice.get_or_insert_with(|| EndNotice {
         state: decided.and_then(|record| record.outcome).unwrap_or(SyncState::Interrupted),

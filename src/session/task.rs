@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::admission::{Admission, Permit, Seat};
+use super::blame::Retry;
 use super::machine::{Answer, Commit, Effect, Event, Machine, Now, Relayed, Ticks, Timer};
 use super::outbox::Outbox;
 use super::registry::StateError;
@@ -22,7 +23,8 @@ use super::unwritten::Unwritten;
 use crate::provider::{
     BeginSession, EndSession, Partner, ProcessStart, ProgressReport, Provider, ProviderFault, SessionKey, SessionRef,
 };
-use crate::store::{OwedEnd, SessionRecord, Store, Submitted, Write};
+use crate::store::conflicts::{End, Findings};
+use crate::store::{OwedEnd, SessionFindings, SessionRecord, Standing, Store, Submitted, Write};
 use crate::types::{Hresult, ProviderRole, SessionKind, SyncGuid};
 
 /// Messages that may wait for a session. A full inbox makes the sender wait; the task never waits for one of them.
@@ -45,11 +47,12 @@ pub struct Finished {
     pub ticks: Ticks,
     /// The cause of its last transition.
     pub cause: String,
-    /// It failed, and a further session may fare better.
-    pub worth_retrying: bool,
+    /// Whether a further session may fare better, where it failed.
+    pub retry: Retry,
 }
 
-/// What is to be stored with a session's end, in the same transaction. Asked once more when that transaction fails.
+/// What is to be stored with a session's end, in the same transaction, where no conflicts and errors are left that it would
+/// depend on. Asked once more when that transaction fails.
 pub type AtEnd = Box<dyn Fn(&Finished) -> Vec<Write> + Send + Sync>;
 
 /// What SessionStateService asks of a session.
@@ -172,7 +175,7 @@ pub(super) struct Inbox {
 /// What a child task comes back with.
 enum Returned {
     Event(Event),
-    Admitted(Permit),
+    Admitted(Permit, Box<Standing>),
 }
 
 pub(super) struct SessionTask {
@@ -261,7 +264,7 @@ impl SessionTask {
             record: self.machine.record().clone(),
             ticks: self.machine.ticks(),
             cause: self.unwritten.last_cause().to_owned(),
-            worth_retrying: self.machine.failure().is_some_and(|failure| failure.worth_retrying),
+            retry: self.machine.failure().map_or(Retry::Never, |failure| failure.retry),
         }
     }
 
@@ -322,9 +325,9 @@ impl SessionTask {
                 }
                 self.handle(event).await;
             }
-            Ok(Returned::Admitted(permit)) => {
+            Ok(Returned::Admitted(permit, standing)) => {
                 self.permit = Some(permit);
-                self.handle(Event::Admitted).await;
+                self.handle(Event::Admitted(Some(standing))).await;
             }
             Err(failure) if failure.is_cancelled() => {}
             Err(failure) => {
@@ -360,7 +363,14 @@ impl SessionTask {
                     Answer::Identified(within(deadline, provider.get_id_parameters()).await)
                 }));
             }
-            Effect::Admit => self.admit(),
+            Effect::Admit => {
+                if self.permit.as_ref().is_some_and(Permit::is_clear) {
+                    return Some(Event::Admitted(None));
+                }
+                self.permit = None;
+                self.admit();
+            }
+            Effect::Release => self.permit = None,
             Effect::Begin(role) => {
                 let provider = self.provider(role);
                 let begin = BeginSession {
@@ -398,7 +408,11 @@ impl SessionTask {
                     Answer::Batch(within(deadline, provider.get_change_batch(key, request)).await)
                 }));
             }
-            Effect::Process { batch, referee } => self.process(batch, referee),
+            Effect::Process { batch, referee, resolutions } => self.process(batch, referee, resolutions),
+            Effect::Record(findings) => {
+                let item_retry = self.parts.timing.item_retry;
+                self.unwritten.found(found(self.machine.record(), *findings, item_retry, jiff::Timestamp::now()));
+            }
             Effect::CancelWork => self.cancel_work.cancel(),
             Effect::AbortWork => {
                 self.work.abort_all();
@@ -451,15 +465,34 @@ impl SessionTask {
         });
         let (admission, waiting) = (self.parts.admission.clone(), self.waiting.clone());
         let sync_guid = self.machine.record().sync_guid;
+        let coordinated = self.machine.record().kind == SessionKind::Coordinated;
+        let replicas = ProviderRole::BOTH
+            .map(|role| self.machine.info(role).filter(|_| coordinated).map(|info| info.replica_id.clone()));
+        let store = self.parts.store.clone();
         self.work.spawn(async move {
             let permit = admission.admit(sync_guid, seats, |reason| {
                 waiting.send_replace(reason);
             });
-            Returned::Admitted(permit.await)
+            let permit = permit.await;
+            // Read when both replicas are held: no other session adds to it meanwhile.
+            let standing = match replicas {
+                [Some(source), Some(destination)] => store.standing(source, destination).await,
+                _ => Ok(Standing::default()),
+            };
+            let standing = standing.unwrap_or_else(|failure| {
+                warn!(%failure, "former conflicts and errors are not looked at in this session");
+                Standing::default()
+            });
+            Returned::Admitted(permit, Box::new(standing))
         });
     }
 
-    fn process(&mut self, batch: crate::knowledge::ChangeBatch, referee: Box<crate::referee::Referee>) {
+    fn process(
+        &mut self,
+        batch: crate::knowledge::ChangeBatch,
+        referee: Box<crate::referee::Referee>,
+        resolutions: Vec<crate::knowledge::Resolution>,
+    ) {
         let record = self.machine.record();
         let (relayed, receiver) = watch::channel(Relayed::default());
         self.relayed = receiver;
@@ -473,7 +506,7 @@ impl SessionTask {
                 conflict_resolution_policy: record.conflict_resolution_policy,
                 full_enumeration_action: record.full_enumeration_action,
                 collision_conflict_resolution_policy: record.collision_conflict_resolution_policy,
-                resolutions: Vec::new(),
+                resolutions,
             },
             timing: self.parts.timing,
             cancel: self.cancel_work.clone(),
@@ -489,7 +522,9 @@ impl SessionTask {
         self.published().await;
         let mut writes = self.take_writes();
         writes.extend(owed.iter().map(|owed| Write::Owe(Box::new(owed.clone()))));
-        if commit == Commit::Final {
+        // What is left between the replicas decides how the operation goes on; it is looked up once it is stored.
+        let has_left = self.parts.store.has_standing() || writes.iter().any(|write| matches!(write, Write::Found(_)));
+        if commit == Commit::Final && !has_left {
             writes.extend((self.links.at_end)(&self.finished()));
         }
         if !owed.is_empty() {
@@ -555,6 +590,28 @@ impl SessionTask {
     fn key(&self) -> SessionKey {
         let record = self.machine.record();
         SessionKey { sync_guid: record.sync_guid, epoch: record.epoch }
+    }
+}
+
+/// What a session found, as it is written down.
+pub fn found(
+    record: &SessionRecord,
+    findings: Findings,
+    item_retry: std::time::Duration,
+    time: jiff::Timestamp,
+) -> SessionFindings {
+    let end = |role| {
+        let member = record.member(role);
+        End { endpoint: member.endpoint.clone(), replica_id: member.replica_id.clone().unwrap_or_default() }
+    };
+    SessionFindings {
+        sync_guid: record.sync_guid,
+        operation_id: record.operation_id,
+        source: end(ProviderRole::Source),
+        destination: end(ProviderRole::Destination),
+        time,
+        item_retry,
+        findings,
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Timing {
     pub cancel_grace: Duration,
     /// Progress becomes visible at most this often.
     pub progress_interval: Duration,
+    /// Pause before an item that could not be carried over is tried again for the first time; it doubles.
+    pub item_retry: Duration,
 }
 
 impl Timing {
@@ -52,6 +54,7 @@ impl Default for Timing {
             end_grace: Duration::from_secs(5),
             cancel_grace: Duration::from_secs(10),
             progress_interval: Duration::from_millis(200),
+            item_retry: Duration::from_secs(1),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! states whatever the disk does.
 
 use super::machine::Machine;
-use crate::store::Write;
+use crate::store::{SessionFindings, Write};
 use crate::types::{ProviderRole, SyncGuid};
 
 /// Writes that wait for a session's next commit.
@@ -22,9 +22,14 @@ impl Unwritten {
         self.writes.push(Write::Settle { sync_guid, role });
     }
 
-    /// True when a transition waits: what is only progress must not go before it.
+    /// What a batch showed.
+    pub fn found(&mut self, found: SessionFindings) {
+        self.writes.push(Write::Found(Box::new(found)));
+    }
+
+    /// True when a transition waits, or what a batch showed: what is only progress must not go before it.
     pub fn has_transitions(&self, machine: &Machine) -> bool {
-        machine.has_events() || self.writes.iter().any(|write| matches!(write, Write::Session(..)))
+        machine.has_events() || self.writes.iter().any(|write| matches!(write, Write::Session(..) | Write::Found(_)))
     }
 
     /// All that the commit at hand writes; the session's record is in it in any case.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::loading::{self, Contents};
 use super::writer::{REVISION_BLOCK, write_session};
-use super::{Error, FILE_NAME, LOCK_FILE_NAME, REQUEST_RETENTION, Recovered, SessionEvent};
+use super::{Error, FILE_NAME, LOCK_FILE_NAME, Operations, REQUEST_RETENTION, Recovered, SessionEvent};
 use crate::types::{SyncGuid, SyncState};
 
 /// In the header of every file of ours ("SYCL"): says that the database is a store, not just any.
@@ -88,6 +88,7 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX forgotten_by_time ON forgotten (time, revision);
     INSERT INTO meta (key, value) VALUES ('forgotten_floor', 0);
 ",
+    super::conflicts::table::SCHEMA,
 ];
 
 /// The schema that this release writes, and the newest one that it reads.
@@ -116,7 +117,7 @@ pub(super) struct OpenFile {
 
 /// Opens or makes the store in `dir`. Everything is checked and, unless a migration is due, read through a read-only
 /// connection before the file is opened for writing.
-pub(super) fn open(dir: &Path) -> Result<(OpenFile, Recovered), Error> {
+pub(super) fn open(dir: &Path) -> Result<(OpenFile, Recovered, Operations), Error> {
     std::fs::create_dir_all(dir).map_err(|error| io_failure(dir, error))?;
     let lock = lock(&dir.join(LOCK_FILE_NAME))?;
     let path = dir.join(FILE_NAME);
@@ -142,12 +143,12 @@ pub(super) fn open(dir: &Path) -> Result<(OpenFile, Recovered), Error> {
         None => loading::read(&path)?,
     };
 
-    let Contents { mut recovered, reserved } = contents;
+    let Contents { mut recovered, operations, reserved } = contents;
     let (revision, ceiling) =
         start_revisions(&mut connection, &mut recovered, reserved).map_err(|error| failure(&path, error))?;
     let live = recovered.sessions.iter().map(|session| (session.record.sync_guid, session.record.state));
     let live = live.filter(|(_, state)| !state.is_final()).collect();
-    Ok((OpenFile { path, connection, revision, ceiling, live, _lock: lock }, recovered))
+    Ok((OpenFile { path, connection, revision, ceiling, live, _lock: lock }, recovered, operations))
 }
 
 /// A second connection that only reads.

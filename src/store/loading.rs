@@ -9,16 +9,20 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use uuid::Uuid;
 
 use super::{
-    Error, ForgottenSession, OperationRecord, OwedEnd, Recovered, RecoveredSession, SessionEvent, SessionRecord, file,
+    Error, ForgottenSession, OperationRecord, Operations, OwedEnd, Recovered, RecoveredSession, SessionEvent,
+    SessionRecord, file,
 };
 use crate::types::SyncGuid;
 
-/// Threads that read sessions, and as many that read transitions. More of them wait for memory, not for each other.
+/// Threads that read sessions, as many that read transitions, and as many that read operations. More of them wait for memory,
+/// not for each other.
 const MOST_READERS: usize = 4;
 
 /// What the file holds.
 pub(super) struct Contents {
     pub(super) recovered: Recovered,
+    /// The operations of `recovered`, to be looked up.
+    pub(super) operations: Operations,
     /// The ceiling of the revisions that may have been published.
     pub(super) reserved: u64,
 }
@@ -32,7 +36,6 @@ struct Rest {
     reserved: u64,
     forgotten: Vec<ForgottenSession>,
     forgotten_floor: u64,
-    operations: Vec<Arc<OperationRecord>>,
     owed: Vec<OwedEnd>,
 }
 
@@ -41,28 +44,36 @@ pub(super) fn read(path: &Path) -> Result<Contents, Error> {
     let connection = file::open_reader(path)?;
     let readers = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_READERS);
     let read = || -> rusqlite::Result<Contents> {
-        let cuts = cuts(&connection, readers)?;
-        let (mut sessions, events, rest) = scope(|scope| {
+        let cuts = cuts(&connection, "sessions", "sync_guid", readers)?;
+        let operation_cuts = self::cuts(&connection, "operations", "operation_id", readers)?;
+        let (mut sessions, events, rest, (operations, by_id)) = scope(|scope| {
+            let operations: Vec<_> = rowid_ranges(&operation_cuts)
+                .map(|range| scope.spawn(move || operations(&file::reader_of(path)?, range)))
+                .collect();
             let sessions: Vec<_> = rowid_ranges(&cuts)
                 .map(|range| scope.spawn(move || sessions(&file::reader_of(path)?, range)))
                 .collect();
             let events: Vec<_> =
                 guid_ranges(&cuts).map(|range| scope.spawn(move || events(&file::reader_of(path)?, range))).collect();
             let rest = rest(&connection)?;
-            Ok::<_, rusqlite::Error>((joined(sessions)?, joined(events)?, rest))
+            let mut operations = joined(operations)?;
+            operations.sort_by_key(|record| (record.create_time, record.operation_id));
+            // While the others still read.
+            let by_id = Operations::new(&operations);
+            Ok::<_, rusqlite::Error>((joined(sessions)?, joined(events)?, rest, (operations, by_id)))
         })?;
-        sessions.sort_unstable_by_key(|record| record.sync_guid);
+        sessions.sort_by_key(|record| record.sync_guid);
         let mut events = events.into_iter().peekable();
         let sessions = sessions.into_iter().map(|record| {
             // Both are in the order of the ids; transitions of no session are none of ours.
             while events.next_if(|(sync_guid, _)| *sync_guid < record.sync_guid).is_some() {}
             let events = events.next_if(|(sync_guid, _)| *sync_guid == record.sync_guid);
-            RecoveredSession { record: Arc::new(record), events: events.map_or_else(Vec::new, |(_, events)| events) }
+            RecoveredSession { record, events: events.map_or_else(Vec::new, |(_, events)| events) }
         });
         let sessions = sessions.collect();
-        let Rest { epoch, secret, reserved, forgotten, forgotten_floor, operations, owed } = rest;
+        let Rest { epoch, secret, reserved, forgotten, forgotten_floor, owed } = rest;
         let recovered = Recovered { epoch, secret, sessions, forgotten, forgotten_floor, operations, owed };
-        Ok(Contents { recovered, reserved })
+        Ok(Contents { recovered, operations: by_id, reserved })
     };
     read().map_err(|error| match error {
         // The database is whole, and what it holds is not what we write.
@@ -74,20 +85,20 @@ pub(super) fn read(path: &Path) -> Result<Contents, Error> {
     })
 }
 
-/// A place between two parts of the sessions: by row id, and by the text of the GUID.
+/// A place between two parts of a table: by row id, and by the text of the GUID.
 type Cut = (i64, String);
 
-/// Places that part the sessions into about `parts` equal ones. Ids grow with time, and so do row ids: what parts the one
-/// parts the other about as well.
-fn cuts(connection: &Connection, parts: usize) -> rusqlite::Result<Vec<Cut>> {
-    let last: Option<i64> = connection.query_row("SELECT max(rowid) FROM sessions", [], |row| row.get(0))?;
+/// Places that part a table with a GUID into about `parts` equal ones. Ids grow with time, and so do row ids: what parts the
+/// one parts the other about as well.
+fn cuts(connection: &Connection, table: &str, guid: &str, parts: usize) -> rusqlite::Result<Vec<Cut>> {
+    let last: Option<i64> = connection.query_row(&format!("SELECT max(rowid) FROM {table}"), [], |row| row.get(0))?;
     let last = last.unwrap_or(0);
     let parts = i64::try_from(parts).unwrap_or(1);
     let mut cuts = Vec::new();
     for part in 1..parts {
         let rowid = (last / parts).saturating_mul(part);
         let cut = connection
-            .prepare_cached("SELECT rowid, sync_guid FROM sessions WHERE rowid >= ?1 ORDER BY rowid LIMIT 1")?
+            .prepare_cached(&format!("SELECT rowid, {guid} FROM {table} WHERE rowid >= ?1 ORDER BY rowid LIMIT 1"))?
             .query_row([rowid], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
         cuts.extend(cut);
@@ -122,10 +133,18 @@ fn joined<T>(threads: Vec<ScopedJoinHandle<'_, rusqlite::Result<Vec<T>>>>) -> ru
     Ok(all)
 }
 
-fn sessions(connection: &Connection, (from, to): (i64, i64)) -> rusqlite::Result<Vec<SessionRecord>> {
+/// Behind pointers from the start: a record is large, and is put in order twice.
+fn sessions(connection: &Connection, (from, to): (i64, i64)) -> rusqlite::Result<Vec<Arc<SessionRecord>>> {
     connection
         .prepare("SELECT record FROM sessions WHERE rowid >= ?1 AND rowid < ?2")?
-        .query_map([from, to], |row| file::from_json(row, 0))?
+        .query_map([from, to], |row| file::from_json(row, 0).map(Arc::new))?
+        .collect()
+}
+
+fn operations(connection: &Connection, (from, to): (i64, i64)) -> rusqlite::Result<Vec<Arc<OperationRecord>>> {
+    connection
+        .prepare("SELECT record FROM operations WHERE rowid >= ?1 AND rowid < ?2")?
+        .query_map([from, to], |row| file::from_json(row, 0).map(Arc::new))?
         .collect()
 }
 
@@ -161,10 +180,6 @@ fn rest(connection: &Connection) -> rusqlite::Result<Rest> {
         [],
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
     )?;
-    let operations = connection
-        .prepare("SELECT record FROM operations ORDER BY create_time, operation_id")?
-        .query_map([], |row| file::from_json(row, 0).map(Arc::new))?
-        .collect::<rusqlite::Result<_>>()?;
     let owed = connection
         .prepare("SELECT record FROM owed_ends ORDER BY sync_guid, role")?
         .query_map([], |row| file::from_json(row, 0))?
@@ -179,7 +194,6 @@ fn rest(connection: &Connection) -> rusqlite::Result<Rest> {
         reserved: reserved.cast_unsigned(),
         forgotten,
         forgotten_floor: floor.cast_unsigned(),
-        operations,
         owed,
     })
 }

@@ -42,12 +42,13 @@ impl Slot {
 }
 
 impl Operations {
-    pub(super) fn new(records: impl IntoIterator<Item = Arc<OperationRecord>>) -> Self {
-        let operations = Self(Arc::default());
-        for record in records {
-            operations.publish(record);
-        }
-        operations
+    /// Of records with ids of their own, the oldest first.
+    pub(super) fn new(records: &[Arc<OperationRecord>]) -> Self {
+        let mut by_id = HashMap::with_capacity(records.len());
+        by_id.extend(records.iter().map(|record| (record.operation_id, Slot::new(record.clone()))));
+        let started = records.iter().filter(|record| record.initiated_by == InitiatedBy::Operation);
+        let by_time = started.map(|record| (record.create_time.as_microsecond(), record.operation_id)).collect();
+        Self(Arc::new(Mutex::new(Records { by_id, by_time })))
     }
 
     pub(super) fn publish(&self, record: Arc<OperationRecord>) {

@@ -283,6 +283,15 @@ pub struct OperationRecord {
     pub next_attempt_time: Option<Timestamp>,
     /// The last failure.
     pub last_error: Option<LastError>,
+    /// Conflicts that its newest sessions left deferred.
+    #[serde(default)]
+    pub conflicts_deferred: u64,
+    /// Items that its newest sessions could not carry over, those set aside included.
+    #[serde(default)]
+    pub items_failed: u64,
+    /// Of these, items that are set aside.
+    #[serde(default)]
+    pub items_set_aside: u64,
     /// Its sessions, oldest first.
     pub sync_guids: Vec<SyncGuid>,
     /// When it was accepted.

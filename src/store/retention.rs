@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use super::writer::Effects;
-use super::{Publication, SessionRecord, file, reader};
+use super::{Publication, SessionRecord, conflicts, file, reader};
 use crate::types::{OperationId, SyncGuid};
 
 /// How long it is known that a session was forgotten, for those who resume a watch.
@@ -151,6 +151,7 @@ pub(super) fn forget_session(
         .execute(params![id, revision.cast_signed(), time.as_microsecond()])?;
     transaction.prepare_cached("DELETE FROM events WHERE sync_guid = ?1")?.execute([&id])?;
     transaction.prepare_cached("DELETE FROM sessions WHERE sync_guid = ?1")?.execute([&id])?;
+    conflicts::table::forget_session(transaction, &id)?;
     effects.published.push(Publication::Forgotten { sync_guid, revision: *revision });
     forget_operation(transaction, file::parsed(0, &operation_id)?, effects)
 }

@@ -102,6 +102,9 @@ fn operation() -> OperationRecord {
         attempt: 0,
         next_attempt_time: None,
         last_error: None,
+        conflicts_deferred: 0,
+        items_failed: 0,
+        items_set_aside: 0,
         sync_guids: Vec::new(),
         create_time: Timestamp::now(),
         end_time: None,
@@ -180,7 +183,7 @@ async fn what_was_committed_is_there_again() {
     let (sync_guid, role) = (record.sync_guid, ProviderRole::Source);
     let writes = vec![
         Write::Session(Box::new(record.clone()), Some(ended.clone())),
-        Write::Notice { sync_guid, role, notice: notice.clone() },
+        Write::Owe(Box::new(OwedEnd { notice: Some(notice.clone()), ..owed.clone() })),
         Write::Settle { sync_guid, role: ProviderRole::Destination },
         Write::Settle { sync_guid: SyncGuid::generate(), role },
     ];
@@ -488,7 +491,8 @@ async fn a_store_of_the_first_schema_is_taken_over() {
     drop(store);
     let path = dir.path().join(FILE_NAME);
     let before =
-        "DROP TABLE request_ids; DROP TABLE forgotten; DELETE FROM meta WHERE key IN ('secret', 'forgotten_floor');
+        "DROP TABLE conflicts; DROP TABLE item_errors; DROP TABLE left_out;
+                  DROP TABLE request_ids; DROP TABLE forgotten; DELETE FROM meta WHERE key IN ('secret', 'forgotten_floor');
                   DROP INDEX sessions_by_end; DROP INDEX sessions_by_state; DROP INDEX operations_by_end;
                   ALTER TABLE sessions DROP COLUMN end_time; ALTER TABLE operations DROP COLUMN end_time;
                   UPDATE sessions SET record = json_remove(record, '$.lease_ms'); PRAGMA user_version = 1";

@@ -10,7 +10,8 @@ use rusqlite::{Connection, Transaction, params};
 use super::file::{self, OpenFile};
 use super::queue::{Commit, Queue, Work};
 use super::{
-    Error, OperationRecord, Operations, Publication, Published, SessionEvent, SessionRecord, Write, retention,
+    Error, OperationRecord, Operations, Publication, Published, SessionEvent, SessionRecord, Write, conflicts,
+    retention,
 };
 use crate::types::{OperationId, SyncGuid, SyncState};
 
@@ -244,18 +245,15 @@ fn apply(
                 .prepare_cached("INSERT OR REPLACE INTO owed_ends (sync_guid, role, record) VALUES (?1, ?2, ?3)")?
                 .execute(params![owed.sync_guid.to_string(), owed.role as i64, json(&owed)?])?;
         }
-        Write::Notice { sync_guid, role, notice } => {
-            transaction
-                .prepare_cached(
-                    "UPDATE owed_ends SET record = json_set(record, '$.notice', json(?3))
-                     WHERE sync_guid = ?1 AND role = ?2",
-                )?
-                .execute(params![sync_guid.to_string(), role as i64, json(&notice)?])?;
-        }
         Write::Settle { sync_guid, role } => {
             transaction
                 .prepare_cached("DELETE FROM owed_ends WHERE sync_guid = ?1 AND role = ?2")?
                 .execute(params![sync_guid.to_string(), role as i64])?;
+        }
+        Write::Found(found) => conflicts::table::record(transaction, *found)?,
+        Write::Decide { conflict_id, decision } => conflicts::table::decide(transaction, conflict_id, decision)?,
+        Write::Retry { item_error_ids, operation_id, time } => {
+            conflicts::table::retry(transaction, &item_error_ids, operation_id, time)?;
         }
         Write::Forget { time, sync_guids, operation_ids } => {
             for sync_guid in sync_guids {
@@ -313,6 +311,6 @@ fn write_event(connection: &Connection, revision: u64, event: &SessionEvent) -> 
     Ok(())
 }
 
-fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
+pub(super) fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
     serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }

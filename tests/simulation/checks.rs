@@ -39,6 +39,10 @@ checks! {
     NoBeginWhileOwed = "no begin while owed",
     /// Whoever joined a session is told its end, or its lease runs out: when nothing is owed any more, nobody is in.
     Pairing = "pairing",
+    /// A session that is taken over gets a higher epoch, and a provider that has seen it takes no call of a lower one.
+    Epoch = "epoch",
+    /// Who has said that it is in another coordinator's session is sent no BeginSession.
+    NoBeginWhileBusy = "no begin while busy",
     /// A provider is in no session that it heard nothing of for longer than its lease.
     Lease = "lease",
     /// The destination's knowledge never shrinks.
@@ -89,6 +93,14 @@ pub(crate) struct Ghost {
     /// Contents that a user has seen and overwritten, or deleted, at a replica.
     pub(crate) superseded: BTreeSet<(usize, Vec<u8>)>,
     pub(crate) begins: BTreeMap<(SyncGuid, ProviderRole), u32>,
+    /// The last coordinator that sent a call of a session, and the epoch in it.
+    pub(crate) epochs: BTreeMap<SyncGuid, (u64, u64)>,
+    /// The last coordinator that a provider's process has heard of a session, by provider and life.
+    pub(crate) heard: BTreeMap<(usize, u64, SyncGuid), u64>,
+    /// The call in hand is of a coordinator from which its session has been taken over, as its provider knows.
+    pub(crate) is_stale: bool,
+    /// Who said last that it would refuse BeginSession.
+    pub(crate) said_busy: BTreeSet<(SyncGuid, ProviderRole)>,
     pub(crate) outcomes_committed: BTreeSet<SyncGuid>,
     pub(crate) states: BTreeMap<SyncGuid, SyncState>,
     /// Knowledge last told by a replica.

@@ -14,10 +14,12 @@ use synclave::operation::course::{Course, Ended, Flow, Next};
 use synclave::provider::{CallError, DataPart, ProcessOutput, ProcessStart};
 use synclave::referee::{Referee, Rule};
 use synclave::session::admission::{Admission, Permit, Seat};
+use synclave::session::blame::Retry;
 use synclave::session::edge::is_edge;
 use synclave::session::machine::{Answer, Commit, Effect, Event, Machine, RelayError, Relayed, Timer};
 use synclave::session::outbox::delivery::{self, Delivery};
 use synclave::session::recovery::{end_left_behind, notice_left_behind};
+use synclave::session::task::found;
 use synclave::session::unwritten::Unwritten;
 use synclave::store::{Counters, Member, OperationState, OwedEnd, SessionEvent, SessionRecord, SyncDirection, Write};
 use synclave::sync_info::Hub;
@@ -29,8 +31,8 @@ use uuid::Uuid;
 
 use super::checks::Check;
 use super::mutants::Fault;
-use super::provider::Reach;
-use super::world::{Body, Frame, Happening, Payload, TIMING, World, name, short};
+use super::provider::{BUSY, Reach};
+use super::world::{Body, Call, Frame, Happening, Payload, TIMING, World, name, short};
 
 /// What was asked for. It is durable; where its course is, is not.
 #[derive(Debug)]
@@ -212,6 +214,44 @@ impl World {
         }
     }
 
+    /// As if another process had been given the coordinator's sessions while it still runs. It writes nothing more: a store
+    /// that is shared refuses it. What it sent to the processes that providers are now may still arrive.
+    pub(crate) fn take_over(&mut self, late: Duration) {
+        let Some(former) = &self.coordinator else { return };
+        let coordinator = former.life;
+        let sessions: Vec<_> = former
+            .sessions
+            .iter()
+            .map(|(guid, session)| (*guid, session.ends, session.machine.record().epoch))
+            .collect();
+        self.figures.taken_over += 1;
+        for (sync_guid, ends, epoch) in sessions {
+            for role in ProviderRole::BOTH {
+                if !self.database.owed.contains_key(&(sync_guid, role)) {
+                    continue;
+                }
+                let to = ends[role as usize];
+                let life = self.providers[to].life;
+                for _ in 0..self.random.below(4) {
+                    let body = match self.random.below(4) {
+                        0 => Body::Renew { canceled: false },
+                        1 if !self.ghost.begins.contains_key(&(sync_guid, role)) => {
+                            self.ghost.begins.insert((sync_guid, role), 1);
+                            Body::Begin { role }
+                        }
+                        1 if role == ProviderRole::Destination => Body::Parameters,
+                        _ => Body::End,
+                    };
+                    let delay = Duration::from_micros(self.random.below(late.as_micros() as u64));
+                    let call = Call { id: self.id(), coordinator, sync_guid, epoch, body, duplicate: false };
+                    self.queue_in(delay, Happening::Arrive { to, life, call });
+                }
+            }
+        }
+        self.crash_coordinator();
+        self.start_coordinator();
+    }
+
     /// Makes writes durable and visible.
     fn commit(&mut self, writes: Vec<Write>) {
         let published = self.durable(writes);
@@ -247,10 +287,12 @@ impl World {
                     }
                 }
                 Write::Owe(_)
-                | Write::Notice { .. }
                 | Write::Operation(_)
                 | Write::Request(_)
-                | Write::Forget { .. } => {}
+                | Write::Forget { .. }
+                | Write::Found(_)
+                | Write::Decide { .. }
+                | Write::Retry { .. } => {}
             }
         }
         self.database.commit(writes)
@@ -296,7 +338,7 @@ impl World {
             matches!(record.provider_with_error, Some(ProviderWithError::Source | ProviderWithError::Destination));
         let rule =
             Rule::ALL.iter().find(|rule| record.error_message.contains(&format!("broke the rule {}", rule.word())));
-        let denied = record.error_message.contains("refused EndSession");
+        let denied = record.error_message.contains("refused EndSession") || record.error_message.contains(BUSY);
         if blamed && (rule.is_some() || denied) {
             self.fail(Check::FalseBlame, format!("{}: {}", short(guid), record.error_message));
         }
@@ -512,7 +554,13 @@ impl World {
             Effect::GetBatch(request) => {
                 self.call(guid, ProviderRole::Source, Kind::Batch, Body::Batch(request), deadline);
             }
-            Effect::Process { batch, referee } => {
+            Effect::Record(findings) => {
+                let wall = self.clock().wall;
+                let Some(session) = self.session(guid) else { return };
+                let found = found(session.machine.record(), *findings, TIMING.item_retry, wall);
+                session.unwritten.found(found);
+            }
+            Effect::Process { batch, referee, resolutions } => {
                 let stream = self.id();
                 let (life, now) = (self.life(), self.instant());
                 let Some(session) = self.session(guid) else { return };
@@ -521,7 +569,7 @@ impl World {
                     conflict_resolution_policy: record.conflict_resolution_policy,
                     full_enumeration_action: record.full_enumeration_action,
                     collision_conflict_resolution_policy: record.collision_conflict_resolution_policy,
-                    resolutions: Vec::new(),
+                    resolutions,
                 };
                 let epoch = record.epoch;
                 let to = session.ends[1];
@@ -602,6 +650,11 @@ impl World {
                     coordinator.hub.publish(vec![published]);
                 }
             }
+            Effect::Release => {
+                if let Some(session) = self.session(guid) {
+                    session.permit = None;
+                }
+            }
             Effect::SetTimer(timer, after) => {
                 let (set, coordinator) = (self.id(), self.life());
                 if let Some(session) = self.session(guid) {
@@ -623,8 +676,9 @@ impl World {
             state: record.state,
             ticks: session.machine.ticks(),
             updates_transferred: record.counters.updates_transferred,
-            worth_retrying: session.machine.failure().is_some_and(|failure| failure.worth_retrying),
+            retry: session.machine.failure().map_or(Retry::Never, |failure| failure.retry),
             canceled: record.state == SyncState::Interrupted && session.unwritten.last_cause() == "CANCELED",
+            items_due: None,
         };
         let end = match session.flow {
             Flow::Upload => 1,
@@ -649,6 +703,10 @@ impl World {
         *begins += 1;
         if *begins > 1 {
             return self.fail(Check::BeginOnce, format!("{} sends BeginSession to its {role} again", short(guid)));
+        }
+        if self.ghost.said_busy.contains(&(guid, role)) {
+            let message = format!("{} sends BeginSession to its {role}, which said that it is busy", short(guid));
+            return self.fail(Check::NoBeginWhileBusy, message);
         }
         let Some(row) = self.database.owed.get(&(guid, role)) else {
             let message =
@@ -694,6 +752,10 @@ impl World {
         let Some(coordinator) = &mut self.coordinator else { return };
         let admission = coordinator.admission.clone();
         let Some(session) = coordinator.sessions.get_mut(&guid) else { return };
+        if session.permit.as_ref().is_some_and(Permit::is_clear) {
+            return session.inbox.push_back(Event::Admitted(None));
+        }
+        session.permit = None;
         let seats = ProviderRole::BOTH.map(|role| {
             let info = session.machine.info(role);
             Seat {
@@ -724,7 +786,7 @@ impl World {
                 if let Poll::Ready(permit) = polled {
                     session.admitting = None;
                     session.permit = Some(permit);
-                    events.push((*guid, Event::Admitted));
+                    events.push((*guid, Event::Admitted(Some(Box::default()))));
                 }
             }
             if events.is_empty() {
@@ -887,6 +949,13 @@ impl World {
         let Waiting { sync_guid, role, sent, kind, .. } = waiting;
         if let Err(error) = &result {
             self.history.add(self.now, || format!("{} {kind:?} at its {role}: {error}", short(sync_guid)));
+        }
+        if let Ok(Payload::Info(info)) = &result {
+            match info.busy_roles.contains(&role) {
+                true => self.ghost.said_busy.insert((sync_guid, role)),
+                false => self.ghost.said_busy.remove(&(sync_guid, role)),
+            };
+            self.figures.found_busy += u64::from(info.busy_roles.contains(&role));
         }
         let answer = match kind {
             Kind::Load { stream, load_id } => {
@@ -1051,7 +1120,7 @@ impl World {
                     .map(|waiting| format!("a call {:?} of {}", waiting.kind, short(waiting.sync_guid))),
             );
             let debug = format!("{:?}", coordinator.admission);
-            if !debug.contains("held: {}, owed: {}, queue: []") {
+            if !debug.contains("held: {}, owed: {}, waiting: {}, lines: {}") {
                 left.push(format!("seats: {debug}"));
             }
         }

@@ -64,13 +64,13 @@ impl Database {
                     }
                     published.push(Published { revision, record, event });
                 }
-                Write::Operation(_) | Write::Request(_) | Write::Forget { .. } => {}
+                Write::Operation(_)
+                | Write::Request(_)
+                | Write::Forget { .. }
+                | Write::Found(_)
+                | Write::Decide { .. }
+                | Write::Retry { .. } => {}
                 Write::Owe(owed) => drop(self.owed.insert((owed.sync_guid, owed.role), *owed)),
-                Write::Notice { sync_guid, role, notice } => {
-                    if let Some(owed) = self.owed.get_mut(&(sync_guid, role)) {
-                        owed.notice = Some(notice);
-                    }
-                }
                 Write::Settle { sync_guid, role } => drop(self.owed.remove(&(sync_guid, role))),
             }
         }

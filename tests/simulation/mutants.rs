@@ -26,7 +26,7 @@ pub(crate) const FAULTS: &[(Fault, Check)] = &[
     (Fault::IgnoreLease, Check::Lease),
     (Fault::ForgetEnded, Check::Pairing),
     (Fault::LearnFailed, Check::FalseBlame),
-    (Fault::RangeTooWide, Check::Convergence),
+    (Fault::RangeTooWide, Check::LostEdit),
 ];
 
 /// The check that sees a fault of the source.
@@ -41,6 +41,9 @@ pub(crate) fn seen_by(mutant: synclave::mutant::Mutant) -> Check {
         Mutant::BeginTwice => Check::BeginOnce,
         Mutant::ForgetOwedRow => Check::OwedFirst,
         Mutant::BeginWhileOwed => Check::NoBeginWhileOwed,
+        Mutant::BeginWhileBusy => Check::NoBeginWhileBusy,
+        Mutant::BlameBusy => Check::FalseBlame,
+        Mutant::KeepEpoch => Check::Epoch,
         Mutant::BlameAfterRestart => Check::FalseBlame,
         Mutant::EndBeforeOutcome => Check::OutcomeFirst,
         Mutant::ForgetTombstones => Check::Resurrection,

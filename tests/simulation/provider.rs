@@ -11,8 +11,8 @@ use synclave::knowledge::{
     ItemId, Knowledge, RecoverableError, Selection,
 };
 use synclave::provider::sdk::decision::{
-    Action, Commit, Ground, Incoming, Obtained, Settlement, Step, Verdict, Winner, change_item, conclusion, intents,
-    learned, leave_out, order, outcome, settle,
+    Action, Commit, Decisions, Ground, Incoming, Obtained, Settlement, Step, Verdict, Winner, change_item, conclusion,
+    intents, learned, leave_out, order, outcome, settle,
 };
 use synclave::provider::sdk::{ItemError, ItemStore};
 use synclave::provider::{
@@ -54,6 +54,8 @@ pub(crate) struct Provider {
     /// Held while a section is carried out: detection waits.
     gate: bool,
     max_source_sessions: u32,
+    /// It is in a session of another coordinator's.
+    pub(crate) elsewhere: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +90,7 @@ struct Apply {
     coordinator: u64,
     stream: u64,
     start: ProcessStart,
+    decisions: Decisions,
     batch: Box<ChangeBatch>,
     known: Knowledge,
     has_prerequisite: bool,
@@ -141,6 +144,7 @@ impl Provider {
             ended: BTreeMap::new(),
             gate: false,
             max_source_sessions: scenario.max_source_sessions,
+            elsewhere: None,
         }
     }
 
@@ -151,6 +155,7 @@ impl Provider {
         self.sessions.clear();
         self.ended.clear();
         self.gate = false;
+        self.elsewhere = None;
         self.replica.store.shelf().staged.clear();
     }
 
@@ -165,17 +170,21 @@ impl Provider {
         apply.is_some_and(|apply| apply.carrying.is_some())
     }
 
-    fn busy(&self, role: ProviderRole) -> bool {
-        let sources = self.sessions.values().filter(|live| live.role == ProviderRole::Source).count();
-        let destinations = self.sessions.len() - sources;
-        match (self.max_source_sessions, role) {
+    fn busy(&self, role: ProviderRole, counts: impl Fn(&&Live) -> bool) -> bool {
+        let counted = || self.sessions.values().filter(&counts);
+        let sources = counted().filter(|live| live.role == ProviderRole::Source).count();
+        let destinations = counted().count() - sources;
+        let here = match (self.max_source_sessions, role) {
             (0 | 1, _) => sources + destinations > 0,
             (_, ProviderRole::Destination) => destinations > 0,
             (limit, ProviderRole::Source) => sources >= limit as usize,
-        }
+        };
+        here || self.elsewhere.is_some()
     }
 
-    fn info(&self) -> ProviderInfo {
+    fn info(&self, now: Time) -> ProviderInfo {
+        // What is over its lease is ended by the next BeginSession.
+        let lasts = |live: &&Live| live.phase == Phase::Beginning || live.is_active() && live.deadline > now;
         ProviderInfo {
             id_parameters: IdParameters::BUILT_IN,
             replica_id: self.replica.id.clone(),
@@ -183,6 +192,7 @@ impl Provider {
             member_name: name(self.index).to_string(),
             limits: ProviderLimits { max_source_sessions: self.max_source_sessions, ..ProviderLimits::default() },
             capabilities: Vec::new(),
+            busy_roles: ProviderRole::BOTH.into_iter().filter(|role| self.busy(*role, lasts)).collect(),
             incarnation_id: String::new(),
         }
     }
@@ -201,9 +211,12 @@ fn canceled() -> CallError {
     CallError::Refused(Refusal::winsync(RefusalCode::Cancelled, Hresult::E_ABORT, "the session was cancelled"))
 }
 
+/// How a provider says that it is in as many sessions as it takes.
+pub(crate) const BUSY: &str = "in as many sessions as it takes";
+
 fn busy() -> CallError {
     let hresult = Hresult::SYNC_E_INVALID_OPERATION;
-    CallError::Refused(Refusal::own(RefusalCode::Unavailable, "BUSY", hresult, "in as many sessions as it takes"))
+    CallError::Refused(Refusal::own(RefusalCode::Unavailable, "BUSY", hresult, BUSY))
 }
 
 fn changed(id: &ItemId) -> RecoverableError {
@@ -232,9 +245,15 @@ impl World {
 
     pub(crate) fn provider_hears(&mut self, to: usize, call: Call) {
         let key = (call.sync_guid, call.epoch);
+        if !matches!(call.body, Body::Identify) {
+            let heard = self.ghost.heard.entry((to, self.providers[to].life, call.sync_guid)).or_default();
+            *heard = call.coordinator.max(*heard);
+            self.ghost.is_stale = call.coordinator < *heard;
+            self.figures.stale += u64::from(self.ghost.is_stale);
+        }
         match call.body.clone() {
             Body::Identify => {
-                let info = self.providers[to].info();
+                let info = self.providers[to].info(self.now);
                 self.reply(to, &call, Ok(Payload::Info(info)));
             }
             Body::Begin { role } => self.begin_session(to, role, call),
@@ -259,7 +278,11 @@ impl World {
             }
             Body::Batch(request) => {
                 let found = self.enter(to, key, ProviderRole::Source);
-                let result = found.map(|()| Payload::Batch(Box::new(self.change_batch(to, call.sync_guid, request))));
+                // What the network doubles is late, and answered to nobody: no batch of the session.
+                let result = match call.duplicate {
+                    false => found.map(|()| Payload::Batch(Box::new(self.change_batch(to, call.sync_guid, request)))),
+                    true => found.map(|()| Payload::Nothing),
+                };
                 self.reply(to, &call, result);
             }
             Body::Load(load) => {
@@ -295,7 +318,7 @@ impl World {
         if call.duplicate && !forget {
             return;
         }
-        if provider.busy(role) {
+        if provider.busy(role, |_| true) {
             return self.reply(to, &call, Err(busy()));
         }
         let live = Live {
@@ -309,6 +332,7 @@ impl World {
         };
         provider.sessions.insert(call.sync_guid, live);
         let life = provider.life;
+        self.is_of_the_owner(to, call.sync_guid);
         let look = Duration::from_millis(self.random.between(1, 30)) + self.providers[to].slow;
         self.queue_in(look, Happening::BeginDone { provider: to, life, call });
     }
@@ -374,10 +398,18 @@ impl World {
         }
     }
 
+    /// The call in hand was taken.
+    fn is_of_the_owner(&mut self, index: usize, guid: SyncGuid) {
+        if std::mem::take(&mut self.ghost.is_stale) {
+            let message = format!("{} takes a call of {} from whom it was taken over", name(index), short(guid));
+            self.fail(Check::Epoch, message);
+        }
+    }
+
     /// Finds the session of a call and renews its lease.
     fn find(&mut self, index: usize, key: (SyncGuid, u64), role: Option<ProviderRole>) -> Result<&mut Live, CallError> {
         let now = self.now;
-        let Some(live) = self.providers[index].sessions.get_mut(&key.0) else { return Err(not_in_session()) };
+        let Some(live) = self.providers[index].sessions.get(&key.0) else { return Err(not_in_session()) };
         if key.1 < live.epoch {
             return Err(stale());
         }
@@ -389,6 +421,8 @@ impl World {
         if role.is_some_and(|role| role != live.role) {
             return Err(CallError::Refused(Refusal::invalid_operation("not its role in the session")));
         }
+        self.is_of_the_owner(index, key.0);
+        let Some(live) = self.providers[index].sessions.get_mut(&key.0) else { return Err(not_in_session()) };
         live.epoch = key.1;
         live.deadline = now + TIMING.lease;
         Ok(live)
@@ -410,7 +444,9 @@ impl World {
         if call.epoch < live.epoch {
             return self.reply(to, &call, Err(stale()));
         }
+        live.epoch = call.epoch;
         live.ends.push(call);
+        self.is_of_the_owner(to, guid);
         self.finish(to, guid);
     }
 
@@ -556,6 +592,8 @@ impl World {
             Frame::Start { sync_guid, epoch, start, batch } => (sync_guid, epoch, start, batch),
             frame => return self.frame(to, stream, frame),
         };
+        self.ghost.is_stale =
+            self.ghost.heard.get(&(to, self.providers[to].life, sync_guid)).is_some_and(|heard| coordinator < *heard);
         let entered = self.enter(to, (sync_guid, epoch), ProviderRole::Destination);
         let result = entered.and_then(|()| match self.providers[to].sessions.get(&sync_guid) {
             Some(live) if live.apply.is_some() => {
@@ -572,10 +610,12 @@ impl World {
             self.ticks_are_known(to, knowledge);
         }
         let known = (*self.providers[to].replica.knowledge).clone();
+        let decisions = Decisions::new(start.resolutions.clone());
         let apply = Apply {
             coordinator,
             stream,
             start,
+            decisions,
             has_prerequisite: known.contains(&batch.prerequisite_knowledge),
             known,
             batch,
@@ -754,10 +794,12 @@ impl World {
         let ground = Ground {
             store: &replica.store,
             rows: &|id| Ok(replica.rows.get(id).cloned()),
+            within: &|_| Ok(Vec::new()),
             changes: apply.changes(),
             made_with: &apply.group().made_with_knowledge,
             known: &apply.known,
             policy: apply.start.conflict_resolution_policy,
+            decisions: &apply.decisions,
         };
         let plan = match ground.plan(obtained, replica.id.clone(), replica.tick) {
             Ok(plan) => plan,
@@ -903,7 +945,7 @@ impl World {
         for (change, verdict) in changes.iter().zip(&verdicts) {
             leave_out(change, verdict, &mut apply.left_out);
             if let Some(version) = &change.change_version
-                && matches!(verdict, Verdict::Failed(_) | Verdict::Deferred)
+                && matches!(verdict, Verdict::Failed(_) | Verdict::Deferred(_))
             {
                 self.ghost.failing.entry(guid).or_default().insert((change.item_id.clone(), version.clone()));
             }
@@ -982,7 +1024,7 @@ fn need(replica: &Replica, apply: &Apply, change: &ItemChange, incoming: &Incomi
         });
     }
     let knowledge = (&*apply.group().made_with_knowledge, &apply.known);
-    let policy = apply.start.conflict_resolution_policy;
+    let policy = apply.decisions.whole(change, replica.rows.get(id), apply.start.conflict_resolution_policy);
     match settle(change, version, knowledge, replica.rows.get(id), incoming, policy) {
         Settlement::NeedsHeader | Settlement::NeedsContent => Ok(true),
         Settlement::Failed(error) => Err(error),

@@ -80,6 +80,15 @@ pub(crate) enum Step {
     CrashCoordinator {
         down: Duration,
     },
+    /// Another process takes the coordinator's place. What the former one had sent arrives up to so much later.
+    TakeOver {
+        late: Duration,
+    },
+    /// Another coordinator has the provider in a session of its own, where it is free.
+    BusyElsewhere {
+        replica: usize,
+        span: Duration,
+    },
     /// No message passes between coordinator and provider; `silent`: nor is anyone told so.
     Partition {
         replica: usize,
@@ -179,6 +188,18 @@ impl Scenario {
             };
             steps.push((time, step));
         }
+        // Of a stream of their own: a seed's other steps stay what they were before these came to be.
+        let beside = &mut Random::new(seed ^ 0x7461_6b65_6f76_6572);
+        for _ in 0..beside.below(4) {
+            let time = Duration::from_millis(beside.below(span.as_millis() as u64));
+            let span = Duration::from_millis(beside.pick(&[500, 3_000, 20_000, 90_000]));
+            let late = Duration::from_millis(beside.pick(&[20, 2_000, 20_000]));
+            let replica = beside.index(replicas);
+            match beside.below(if stormy { 2 } else { 1 }) {
+                0 => steps.push((time, Step::BusyElsewhere { replica, span })),
+                _ => steps.push((time, Step::TakeOver { late })),
+            }
+        }
         steps.sort_by_key(|(time, _)| *time);
         Self {
             seed,
@@ -197,7 +218,8 @@ impl Scenario {
             *time
                 + match step {
                     Step::CrashProvider { down, .. } | Step::CrashCoordinator { down } => *down,
-                    Step::Partition { span, .. } | Step::Slow { span, .. } => *span,
+                    Step::Partition { span, .. } | Step::Slow { span, .. } | Step::BusyElsewhere { span, .. } => *span,
+                    Step::TakeOver { late } => *late,
                     _ => Duration::ZERO,
                 }
         };

@@ -38,6 +38,7 @@ pub(crate) const TIMING: Timing = Timing {
     end_grace: Duration::from_secs(5),
     cancel_grace: Duration::from_secs(10),
     progress_interval: Duration::from_millis(200),
+    item_retry: Duration::from_secs(1),
 };
 
 /// A call on its way to a provider.
@@ -109,22 +110,83 @@ pub(crate) enum Frame {
 #[derive(Debug)]
 pub(crate) enum Happening {
     Step(Step),
-    Arrive { to: usize, life: u64, call: Call },
-    Reply { coordinator: u64, call: u64, result: Result<Payload, CallError> },
-    Frame { to: usize, life: u64, coordinator: u64, stream: u64, frame: Frame },
-    Output { coordinator: u64, stream: u64, output: Result<ProcessOutput, CallError> },
-    Idle { coordinator: u64, stream: u64 },
-    Timer { coordinator: u64, sync_guid: SyncGuid, timer: Timer, set: u64 },
-    Durable { coordinator: u64, commit: u64 },
-    Deliver { coordinator: u64, sync_guid: SyncGuid, role: ProviderRole, lapsed: bool },
-    OperationDue { coordinator: u64, operation: usize },
-    BeginDone { provider: usize, life: u64, call: Call },
-    LeaseOver { provider: usize, life: u64, sync_guid: SyncGuid },
-    Apply { provider: usize, life: u64, sync_guid: SyncGuid },
-    ProviderUp { provider: usize },
+    Arrive {
+        to: usize,
+        life: u64,
+        call: Call,
+    },
+    Reply {
+        coordinator: u64,
+        call: u64,
+        result: Result<Payload, CallError>,
+    },
+    Frame {
+        to: usize,
+        life: u64,
+        coordinator: u64,
+        stream: u64,
+        frame: Frame,
+    },
+    Output {
+        coordinator: u64,
+        stream: u64,
+        output: Result<ProcessOutput, CallError>,
+    },
+    Idle {
+        coordinator: u64,
+        stream: u64,
+    },
+    Timer {
+        coordinator: u64,
+        sync_guid: SyncGuid,
+        timer: Timer,
+        set: u64,
+    },
+    Durable {
+        coordinator: u64,
+        commit: u64,
+    },
+    Deliver {
+        coordinator: u64,
+        sync_guid: SyncGuid,
+        role: ProviderRole,
+        lapsed: bool,
+    },
+    OperationDue {
+        coordinator: u64,
+        operation: usize,
+    },
+    BeginDone {
+        provider: usize,
+        life: u64,
+        call: Call,
+    },
+    LeaseOver {
+        provider: usize,
+        life: u64,
+        sync_guid: SyncGuid,
+    },
+    Apply {
+        provider: usize,
+        life: u64,
+        sync_guid: SyncGuid,
+    },
+    ProviderUp {
+        provider: usize,
+    },
     CoordinatorUp,
-    Reachable { provider: usize, cut: u64 },
-    Quick { provider: usize },
+    Reachable {
+        provider: usize,
+        cut: u64,
+    },
+    Quick {
+        provider: usize,
+    },
+    /// The session with another coordinator is over.
+    Free {
+        provider: usize,
+        elsewhere: u64,
+    },
 }
 
 pub(crate) struct World {
@@ -167,6 +229,9 @@ pub(crate) struct Figures {
     pub(crate) lapsed: u64,
     pub(crate) adopted: u64,
     pub(crate) reconnects: u64,
+    pub(crate) taken_over: u64,
+    pub(crate) stale: u64,
+    pub(crate) found_busy: u64,
 }
 
 impl std::ops::AddAssign for Figures {
@@ -181,6 +246,9 @@ impl std::ops::AddAssign for Figures {
         self.lapsed += other.lapsed;
         self.adopted += other.adopted;
         self.reconnects += other.reconnects;
+        self.taken_over += other.taken_over;
+        self.stale += other.stale;
+        self.found_busy += other.found_busy;
     }
 }
 
@@ -325,6 +393,9 @@ impl World {
                 }
             }
             Happening::Quick { provider } => self.providers[provider].slow = Duration::ZERO,
+            Happening::Free { provider, elsewhere } => {
+                self.providers[provider].elsewhere.take_if(|session| *session == elsewhere);
+            }
             Happening::CoordinatorUp => {
                 if self.coordinator.is_none() {
                     self.start_coordinator();
@@ -388,6 +459,15 @@ impl World {
                 if self.coordinator.is_some() {
                     self.crash_coordinator();
                     self.queue_in(down, Happening::CoordinatorUp);
+                }
+            }
+            Step::TakeOver { late } => self.take_over(late),
+            Step::BusyElsewhere { replica, span } => {
+                let elsewhere = self.id();
+                let provider = &mut self.providers[replica];
+                if provider.up && provider.sessions.is_empty() && provider.elsewhere.is_none() {
+                    provider.elsewhere = Some(elsewhere);
+                    self.queue_in(span, Happening::Free { provider: replica, elsewhere });
                 }
             }
             Step::Partition { replica, silent, span } => {
@@ -487,6 +567,7 @@ impl World {
         let coordinator = self.lives;
         self.history.add(self.now, || format!("{} {} → {}", short(sync_guid), body.name(), name(to)));
         let call = Call { id, coordinator, sync_guid, epoch, body, duplicate: false };
+        self.epoch_is_sent(&call);
         let provider = &self.providers[to];
         let life = provider.life;
         let unreachable = !provider.up || provider.reach == Reach::Refused;
@@ -510,6 +591,20 @@ impl World {
         }
         self.queue_in(deadline, Happening::Reply { coordinator, call: id, result: Err(CallError::Deadline(deadline)) });
         id
+    }
+
+    /// A session that was taken over is of a higher epoch than before.
+    fn epoch_is_sent(&mut self, call: &Call) {
+        if matches!(call.body, Body::Identify) {
+            return;
+        }
+        let sent = (call.coordinator, call.epoch);
+        let before = self.ghost.epochs.insert(call.sync_guid, sent).unwrap_or(sent);
+        if before.0 < sent.0 && before.1 >= sent.1 {
+            let message =
+                format!("{} of epoch {} is taken over with epoch {}", short(call.sync_guid), before.1, sent.1);
+            self.fail(Check::Epoch, message);
+        }
     }
 
     fn lose(&mut self, call: u64, coordinator: u64) {

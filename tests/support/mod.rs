@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use scripted::Scripted;
-use synclave::command::BeginSession;
+use synclave::command::{BeginSession, StartOperation};
 use synclave::coordinator::{Coordinator, Options, Providers};
 use synclave::grpc::provider::DialOptions;
 use synclave::server::{incoming, serve_provider};
 use synclave::session::Timing;
-use synclave::store::SessionRecord;
+use synclave::store::{SessionRecord, SyncDirection};
+use synclave::sync_info::{Change, Cursor, WatchEvent};
 use synclave::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction, OperationId, SessionKind};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ pub fn timing() -> Timing {
         end_grace: Duration::from_millis(1_500),
         cancel_grace: Duration::from_millis(600),
         progress_interval: Duration::from_millis(20),
+        item_retry: Duration::from_millis(10),
     }
 }
 
@@ -55,6 +57,21 @@ pub fn serve_scripted(provider: &Scripted, stop: CancellationToken) -> Endpoint 
     endpoint
 }
 
+/// The records of the next message of a watch; none where it has no changes.
+pub async fn next_records(cursor: &mut Cursor) -> Vec<Arc<SessionRecord>> {
+    match cursor.next().await.event {
+        WatchEvent::Changes(frame) => frame
+            .entries
+            .iter()
+            .filter_map(|entry| match &entry.change {
+                Change::SyncInfo { record, .. } => Some(record.clone()),
+                _ => None,
+            })
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
 pub struct Bench {
     pub coordinator: Coordinator,
     pub source: Endpoint,
@@ -78,11 +95,37 @@ impl Bench {
 
     /// Begins one session, as SessionService.BeginSession does.
     pub async fn begin(&self) -> OperationId {
+        self.begin_between(self.source.clone(), self.destination.clone()).await
+    }
+
+    /// The same, to another destination.
+    pub async fn begin_to(&self, destination: &Scripted) -> OperationId {
+        self.begin_between(self.source.clone(), serve_scripted(destination, self.stop.clone())).await
+    }
+
+    /// Starts an operation in one direction.
+    pub async fn operate(&self, max_attempts: u32) -> OperationId {
+        let command = StartOperation {
+            request_id: None,
+            source: self.source.clone(),
+            destination: self.destination.clone(),
+            direction: SyncDirection::Upload,
+            conflict_resolution_policy: ConflictResolutionPolicy::SourceProviderWins,
+            full_enumeration_action: FullEnumerationAction::Abort,
+            collision_conflict_resolution_policy: Default::default(),
+            allow_mass_delete: false,
+            max_attempts,
+            max_sessions: 8,
+        };
+        self.coordinator.operations.start(command).await.expect("accepted").operation_id
+    }
+
+    async fn begin_between(&self, source: Endpoint, destination: Endpoint) -> OperationId {
         let command = BeginSession {
             request_id: None,
             kind: SessionKind::Coordinated,
-            source: self.source.clone(),
-            destination: self.destination.clone(),
+            source,
+            destination,
             conflict_resolution_policy: ConflictResolutionPolicy::SourceProviderWins,
             full_enumeration_action: FullEnumerationAction::Abort,
             collision_conflict_resolution_policy: Default::default(),

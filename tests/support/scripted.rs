@@ -107,6 +107,7 @@ struct State {
     shrink: bool,
     tick: u64,
     instance: u32,
+    busy_roles: Vec<ProviderRole>,
 }
 
 /// Cheap to clone: all clones are the same provider.
@@ -156,6 +157,7 @@ impl Scripted {
                 shrink: false,
                 tick: 0,
                 instance: 0,
+                busy_roles: Vec::new(),
             }),
             called: watch::channel(0).0,
             dying: watch::channel(false).0,
@@ -174,6 +176,20 @@ impl Scripted {
 
     pub fn fault(&self, call: Call, fault: Fault) {
         self.state.lock().unwrap().faults.insert(call, fault);
+    }
+
+    /// From now on it is in a session of another coordinator, and refuses BeginSession; it says so when it is asked who it is
+    /// only where it `tells`.
+    pub fn join_elsewhere(&self, tells: bool) {
+        let busy = Refusal::own(RefusalCode::Unavailable, "BUSY", Hresult::SYNC_E_INVALID_OPERATION, "in a session");
+        self.fault(Call::Begin, Fault::Refuse(busy));
+        self.state.lock().unwrap().busy_roles = if tells { ProviderRole::BOTH.to_vec() } else { Vec::new() };
+    }
+
+    /// That session is over.
+    pub fn leave_elsewhere(&self) {
+        self.mend(Call::Begin);
+        self.state.lock().unwrap().busy_roles.clear();
     }
 
     pub fn mend(&self, call: Call) {
@@ -212,6 +228,14 @@ impl Scripted {
         let name = format!("{call:?}");
         let mut called = self.called.subscribe();
         called.wait_for(|_| self.calls().contains(&name)).await.expect("the provider lives as long as the test");
+    }
+
+    /// Waits until a call has come in so often.
+    pub async fn wait_for_count(&self, call: Call, count: usize) {
+        let name = format!("{call:?}");
+        let often = || self.calls().iter().filter(|called| **called == name).count() >= count;
+        let mut called = self.called.subscribe();
+        called.wait_for(|_| often()).await.expect("the provider lives as long as the test");
     }
 
     pub fn open_sessions(&self) -> usize {
@@ -388,6 +412,7 @@ impl Provider for Scripted {
             member_name: format!("scripted {}", self.replica.as_bytes()[0]),
             limits: ProviderLimits::default(),
             capabilities: Vec::new(),
+            busy_roles: self.state.lock().unwrap().busy_roles.clone(),
             incarnation_id: String::new(),
         })
     }

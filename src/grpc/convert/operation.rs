@@ -27,7 +27,9 @@ pub fn encode_operation(record: &OperationRecord) -> pb::Operation {
         collision_conflict_resolution_policy: Some(
             pb::CollisionConflictResolutionPolicy::from(record.collision_conflict_resolution_policy).into(),
         ),
-        ..Default::default()
+        conflicts_deferred: record.conflicts_deferred,
+        items_failed: record.items_failed,
+        items_set_aside: record.items_set_aside,
     }
 }
 

@@ -72,8 +72,16 @@ fn id_parameters(parameters: pb::IdParameters, at: Path<'_>, violations: &mut Vi
 
 /// Encodes who a provider is.
 pub fn encode_provider_info(info: ProviderInfo) -> pb::GetIdParametersResponse {
-    let ProviderInfo { id_parameters, replica_id, instance_id, member_name, limits, capabilities, incarnation_id } =
-        info;
+    let ProviderInfo {
+        id_parameters,
+        replica_id,
+        instance_id,
+        member_name,
+        limits,
+        capabilities,
+        incarnation_id,
+        busy_roles,
+    } = info;
     let ProviderLimits { max_source_sessions, max_changes, max_bytes, max_inline_bytes } = limits;
     pb::GetIdParametersResponse {
         id_parameters: Some(encode_id_parameters(&id_parameters)),
@@ -82,6 +90,7 @@ pub fn encode_provider_info(info: ProviderInfo) -> pb::GetIdParametersResponse {
         member_name,
         limits: Some(pb::ProviderLimits { max_source_sessions, max_changes, max_bytes, max_inline_bytes }),
         capabilities,
+        busy_roles: busy_roles.into_iter().map(|role| pb::SyncProviderRole::from(role).into()).collect(),
         incarnation_id,
     }
 }
@@ -95,6 +104,7 @@ pub fn provider_info(response: pb::GetIdParametersResponse, violations: &mut Vio
         member_name,
         limits,
         capabilities,
+        busy_roles,
         incarnation_id,
     } = response;
     let schema_at = Path::ROOT.field("id_parameters");
@@ -115,6 +125,10 @@ pub fn provider_info(response: pb::GetIdParametersResponse, violations: &mut Vio
         member_name,
         limits: ProviderLimits { max_source_sessions, max_changes, max_bytes, max_inline_bytes },
         capabilities,
+        busy_roles: busy_roles
+            .into_iter()
+            .filter_map(|role| enums::provider_role(Some(role), Path::ROOT.field("busy_roles"), violations))
+            .collect(),
         incarnation_id,
     })
 }

@@ -9,11 +9,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
-use super::{CONFLICTS, cancel_operation, get_operation, list_operations, start_operation, synchronize};
+use super::{cancel_operation, conflicts, get_operation, list_operations, start_operation, synchronize};
 use crate::coordinator::Coordinator;
+use crate::grpc::convert::conflict::{encode_conflict, encode_item_error};
 use crate::grpc::convert::operation::encode_operation;
 use crate::grpc::convert::sync_info::encode_entry;
 use crate::grpc::{MESSAGE_LIMIT, status};
+use crate::operation;
 use crate::pb;
 use crate::pb::operation_service_server::{OperationService, OperationServiceServer};
 use crate::provider::{Refusal, RefusalCode};
@@ -112,48 +114,66 @@ impl OperationService for OperationServer {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
+    type LoadConflictDataStream = ReceiverStream<Result<pb::LoadConflictDataResponse, Status>>;
+
     async fn list_conflicts(
         &self,
-        _: Request<pb::ListConflictsRequest>,
+        request: Request<pb::ListConflictsRequest>,
     ) -> Result<Response<pb::ListConflictsResponse>, Status> {
-        Err(status::unimplemented(CONFLICTS))
+        let (operation_id, page) = conflicts::list_conflicts(request.into_inner())?;
+        let listed = self.coordinator.store.conflicts(operation_id, page.size, &page.token).await;
+        let (found, left_out) = listed.map_err(|error| status::from_store(&error))?;
+        let conflicts = found.items.iter().map(encode_conflict).collect();
+        Ok(Response::new(pb::ListConflictsResponse { conflicts, next_page_token: found.next_page_token, left_out }))
     }
-
-    type LoadConflictDataStream = ReceiverStream<Result<pb::LoadConflictDataResponse, Status>>;
 
     async fn get_conflict(
         &self,
-        _: Request<pb::GetConflictRequest>,
+        request: Request<pb::GetConflictRequest>,
     ) -> Result<Response<pb::GetConflictResponse>, Status> {
-        Err(status::unimplemented(CONFLICTS))
+        let id = conflicts::conflict_id(&request.get_ref().conflict_id)?;
+        let found = self.coordinator.store.conflict(id).await.map_err(|error| status::from_store(&error))?;
+        let record = found.ok_or_else(|| conflicts::refused(&operation::conflicts::Error::NotFound(id)))?;
+        Ok(Response::new(pb::GetConflictResponse { conflict: Some(encode_conflict(&record)) }))
     }
 
     async fn load_conflict_data(
         &self,
-        _: Request<pb::LoadConflictDataRequest>,
+        request: Request<pb::LoadConflictDataRequest>,
     ) -> Result<Response<Self::LoadConflictDataStream>, Status> {
-        Err(status::unimplemented(CONFLICTS))
-    }
-
-    async fn list_item_errors(
-        &self,
-        _: Request<pb::ListItemErrorsRequest>,
-    ) -> Result<Response<pb::ListItemErrorsResponse>, Status> {
-        Err(status::unimplemented(CONFLICTS))
-    }
-
-    async fn retry_item_errors(
-        &self,
-        _: Request<pb::RetryItemErrorsRequest>,
-    ) -> Result<Response<pb::RetryItemErrorsResponse>, Status> {
-        Err(status::unimplemented(CONFLICTS))
+        let _ = request;
+        Err(status::unimplemented(conflicts::CONFLICT_DATA))
     }
 
     async fn resolve_conflict(
         &self,
-        _: Request<pb::ResolveConflictRequest>,
+        request: Request<pb::ResolveConflictRequest>,
     ) -> Result<Response<pb::ResolveConflictResponse>, Status> {
-        Err(status::unimplemented(CONFLICTS))
+        let (id, decision) = conflicts::resolve_conflict(request.into_inner())?;
+        let resolved = operation::conflicts::resolve(&self.coordinator.store, id, decision).await;
+        let record = resolved.map_err(|error| conflicts::refused(&error))?;
+        Ok(Response::new(pb::ResolveConflictResponse { conflict: Some(encode_conflict(&record)) }))
+    }
+
+    async fn list_item_errors(
+        &self,
+        request: Request<pb::ListItemErrorsRequest>,
+    ) -> Result<Response<pb::ListItemErrorsResponse>, Status> {
+        let (operation_id, page) = conflicts::list_item_errors(request.into_inner())?;
+        let listed = self.coordinator.store.item_errors(operation_id, page.size, &page.token).await;
+        let (found, left_out) = listed.map_err(|error| status::from_store(&error))?;
+        let item_errors = found.items.iter().map(encode_item_error).collect();
+        Ok(Response::new(pb::ListItemErrorsResponse { item_errors, next_page_token: found.next_page_token, left_out }))
+    }
+
+    async fn retry_item_errors(
+        &self,
+        request: Request<pb::RetryItemErrorsRequest>,
+    ) -> Result<Response<pb::RetryItemErrorsResponse>, Status> {
+        let (ids, operation_id) = conflicts::retry_item_errors(request.into_inner())?;
+        let retried = self.coordinator.store.retry_item_errors(ids, operation_id).await;
+        let retried = retried.map_err(|error| status::from_store(&error))? as u64;
+        Ok(Response::new(pb::RetryItemErrorsResponse { retried }))
     }
 }
 

@@ -52,6 +52,7 @@ fn info() -> ProviderInfo {
         member_name: "fake".to_owned(),
         limits: ProviderLimits { max_source_sessions: 2, max_changes: 3, max_bytes: 4, max_inline_bytes: 5 },
         capabilities: vec!["SOMETHING_NEW".to_owned()],
+        busy_roles: vec![ProviderRole::Destination],
         incarnation_id: "first".to_owned(),
     }
 }

@@ -27,7 +27,8 @@ use super::detection::{is_mass_delete, mass_delete};
 use super::session::{Session, Work};
 use super::{Shared, canceled, lock, metadata_failed, panicked};
 use crate::knowledge::{
-    ChangeBatch, ChangeGroup, ChangeOutcome, Digest, GroupKind, ItemChange, Knowledge, OutcomeKind, Selection,
+    ChangeBatch, ChangeGroup, ChangeOutcome, ConstraintConflict, Digest, GroupKind, ItemChange, Knowledge, OutcomeKind,
+    Selection,
 };
 use crate::provider::{
     CallError, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Refusal, RefusalCode,
@@ -35,11 +36,14 @@ use crate::provider::{
 use crate::types::{FullEnumerationAction, Hresult};
 
 pub(super) mod carry_out;
+pub(super) mod constraint;
+pub(super) mod decisions;
 pub(super) mod fetch;
 pub(super) mod merge;
 pub(super) mod plan;
 pub(super) mod settle;
 
+use decisions::Decisions;
 use fetch::Wire;
 
 /// Changes that are applied together at most.
@@ -131,6 +135,7 @@ struct Applier<'a> {
     shared: &'a Shared,
     session: &'a Session,
     start: ProcessStart,
+    decisions: Decisions,
     batch: &'a ChangeBatch,
     progress: &'a Progress,
     /// The destination's knowledge before the batch: all decisions rest on it.
@@ -161,7 +166,7 @@ impl<'a> Applier<'a> {
     fn new(
         shared: &'a Shared,
         session: &'a Session,
-        start: ProcessStart,
+        mut start: ProcessStart,
         batch: &'a ChangeBatch,
         progress: &'a Progress,
     ) -> Result<Self, CallError> {
@@ -183,7 +188,8 @@ impl<'a> Applier<'a> {
         }
         let has_prerequisite = known.contains(&batch.prerequisite_knowledge);
         let held = AtomicU64::new(0);
-        Ok(Self { shared, session, start, batch, progress, known, has_prerequisite, held })
+        let decisions = Decisions::new(std::mem::take(&mut start.resolutions));
+        Ok(Self { shared, session, start, decisions, batch, progress, known, has_prerequisite, held })
     }
 
     fn run(self, mut wire: Wire) -> Result<ProcessResult, CallError> {
@@ -266,7 +272,11 @@ impl<'a> Applier<'a> {
         }
         let left_out = match (outcome.kind, &outcome.error) {
             (OutcomeKind::RecoverableError, Some(error)) => error.error_description.clone(),
-            (OutcomeKind::Deferred, _) => "in conflict, and the policy leaves it to you".to_owned(),
+            (OutcomeKind::Deferred, _) => match &outcome.constraint {
+                Some(ConstraintConflict { conflicting_item_id: Some(item), .. }) => format!("{item} is in its place"),
+                Some(_) => "this store cannot hold it here".to_owned(),
+                None => "in conflict, and the policy leaves it to you".to_owned(),
+            },
             _ => return,
         };
         lock(&self.shared.report).left_out(outcome.item_id.to_string(), left_out);

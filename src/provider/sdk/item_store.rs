@@ -260,6 +260,12 @@ pub trait ItemStore: fmt::Debug + Send + Sync + 'static {
     /// cannot keep both.
     fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId>;
 
+    /// The name under which an item goes on that gives way to another one at `id`; also of one that holds others, which then
+    /// come with it: their ids begin with its own. `attempt` counts from 1. `None`: the store has no name for it.
+    fn other_id(&self, id: &ItemId, item: &ItemState, attempt: u32) -> Option<ItemId> {
+        self.conflict_copy_id(id, item, attempt)
+    }
+
     /// Containers of `id`, from the nearest outwards: a deletion of one is carried out when nothing is left in it.
     fn containers(&self, id: &ItemId) -> Vec<ItemId>;
 }

@@ -272,6 +272,25 @@ impl Metadata {
             .map(|found| found.map(|(_, row)| row))
     }
 
+    /// Live items whose ids begin with `id`, ascending; without itself.
+    pub(super) fn alive_behind(&self, id: &ItemId) -> rusqlite::Result<Vec<(ItemId, Row)>> {
+        let first = id.as_bytes();
+        // The first id that does not begin with it: the next one of the same length.
+        let last = first.iter().rposition(|byte| *byte < u8::MAX).map(|at| {
+            let mut end = first[..=at].to_vec();
+            end[at] += 1;
+            end
+        });
+        self.connection
+            .prepare_cached(concat!(
+                "SELECT ",
+                columns!(),
+                " FROM items WHERE item_id > ?1 AND (?2 IS NULL OR item_id < ?2) AND deleted = 0 ORDER BY item_id"
+            ))?
+            .query_map(rusqlite::params![first, last], |row| self.read(row))?
+            .collect()
+    }
+
     /// Number of items that are not tombstones.
     pub(super) fn alive(&self) -> rusqlite::Result<u64> {
         self.connection

@@ -110,6 +110,12 @@ impl Session {
         standing.deadline = Instant::now() + standing.lease;
     }
 
+    /// Being ended, or to be ended by its lease.
+    fn has_lapsed(&self, now: Instant) -> bool {
+        let standing = lock(&self.standing);
+        standing.phase == Phase::Ending || (standing.phase == Phase::Active && standing.deadline <= now)
+    }
+
     /// Remembers content that was deleted or displaced, which the store may still have until the session ends.
     pub(super) fn remember_deleted(&self, id: &ItemId, known: KnownItem) {
         let mut deleted = lock(&self.deleted);
@@ -199,14 +205,7 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
         }
         None => {}
     }
-    let sources = registry.live.values().filter(|session| session.role == ProviderRole::Source).count();
-    let destinations = registry.live.len() - sources;
-    let busy = match (shared.options.max_source_sessions, request.role) {
-        (0 | 1, _) => sources + destinations > 0,
-        (_, ProviderRole::Destination) => destinations > 0,
-        (limit, ProviderRole::Source) => sources >= limit as usize,
-    };
-    if busy {
+    if is_busy(shared, request.role, registry.live.values()) {
         return Err(Refusal::own(
             RefusalCode::Unavailable,
             "BUSY",
@@ -238,6 +237,24 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
     registry.live.insert(sync_guid, session.clone());
     let token = session.work.token();
     Ok(Work { session, _token: token })
+}
+
+/// True when these are as many sessions as the provider takes in that role.
+fn is_busy<'a>(shared: &Shared, role: ProviderRole, sessions: impl Iterator<Item = &'a Arc<Session>>) -> bool {
+    let (sources, destinations): (Vec<_>, Vec<_>) = sessions.partition(|session| session.role == ProviderRole::Source);
+    match (shared.options.max_source_sessions, role) {
+        (0 | 1, _) => sources.len() + destinations.len() > 0,
+        (_, ProviderRole::Destination) => !destinations.is_empty(),
+        (limit, ProviderRole::Source) => sources.len() >= limit as usize,
+    }
+}
+
+/// Roles in which BeginSession would be refused with BUSY now: what has lapsed is ended by it, and does not count.
+pub(super) fn busy_roles(shared: &Shared) -> Vec<ProviderRole> {
+    let now = Instant::now();
+    let registry = lock(&shared.registry);
+    let lasting = || registry.live.values().filter(|session| !session.has_lapsed(now));
+    ProviderRole::BOTH.into_iter().filter(|role| is_busy(shared, *role, lasting())).collect()
 }
 
 /// The end of BeginSession: the lease runs from here on.
@@ -272,11 +289,7 @@ async fn watch_lease(shared: Weak<Shared>, session: Arc<Session>) {
 
 fn lapsed(shared: &Shared) -> Vec<Arc<Session>> {
     let now = Instant::now();
-    let over = |session: &&Arc<Session>| {
-        let standing = lock(&session.standing);
-        standing.phase == Phase::Ending || (standing.phase == Phase::Active && standing.deadline <= now)
-    };
-    lock(&shared.registry).live.values().filter(over).cloned().collect()
+    lock(&shared.registry).live.values().filter(|session| session.has_lapsed(now)).cloned().collect()
 }
 
 /// Finds a session for a call, renews its lease, and checks the epoch. `role` is the one that the call belongs to.
@@ -365,10 +378,12 @@ pub(super) async fn end(shared: &Arc<Shared>, request: EndSession) -> Result<(),
         }
     };
     {
-        let standing = lock(&session.standing);
+        let mut standing = lock(&session.standing);
         if epoch < standing.epoch {
             return Err(stale(sync_guid, standing.epoch));
         }
+        // Remembered with the session: who it was taken over from is late, not wrong.
+        standing.epoch = epoch;
     }
     // A task of its own, so that the end is completed also when the caller goes away.
     let shared = shared.clone();

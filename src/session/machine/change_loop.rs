@@ -52,12 +52,15 @@ impl Machine {
         };
         if self.referee.is_none() {
             let [Some(source), Some(destination)] = &self.infos else { return };
-            self.referee = Some(Box::new(Referee::new(
+            let mut referee = Box::new(Referee::new(
                 source.id_parameters,
                 source.replica_id.clone(),
                 destination.replica_id.clone(),
                 self.record.full_enumeration_action,
-            )));
+            ));
+            let [source, destination] = [source.replica_id.clone(), destination.replica_id.clone()];
+            self.begin_with_standing(&mut referee, &source, &destination, &parameters.knowledge, effects);
+            self.referee = Some(referee);
         }
         let Some(referee) = self.referee.as_mut() else { return };
         if let Err(breach) = referee.parameters(&parameters.knowledge) {
@@ -125,7 +128,11 @@ impl Machine {
         self.record.phase = "APPLYING".to_owned();
         self.step = Step::Processing;
         effects.push(Effect::Publish);
-        effects.push(Effect::Process { batch, referee });
+        let collisions = self.record.collision_conflict_resolution_policy;
+        let source = self.infos[0].as_ref().map(|info| &info.replica_id);
+        let resolutions =
+            source.map(|source| self.standing.resolutions(source, &batch, collisions)).unwrap_or_default();
+        effects.push(Effect::Process { batch, referee, resolutions });
     }
 
     pub(super) fn relayed(&mut self, relayed: Relayed, now: Now, effects: &mut Vec<Effect>) {
@@ -194,6 +201,7 @@ impl Machine {
         self.lost_since = None;
         self.losses = 0;
         self.left_out += report.failed + report.deferred + report.not_reached;
+        let report = self.find(report, effects);
         self.count(
             Relayed {
                 bytes: report.bytes,
@@ -209,6 +217,7 @@ impl Machine {
             return self.stop(now, effects);
         }
         if self.batch.is_last {
+            self.end_with_standing(effects);
             return self.conclude_well(now, effects);
         }
         self.ask(effects);

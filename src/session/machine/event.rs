@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::knowledge::ChangeBatch;
+use crate::knowledge::{ChangeBatch, Resolution};
 use crate::provider::{
     CallError, ChangeBatchRequest, ProgressReport, ProviderFault, ProviderInfo, Renewal, SyncBatchParameters,
 };
 use crate::referee::{BatchReport, Referee};
-use crate::store::{EndNotice, OwedEnd};
+use crate::store::conflicts::Findings;
+use crate::store::{EndNotice, OwedEnd, Standing};
 use crate::types::ProviderRole;
 
 /// The time, on both clocks.
@@ -26,8 +27,8 @@ pub struct Now {
 pub enum Event {
     /// The session's task runs. First.
     Started,
-    /// Both replicas are free and now held for this session.
-    Admitted,
+    /// Both replicas are held for this session; what stands between them from before, `None` where they were held all along.
+    Admitted(Option<Box<Standing>>),
     /// Not yet: why, UPPER_SNAKE.
     Waiting(String),
     /// What was asked to be committed is durable.
@@ -116,6 +117,8 @@ pub enum Timer {
     Renew,
     /// Try to reach a provider again.
     Reconnect(ProviderRole),
+    /// A provider that was busy elsewhere may be free.
+    AskAgain,
     /// A cancelled call has had its grace.
     CancelGrace,
     /// EndSession has had its grace.
@@ -133,8 +136,11 @@ pub enum Timer {
 pub enum Effect {
     /// Call GetIdParameters.
     Identify(ProviderRole),
-    /// Ask for both replicas at once; answered by `Admitted`, perhaps after `Waiting`.
+    /// Ask for both replicas at once; answered by `Admitted`, perhaps after `Waiting`. Where they are held, they are kept unless
+    /// one of them is owed an EndSession.
     Admit,
+    /// Let both replicas go: the session waits for something else.
+    Release,
     /// Call BeginSession.
     Begin(ProviderRole),
     /// Call RenewSession.
@@ -154,7 +160,11 @@ pub enum Effect {
         batch: ChangeBatch,
         /// Judges the frames; comes back with `Processed`.
         referee: Box<Referee>,
+        /// Decisions about items of the batch.
+        resolutions: Vec<Resolution>,
     },
+    /// Write down what a batch showed, with the next commit.
+    Record(Box<Findings>),
     /// Send the cancel message on the stream of ProcessChangeBatch.
     CancelWork,
     /// Cut every call under way but EndSession.

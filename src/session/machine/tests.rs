@@ -15,8 +15,8 @@ use crate::provider::{
 };
 use crate::store::{Counters, Member};
 use crate::types::{
-    ConflictResolutionPolicy, Endpoint, FullEnumerationAction, InitiationReason, OperationId, SessionKind, SyncGuid,
-    SyncProgressStage,
+    ConflictResolutionPolicy, Endpoint, FullEnumerationAction, Hresult, InitiationReason, OperationId, SessionKind,
+    SyncGuid, SyncProgressStage,
 };
 
 const FORMAT: IdFormat = IdFormat::Variable(4096);
@@ -90,8 +90,14 @@ fn info(role: ProviderRole) -> ProviderInfo {
         member_name: role.to_string(),
         limits: ProviderLimits::default(),
         capabilities: Vec::new(),
+        busy_roles: Vec::new(),
         incarnation_id: String::new(),
     }
+}
+
+/// As a provider refuses BeginSession that is in another coordinator's session.
+fn busy() -> Refusal {
+    Refusal::own(RefusalCode::Unavailable, "BUSY", Hresult::SYNC_E_INVALID_OPERATION, "in a session elsewhere")
 }
 
 fn replica(role: ProviderRole) -> ReplicaId {
@@ -130,6 +136,10 @@ struct World {
     cleared: [bool; 2],
     owed_recorded: bool,
     outcome_recorded: bool,
+    /// Both replicas are held.
+    held: bool,
+    /// Who said last that it would refuse BeginSession.
+    busy: [bool; 2],
     finished: bool,
 }
 
@@ -146,6 +156,8 @@ impl World {
             cleared: [false; 2],
             owed_recorded: false,
             outcome_recorded: false,
+            held: false,
+            busy: [false; 2],
             finished: false,
         };
         world.feed(Event::Started);
@@ -189,7 +201,10 @@ impl World {
 
     fn take(&mut self, effect: Effect) {
         match effect {
+            Effect::Release => self.held = false,
             Effect::Begin(role) => {
+                assert!(self.held, "BeginSession goes out while both replicas are held");
+                assert_eq!(self.busy, [false; 2], "nobody is sent BeginSession who has said that it would refuse");
                 self.begins[role as usize] += 1;
                 assert_eq!(self.begins[role as usize], 1, "BeginSession goes out at most once");
                 assert!(self.owed_recorded, "the EndSession that is owed is recorded before BeginSession goes out");
@@ -218,7 +233,9 @@ impl World {
             }
             Effect::Finish => {
                 self.finished = true;
-                assert!(self.machine.record().state.is_final());
+                let record = self.machine.record();
+                assert!(record.state.is_final());
+                assert!(!record.error_message.contains("elsewhere") || record.provider_with_error.is_none());
                 for role in ProviderRole::BOTH {
                     let role = role as usize;
                     assert!(
@@ -289,9 +306,23 @@ impl World {
         let sent = self.now.instant;
         let answered = |role, answer| Event::Answered { role, sent, answer };
         match effect {
-            Effect::Identify(role) => answered(role, Answer::Identified(error.map_or_else(|| Ok(info(role)), Err))),
-            Effect::Admit => Event::Admitted,
+            Effect::Identify(role) => {
+                let busy_roles = if choice == 9 { vec![role] } else { Vec::new() };
+                self.busy[role as usize] = error.is_none() && choice == 9;
+                let told = || Ok(ProviderInfo { busy_roles, ..info(role) });
+                answered(role, Answer::Identified(error.map_or_else(told, Err)))
+            }
+            Effect::Admit if choice == 9 => {
+                self.held = false;
+                self.pending.push(Effect::Admit);
+                Event::Waiting("SOURCE_BUSY".to_owned())
+            }
+            Effect::Admit => {
+                self.held = true;
+                Event::Admitted(None)
+            }
             Effect::Begin(role) => {
+                let error = if choice == 9 { Some(CallError::Refused(busy())) } else { error };
                 if error.as_ref().is_some_and(CallError::had_no_effect) {
                     self.begin_may_have_succeeded[role as usize] = false;
                 }
@@ -382,6 +413,120 @@ fn course(shape: Shape, at_work: Option<Event>) -> Vec<SyncState> {
 #[test]
 fn a_calm_session_goes_through_the_four_states() {
     assert_eq!(course(Shape::Coordinated, None), IN_SYNC);
+}
+
+impl World {
+    /// Answers the first pending effect that `which` picks, as `choice` says.
+    fn answer_first(&mut self, which: impl Fn(&Effect) -> bool, choice: u8) {
+        let at = self.pending.iter().position(which).expect("it is asked for");
+        let effect = self.pending.remove(at);
+        let event = self.answer(effect, choice);
+        self.feed(event);
+    }
+
+    fn timer(&mut self, timer: Timer) {
+        self.timers.retain(|_, other| *other != timer);
+        self.feed(Event::Timer(timer));
+    }
+}
+
+#[test]
+fn a_provider_that_is_busy_elsewhere_is_waited_for_with_nothing_held() {
+    const BUSY: u8 = 9;
+    let identify = |role| move |effect: &Effect| matches!(effect, Effect::Identify(asked) if *asked == role);
+    let mut world = World::new(Shape::Coordinated);
+    world.answer_first(identify(ProviderRole::Source), 0);
+    world.answer_first(identify(ProviderRole::Destination), BUSY);
+    for round in 0..3 {
+        // Asked once more while both are held: the first word may have meant a session of this coordinator.
+        world.answer_first(|effect| matches!(effect, Effect::Admit), 0);
+        world.answer_first(identify(ProviderRole::Destination), BUSY);
+        world.answer_first(identify(ProviderRole::Source), 0);
+        assert!(!world.held && world.pending.is_empty(), "round {round}");
+        let record = world.machine.record();
+        assert_eq!((record.state, &*record.waiting_reason), (SyncState::Initialized, "DESTINATION_BUSY_ELSEWHERE"));
+        world.timer(Timer::AskAgain);
+    }
+    world.answer_first(|effect| matches!(effect, Effect::Admit), 0);
+    world.answer_first(identify(ProviderRole::Destination), 0);
+    world.answer_first(identify(ProviderRole::Source), 0);
+    // Still held, and nothing is owed to either meanwhile.
+    assert!(world.held);
+    world.answer_first(|effect| matches!(effect, Effect::Admit), 0);
+    assert_eq!((world.machine.record().state, &*world.machine.record().waiting_reason), (SyncState::Connecting, ""));
+    world.calm_down();
+    assert_eq!((world.machine.record().state, world.begins), (SyncState::InSync, [1, 1]));
+}
+
+#[test]
+fn a_session_that_waits_for_a_busy_provider_can_be_cancelled() {
+    let mut world = World::new(Shape::Coordinated);
+    while world.machine.step != Step::BusyElsewhere {
+        let choice = if matches!(world.pending[0], Effect::Identify(_)) { 9 } else { 0 };
+        world.answer_first(|_| true, choice);
+    }
+    world.feed(Event::Cancel { cause: "CANCELED".to_owned(), reason: "a test".to_owned() });
+    world.calm_down();
+    assert_eq!((world.machine.record().state, world.begins), (SyncState::Interrupted, [0, 0]));
+}
+
+#[test]
+fn a_provider_that_another_coordinator_was_quicker_with_is_not_blamed() {
+    let mut world = World::new(Shape::Coordinated);
+    while world.machine.step != Step::Beginning {
+        world.step(0);
+    }
+    let begin = |role| move |effect: &Effect| matches!(effect, Effect::Begin(asked) if *asked == role);
+    world.answer_first(begin(ProviderRole::Source), 0);
+    world.answer_first(begin(ProviderRole::Destination), 9);
+    world.calm_down();
+    let record = world.machine.record();
+    assert_eq!((record.state, record.provider_with_error), (SyncState::InError, None));
+    assert_eq!(world.machine.failure().map(|failure| failure.retry), Some(crate::session::blame::Retry::Uncounted));
+}
+
+#[test]
+fn a_provider_that_speaks_for_another_replica_after_a_wait_is_admitted_anew() {
+    let mut world = World::new(Shape::Coordinated);
+    while world.machine.step != Step::Admitting {
+        world.step(0);
+    }
+    world.feed(Event::Waiting("SOURCE_BUSY".to_owned()));
+    world.answer_first(|effect| matches!(effect, Effect::Admit), 0);
+    let other = ProviderInfo { replica_id: ReplicaId::from(vec![7; 16]), ..info(ProviderRole::Source) };
+    let sent = world.now.instant;
+    world.pending.retain(|effect| !matches!(effect, Effect::Identify(ProviderRole::Source)));
+    world.feed(Event::Answered { role: ProviderRole::Source, sent, answer: Answer::Identified(Ok(other)) });
+    assert!(!world.held);
+    world.answer_first(|effect| matches!(effect, Effect::Identify(ProviderRole::Destination)), 0);
+    assert!(matches!(world.pending[..], [Effect::Admit]), "{:?}", world.pending);
+}
+
+/// A provider that is asked a second time while the first answer is on its way may answer in either order, and the later word
+/// be the older one.
+#[test]
+fn nobody_is_asked_again_before_the_first_answer_has_come() {
+    let mut world = World::new(Shape::Coordinated);
+    while world.machine.step != Step::Admitting {
+        world.step(0);
+    }
+    world.feed(Event::Waiting("SOURCE_BUSY".to_owned()));
+    world.answer_first(|effect| matches!(effect, Effect::Admit), 0);
+    const UNREACHABLE: u8 = 10;
+    world.answer_first(|effect| matches!(effect, Effect::Identify(ProviderRole::Source)), UNREACHABLE);
+    world.timer(Timer::Reconnect(ProviderRole::Source));
+    world.answer_first(|effect| matches!(effect, Effect::Identify(ProviderRole::Source)), 0);
+    assert!(matches!(world.pending[..], [Effect::Identify(ProviderRole::Destination)]), "{:?}", world.pending);
+    world.calm_down();
+    assert_eq!((world.machine.record().state, world.begins), (SyncState::InSync, [1, 1]));
+}
+
+/// Found by the random histories.
+#[test]
+fn a_late_word_of_a_busy_provider_is_heard() {
+    let mut world = World::new(Shape::Coordinated);
+    [0, 73, 10, 90, 79, 176, 169, 106, 31].into_iter().for_each(|dice| world.step(dice));
+    world.calm_down();
 }
 
 #[test]

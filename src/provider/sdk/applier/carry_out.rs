@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use super::fetch::Obtained;
-use super::plan::{Action, Plan, Step, Verdict};
+use super::plan::{Action, Deferral, Plan, Step, Verdict};
 use super::{Applier, Section};
-use crate::knowledge::{
-    ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Selection,
-};
+use crate::knowledge::{ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId, Selection};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::{Commit, Intent, Row};
 use crate::provider::sdk::{
@@ -39,8 +37,14 @@ impl Applier<'_> {
         })?;
 
         let failures = self.change_store(&mut actions);
-        for (index, error) in failures {
-            verdicts[index] = Verdict::Failed(error);
+        for (index, (id, error)) in failures {
+            verdicts[index] = match error {
+                // Only of the item itself: a copy that cannot be kept is a failure of its change.
+                ItemError::InTheWay(_) if id == section.changes[index].item_id => {
+                    Verdict::Deferred(self.constraint(section, &id)?)
+                }
+                error => Verdict::Failed(error.into_recoverable(&id)),
+            };
         }
         if !intended.is_empty() {
             self.shared.store.sync_applied().map_err(store_failed)?;
@@ -79,14 +83,14 @@ impl Applier<'_> {
 
     /// Changes the store, in [`order`], what is put last and together. What fails leaves the actions and is returned with its
     /// change.
-    fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> Vec<(usize, RecoverableError)> {
-        let mut failures: BTreeMap<usize, RecoverableError> = BTreeMap::new();
+    fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> BTreeMap<usize, (ItemId, ItemError)> {
+        let mut failures: BTreeMap<usize, (ItemId, ItemError)> = BTreeMap::new();
         let mut together = Vec::new();
         for id in order(actions) {
             let Some(action) = actions.get_mut(&id) else { continue };
             let failed = match failures.get(&action.index) {
                 // Its loser could not be kept, or its container not be brought back.
-                Some(error) => Some(error.clone()),
+                Some(failure) => Some(failure.clone()),
                 None => match std::mem::replace(&mut action.step, Step::None) {
                     Step::Put(staged) if !action.comes_first => {
                         together.push((id.clone(), staged));
@@ -95,21 +99,21 @@ impl Applier<'_> {
                     step => {
                         action.step = step;
                         let changed = change_item(&*self.shared.store, &id, action);
-                        changed.map(|gone| self.gone(&id, action, gone)).err().map(|error| error.into_recoverable(&id))
+                        changed.map(|gone| self.gone(&id, action, gone)).err().map(|error| (id.clone(), error))
                     }
                 },
             };
-            if let Some(error) = failed {
-                failures.insert(action.index, error);
+            if let Some(failure) = failed {
+                failures.insert(action.index, failure);
                 actions.remove(&id);
             }
         }
         for (id, error) in self.put_together(together, actions) {
             if let Some(action) = actions.remove(&id) {
-                failures.insert(action.index, error.into_recoverable(&id));
+                failures.insert(action.index, (id, error));
             }
         }
-        failures.into_iter().collect()
+        failures
     }
 
     /// Puts items in place, in ascending order; what failed.
@@ -192,9 +196,9 @@ impl Applier<'_> {
 pub fn leave_out(change: &ItemChange, verdict: &Verdict, left_out: &mut Selection) {
     let id = &change.item_id;
     match verdict {
-        Verdict::Failed(_) | Verdict::Deferred => left_out.add_item(id.clone()),
+        Verdict::Failed(_) | Verdict::Deferred(_) => left_out.add_item(id.clone()),
         // R21
-        Verdict::Partly { left_out: units } => {
+        Verdict::Partly { left_out: units, .. } => {
             units.iter().for_each(|unit| left_out.add_change_unit(id.clone(), unit.clone()));
         }
         Verdict::Obsolete | Verdict::Planned { .. } => {}
@@ -294,22 +298,23 @@ pub fn conclusion(
 
 /// What the coordinator is told of a change.
 pub fn outcome(change: &ItemChange, verdict: Verdict) -> ChangeOutcome {
-    let mut failed_change_unit_ids = Vec::new();
-    let (kind, conflict, error) = match verdict {
-        Verdict::Obsolete => (OutcomeKind::Obsolete, false, None),
-        Verdict::Deferred => (OutcomeKind::Deferred, true, None),
-        Verdict::Failed(error) => (OutcomeKind::RecoverableError, false, Some(error)),
-        Verdict::Planned { conflict } => (OutcomeKind::Applied, conflict, None),
-        Verdict::Partly { left_out } => {
-            failed_change_unit_ids = left_out;
-            (OutcomeKind::Deferred, true, None)
-        }
-    };
-    ChangeOutcome {
-        failed_change_unit_ids,
-        conflict,
+    let of = |kind| ChangeOutcome {
         tombstone: change.flags.is_deleted(),
-        error,
         ..ChangeOutcome::of(change.item_id.clone(), kind)
+    };
+    let deferred = |deferral: Box<Deferral>| ChangeOutcome {
+        conflict: true,
+        destination: deferral.destination.map(Box::new),
+        constraint: deferral.constraint,
+        ..of(OutcomeKind::Deferred)
+    };
+    match verdict {
+        Verdict::Obsolete => of(OutcomeKind::Obsolete),
+        Verdict::Deferred(deferral) => deferred(deferral),
+        Verdict::Partly { left_out, deferral } => {
+            ChangeOutcome { failed_change_unit_ids: left_out, ..deferred(deferral) }
+        }
+        Verdict::Failed(error) => ChangeOutcome { error: Some(error), ..of(OutcomeKind::RecoverableError) },
+        Verdict::Planned { conflict } => ChangeOutcome { conflict, ..of(OutcomeKind::Applied) },
     }
 }

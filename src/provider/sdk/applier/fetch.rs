@@ -237,7 +237,7 @@ impl Applier<'_> {
         let metadata = self.shared.metadata();
         let row = metadata.row(&change.item_id).map_err(|error| Need::Call(metadata_failed(error).into()))?;
         let knowledge = (&*section.group.made_with_knowledge, &*self.known);
-        let policy = self.start.conflict_resolution_policy;
+        let policy = self.decisions.whole(change, row.as_ref(), self.start.conflict_resolution_policy);
         let winner = match settle(change, version, knowledge, row.as_ref(), incoming, policy) {
             Settlement::NeedsHeader | Settlement::NeedsContent if self.shared.store.has_change_units() => {
                 return Ok(Some(Want::Units(Vec::new())));
@@ -296,7 +296,7 @@ impl Applier<'_> {
             }
             Course::Whole => {}
         }
-        let policy = self.start.conflict_resolution_policy;
+        let policy = self.decisions.whole(change, row.as_ref(), self.start.conflict_resolution_policy);
         match settle(change, &change.creation_version, knowledge, row.as_ref(), incoming, policy) {
             Settlement::Failed(error) => Err(Need::Failed(error)),
             Settlement::Settled { winner: Winner::Destination | Winner::Deletion, .. }

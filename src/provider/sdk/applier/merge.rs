@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::plan::{Action, CopyName, Ground, Step, Ticks, Verdict, row_of, stage};
+use super::plan::{Action, CopyName, Deferral, Ground, Step, Ticks, Verdict, row_of, stage};
 use super::settle::NewVersion;
 use crate::knowledge::{
     ChangeUnitChange, ChangeUnitId, Digest, ItemChange, ItemId, Knowledge, RecoverableError, UnitDecision, Version,
@@ -194,9 +194,11 @@ impl Ground<'_> {
                 continue;
             }
             conflict = true;
-            let both = self.policy == Policy::KeepBoth && ours.digest.is_some() && theirs.digest.is_some();
+            let (theirs_version, here_version) = (&theirs.version, Some(&ours.version));
+            let policy = self.decisions.policy(id, Some(&unit_id), theirs_version, here_version, self.policy);
+            let both = policy == Policy::KeepBoth && ours.digest.is_some() && theirs.digest.is_some();
             let sides = ((theirs.modification_time, theirs.digest), (ours.modification_time, ours.digest));
-            match winner(sides.0, sides.1, self.policy) {
+            match winner(sides.0, sides.1, policy) {
                 UnitWinner::Nobody => left_out.push(unit_id),
                 UnitWinner::Source => {
                     if both {
@@ -253,6 +255,8 @@ impl Ground<'_> {
             Ok(written) => written,
             Err(error) => return Ok(Verdict::Failed(error)),
         };
+        left_out.sort_unstable();
+        let deferral = Deferral::of_units(id, &row, &left_out);
         let base = &change.creation_version;
         let anew = !self.known.vector_for_item(id).contains(base) && row.version != *base;
         let mut next = Row { units: Some(after), ..row.clone() };
@@ -260,7 +264,6 @@ impl Ground<'_> {
         if anew {
             (next.creation, next.version) = (base.clone(), base.clone());
         }
-        left_out.sort_unstable();
         if next != row {
             let action = Action {
                 index,
@@ -273,7 +276,7 @@ impl Ground<'_> {
             };
             actions.insert(id.clone(), action);
         }
-        if left_out.is_empty() { Ok(Verdict::Planned { conflict }) } else { Ok(Verdict::Partly { left_out }) }
+        Ok(if left_out.is_empty() { Verdict::Planned { conflict } } else { Verdict::Partly { left_out, deferral } })
     }
 
     /// How `object` gets into the store in the place of `row`'s item, and the state that the item then has.

@@ -1,22 +1,24 @@
 //! From settlements to actions: what is done to the store, in which rows it results, and where a conflict's loser is kept.
 
 use std::collections::BTreeMap;
-
 use std::io::Write;
 
 use sha2::{Digest as _, Sha256};
 
+use super::constraint::may_collide;
+use super::decisions::Decisions;
 use super::fetch::Obtained;
 use super::merge::{Course, course};
 use super::settle::{Incoming, NewVersion, Settlement, Winner, kind_of, settle};
 use super::{Applier, Section};
 use crate::knowledge::{
-    ChangeUnitId, Digest, ItemChange, ItemDataHeader, ItemId, Knowledge, RecoverableError, ReplicaId, Version,
+    ChangeUnitChange, ChangeUnitId, ConflictingChange, ConstraintConflict, Digest, ItemChange, ItemDataHeader, ItemId,
+    Knowledge, RecoverableError, ReplicaId, Version,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::Row;
-use crate::provider::sdk::units;
+use crate::provider::sdk::units::{self, Object};
 use crate::provider::sdk::{Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Staged, metadata_failed};
 use crate::types::ConflictResolutionPolicy;
 
@@ -62,7 +64,7 @@ pub enum Verdict {
     /// It is known already.
     Obsolete,
     /// A conflict that waits for a decision.
-    Deferred,
+    Deferred(Box<Deferral>),
     /// It cannot be applied now.
     Failed(RecoverableError),
     /// An action is planned.
@@ -74,7 +76,61 @@ pub enum Verdict {
     Partly {
         /// Those that wait.
         left_out: Vec<ChangeUnitId>,
+        /// What is here of them.
+        deferral: Box<Deferral>,
     },
+}
+
+/// A conflict that is deferred, as far as the destination knows it.
+#[derive(Clone, Debug)]
+pub struct Deferral {
+    /// What the destination has; of a constraint conflict, the item in the way, where it has a row.
+    pub destination: Option<ConflictingChange>,
+    /// Why the item cannot be saved, for a constraint conflict.
+    pub constraint: Option<ConstraintConflict>,
+}
+
+impl Deferral {
+    /// Of a concurrency conflict with what is here.
+    pub fn concurrency(id: &ItemId, row: Option<&Row>) -> Box<Self> {
+        Box::new(Self { destination: row.map(|row| conflicting(id, row)), constraint: None })
+    }
+
+    /// Of some change units of what is here. A unit that is not here has the version of the item's base.
+    pub fn of_units(id: &ItemId, row: &Row, units: &[ChangeUnitId]) -> Box<Self> {
+        let here = |unit: &ChangeUnitId| {
+            let here = row.units.as_ref().and_then(|here| here.get(unit));
+            ChangeUnitChange {
+                change_unit_id: unit.clone(),
+                version: here.map_or(&row.version, |unit| &unit.version).clone(),
+                modification_time: here.and_then(|unit| unit.modification_time),
+            }
+        };
+        let change_units = units.iter().map(here).collect();
+        let destination = ConflictingChange { change_version: None, change_units, ..conflicting(id, row) };
+        Box::new(Self { destination: Some(destination), constraint: None })
+    }
+}
+
+/// A row, as one side of a conflict.
+pub(super) fn conflicting(id: &ItemId, row: &Row) -> ConflictingChange {
+    let state = &row.item.state;
+    let there = !row.item.deleted;
+    let units = row.units.iter().flatten().map(|(unit, here)| ChangeUnitChange {
+        change_unit_id: unit.clone(),
+        version: here.version.clone(),
+        modification_time: here.modification_time,
+    });
+    let change_units: Vec<_> = units.collect();
+    ConflictingChange {
+        item_id: id.clone(),
+        change_version: change_units.is_empty().then(|| row.version.clone()),
+        change_units,
+        deleted: row.item.deleted,
+        data_size: there.then_some(state.size),
+        content_digest: there.then_some(state.digest),
+        modification_time: state.modification_time.filter(|_| there),
+    }
 }
 
 /// A section, decided.
@@ -88,12 +144,17 @@ pub struct Plan {
     pub tick: u64,
 }
 
+/// Items with their rows.
+pub(super) type Rows = Vec<(ItemId, Row)>;
+
 /// What the changes of a section are settled against.
 pub struct Ground<'a> {
     /// The store, to stage content and to name items in.
     pub store: &'a dyn ItemStore,
     /// The row of an item as it is now.
     pub rows: &'a dyn Fn(&ItemId) -> Result<Option<Row>, CallError>,
+    /// The live items within one, ascending; empty for one that holds none.
+    pub within: &'a dyn Fn(&ItemId) -> Result<Rows, CallError>,
     /// The section's changes.
     pub changes: &'a [ItemChange],
     /// The knowledge of their group.
@@ -102,6 +163,8 @@ pub struct Ground<'a> {
     pub known: &'a Knowledge,
     /// How conflicts are settled.
     pub policy: ConflictResolutionPolicy,
+    /// And those that people have decided about.
+    pub decisions: &'a Decisions,
 }
 
 impl std::fmt::Debug for Ground<'_> {
@@ -141,20 +204,41 @@ pub(super) enum CopyName {
 }
 
 impl Applier<'_> {
+    /// The live items within one.
+    fn within(&self, id: &ItemId) -> Result<Rows, CallError> {
+        let mut items = self.shared.metadata().alive_behind(id).map_err(metadata_failed)?;
+        items.retain(|(item, _)| self.shared.store.containers(item).contains(id));
+        Ok(items)
+    }
+
+    /// Why the store cannot save an item of a section.
+    pub(super) fn constraint(&self, section: &Section<'_>, id: &ItemId) -> Result<Box<Deferral>, CallError> {
+        self.on_ground(section, |ground| ground.constraint(id))
+    }
+
+    fn on_ground<T>(
+        &self,
+        section: &Section<'_>,
+        work: impl FnOnce(Ground<'_>) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
+        work(Ground {
+            store: &*self.shared.store,
+            rows: &|id| self.shared.metadata().row(id).map_err(|error| metadata_failed(error).into()),
+            within: &|id| self.within(id),
+            changes: section.changes,
+            made_with: &section.group.made_with_knowledge,
+            known: &self.known,
+            policy: self.start.conflict_resolution_policy,
+            decisions: &self.decisions,
+        })
+    }
+
     pub(super) fn plan(&self, section: &Section<'_>, obtained: Vec<Obtained>) -> Result<Plan, CallError> {
         let (replica, tick) = {
             let metadata = self.shared.metadata();
             (metadata.replica().clone(), metadata.tick())
         };
-        let ground = Ground {
-            store: &*self.shared.store,
-            rows: &|id| self.shared.metadata().row(id).map_err(|error| metadata_failed(error).into()),
-            changes: section.changes,
-            made_with: &section.group.made_with_knowledge,
-            known: &self.known,
-            policy: self.start.conflict_resolution_policy,
-        };
-        ground.plan(obtained, replica, tick)
+        self.on_ground(section, |ground| ground.plan(obtained, replica, tick))
     }
 }
 
@@ -260,10 +344,11 @@ impl Ground<'_> {
             content = Some(Content::Bytes(canonical));
         }
         let knowledge = (self.made_with, self.known);
+        let policy = self.decisions.whole(change, row.as_ref(), self.policy);
         let (winner, version, conflict) =
-            match settle(change, change_version, knowledge, row.as_ref(), &incoming, self.policy) {
+            match settle(change, change_version, knowledge, row.as_ref(), &incoming, policy) {
                 Settlement::Obsolete => return Ok(Verdict::Obsolete),
-                Settlement::Deferred => return Ok(Verdict::Deferred),
+                Settlement::Deferred => return Ok(Verdict::Deferred(Deferral::concurrency(id, row.as_ref()))),
                 Settlement::Failed(error) => return Ok(Verdict::Failed(error)),
                 // The row is another one than when it was decided what to ask for.
                 Settlement::NeedsHeader | Settlement::NeedsContent => {
@@ -271,7 +356,19 @@ impl Ground<'_> {
                 }
                 Settlement::Settled { winner, version, conflict } => (winner, version, conflict),
             };
-        let incoming = || incoming.state().ok_or_else(|| ItemError::Changed.into_recoverable(id));
+        let version = match version {
+            // Content that came in another form than it is kept in here is a change of this replica's own.
+            _ if reformed && change.change_units.is_empty() => NewVersion::Local,
+            version => version,
+        };
+        let mut arrival = Arrival { incoming, object, content };
+        if may_collide(winner, self.decisions, id)
+            && let Some(verdict) =
+                self.plan_collision(change, (index, row.as_ref()), &version, &mut arrival, actions, ticks)?
+        {
+            return Ok(verdict);
+        }
+        let incoming = || arrival.incoming.state().ok_or_else(|| ItemError::Changed.into_recoverable(id));
         if matches!(winner, Winner::SourceAndCopy | Winner::DestinationAndCopy) && !mutant::is(Mutant::NoLoserCopy) {
             let source_wins = winner == Winner::SourceAndCopy;
             let loser = match (source_wins, &row) {
@@ -282,13 +379,14 @@ impl Ground<'_> {
                 },
             };
             match self.copy_name(id, &loser, actions)? {
-                CopyName::None => return Ok(Verdict::Deferred),
+                CopyName::None => return Ok(Verdict::Deferred(Deferral::concurrency(id, row.as_ref()))),
                 CopyName::Kept => {}
                 CopyName::Free(name, before) => {
                     let content = match (source_wins, &row) {
                         (true, Some(row)) => self.store.stage_copy(&name, id, &row.in_store()),
                         _ => {
-                            content.take().ok_or(ItemError::Changed).and_then(|it| it.stage(self.store, &name, &loser))
+                            let content = arrival.content.take().ok_or(ItemError::Changed);
+                            content.and_then(|it| it.stage(self.store, &name, &loser))
                         }
                     };
                     let content = match content {
@@ -298,7 +396,7 @@ impl Ground<'_> {
                     let version = ticks.version(NewVersion::Local);
                     let units = match (source_wins, &row) {
                         (true, Some(row)) => units::renewed(row.clone(), version.clone()).units,
-                        _ => object.as_ref().map(|object| object.at(&version, loser.modification_time)),
+                        _ => arrival.object.as_ref().map(|object| object.at(&version, loser.modification_time)),
                     };
                     let after = Row { units, ..row_of(loser, version.clone(), version) };
                     let (step, before) = (Step::Put(content), *before);
@@ -315,24 +413,12 @@ impl Ground<'_> {
                 }
             }
         }
-        // Content that came in another form than it is kept in here is a change of this replica's own.
-        let version = if reformed && change.change_units.is_empty() { NewVersion::Local } else { version };
         let own = version == NewVersion::Local;
         let version = ticks.version(version);
         let planned = match (winner, row) {
             (Winner::Source | Winner::SourceAndCopy, row) => incoming().and_then(|state| {
-                let mut after = row_of(state, change.creation_version.clone(), version.clone());
-                if let Some(object) = &object {
-                    let time = after.item.state.modification_time;
-                    let units = if own || change.change_units.is_empty() {
-                        after.creation = version.clone();
-                        object.at(&version, time)
-                    } else {
-                        units::taken(change, object)
-                    };
-                    after.units = Some(units);
-                }
-                self.take(id, row, after, content)
+                let after = arrival.row(change, state, version, own);
+                self.take(id, row, after, arrival.content.take())
             }),
             (Winner::Deletion, row) => Ok(delete(change, row, version)),
             (Winner::Destination | Winner::DestinationAndCopy, Some(row)) => {
@@ -359,15 +445,26 @@ impl Ground<'_> {
         loser: &ItemState,
         actions: &BTreeMap<ItemId, Action>,
     ) -> Result<CopyName, CallError> {
+        let name = |attempt| self.store.conflict_copy_id(id, loser, attempt);
+        self.free_name(name, |row| row.item.state.same_content(loser), actions)
+    }
+
+    /// Finds the first of some names that holds nothing, or what is to be kept already.
+    pub(super) fn free_name(
+        &self,
+        name: impl Fn(u32) -> Option<ItemId>,
+        is_kept: impl Fn(&Row) -> bool,
+        actions: &BTreeMap<ItemId, Action>,
+    ) -> Result<CopyName, CallError> {
         for attempt in 1..=MAX_COPY_NAMES {
-            let Some(name) = self.store.conflict_copy_id(id, loser, attempt) else { break };
+            let Some(name) = name(attempt) else { break };
             // What is only about to be there does not count as kept: it may fail, or lose a conflict of its own; and the name may
             // be the item's own.
             if actions.contains_key(&name) || self.changes.iter().any(|change| change.item_id == name) {
                 continue;
             }
             match (self.rows)(&name)? {
-                Some(row) if row.is_there() && row.item.state.same_content(loser) => return Ok(CopyName::Kept),
+                Some(row) if row.is_there() && is_kept(&row) => return Ok(CopyName::Kept),
                 Some(row) if row.is_there() && !mutant::is(Mutant::CopyOverOther) => {}
                 row => return Ok(CopyName::Free(name, Box::new(row))),
             }
@@ -380,21 +477,47 @@ fn same_but_properties(before: &ItemState, after: &ItemState) -> bool {
     before.same_content(after) && kind_of(&before.properties) == kind_of(&after.properties)
 }
 
-type Planned = (Option<Row>, Row, Step);
+pub(super) type Planned = (Option<Row>, Row, Step);
 
 pub(super) fn row_of(state: ItemState, creation: Version, version: Version) -> Row {
     let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: false };
     Row { item, lingering: false, creation, version, units: None }
 }
 
+/// What has come of an item.
+pub(super) struct Arrival {
+    pub incoming: Incoming,
+    /// Of an item with change units.
+    pub object: Option<Object>,
+    pub content: Option<Content>,
+}
+
+impl Arrival {
+    /// The row of the source's item with this version; `own`: the version is this replica's.
+    pub(super) fn row(&self, change: &ItemChange, state: ItemState, version: Version, own: bool) -> Row {
+        let mut after = row_of(state, change.creation_version.clone(), version.clone());
+        if let Some(object) = &self.object {
+            let time = after.item.state.modification_time;
+            let units = if own || change.change_units.is_empty() {
+                after.creation = version.clone();
+                object.at(&version, time)
+            } else {
+                units::taken(change, object)
+            };
+            after.units = Some(units);
+        }
+        after
+    }
+}
+
 /// Content for an item, on its way into the store.
-enum Content {
+pub(super) enum Content {
     Staged(Staged),
     Bytes(Vec<u8>),
 }
 
 impl Content {
-    fn stage(self, store: &dyn ItemStore, id: &ItemId, state: &ItemState) -> Result<Staged, ItemError> {
+    pub(super) fn stage(self, store: &dyn ItemStore, id: &ItemId, state: &ItemState) -> Result<Staged, ItemError> {
         match self {
             Self::Staged(staged) => Ok(staged),
             Self::Bytes(content) => stage(store, id, state, &content),
@@ -433,7 +556,7 @@ fn adopt(canonical: &[u8], incoming: &mut Incoming, row: Option<&Row>) -> bool {
 
 impl Ground<'_> {
     /// The source's state is written, with as little as it takes.
-    fn take(
+    pub(super) fn take(
         &self,
         id: &ItemId,
         before: Option<Row>,
@@ -457,7 +580,7 @@ impl Ground<'_> {
     }
 }
 
-fn delete(change: &ItemChange, before: Option<Row>, version: Version) -> Planned {
+pub(super) fn delete(change: &ItemChange, before: Option<Row>, version: Version) -> Planned {
     match before {
         Some(row) => {
             let step = if row.item.deleted { Step::None } else { Step::Delete };

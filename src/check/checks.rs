@@ -1,0 +1,179 @@
+//! The checks, by subject, and the run through all of them.
+
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use super::bench::Bench;
+use super::book::{Held, Stop};
+use super::partner::{Change, Partner, batch};
+use super::rule::Rule;
+use super::session::Ask;
+use super::{Options, Report, SetupError};
+use crate::knowledge::{GroupKind, ItemId, OutcomeKind};
+use crate::types::{ConflictResolutionPolicy as Policy, ProviderRole};
+
+mod application;
+mod conflicts;
+mod data;
+mod enumeration;
+mod leases;
+mod life_cycle;
+mod malformed;
+mod optional;
+mod stopping;
+mod tombstones;
+
+/// One scenario takes so long at most; a bound for what the bounds of its calls do not catch.
+const CHECK_LIMIT: Duration = Duration::from_secs(60);
+
+/// A scenario.
+struct Check {
+    name: &'static str,
+    /// What it is about: these do not apply where the provider does not offer it.
+    rules: &'static [Rule],
+    run: for<'b> fn(&'b Bench) -> Pin<Box<dyn Future<Output = Held> + Send + 'b>>,
+}
+
+macro_rules! checks {
+    ($($module:ident::$name:ident [$($rule:ident),*];)*) => {
+        const CHECKS: &[Check] = &[
+            $(Check {
+                name: stringify!($name),
+                rules: &[$(Rule::$rule),*],
+                run: |bench| Box::pin($module::$name(bench)),
+            },)*
+        ];
+    };
+}
+
+checks! {
+    life_cycle::identity [Schema, Instance];
+    life_cycle::outside_of_a_session [OnlyInSession, RenewUnknown, EndWithoutBegin];
+    life_cycle::begin_and_end [Enlists, BeginTwice, EndForgets, LateBegin];
+    life_cycle::end_of_another_session [EndOfOther];
+    life_cycle::overtaken_begin [Overtaken];
+    life_cycle::one_direction [OneDirection];
+    life_cycle::stale_epoch [StaleEpoch];
+    life_cycle::two_sessions [TwoSessions];
+    leases::renewed [LeaseRenewed];
+    leases::run_out [LeaseRunsOut];
+    application::plain_changes [Applies, KeepsVersion, KeepsData, ConflictSeen];
+    enumeration::completeness [Complete, NothingKnown, LastBatch, NoEcho];
+    enumeration::batch_sizes [SizeIsAWish];
+    enumeration::partial_knowledge [Exceptions, ExceptionsMore, Ranges];
+    enumeration::representations [ReplicaKeys, Representation];
+    enumeration::many_items [LoadLimit, MaxBytes, Inline];
+    application::known_changes [Obsolete];
+    application::interrupted_enumeration [Interrupted, Durable];
+    application::failures [FailedNotLearned, FailedAgain];
+    application::skipped [Skipped];
+    application::prerequisite [NeedsPrerequisite];
+    application::out_of_date [OutOfDate];
+    application::lost_item [MustExist];
+    tombstones::stored [TombstoneStored];
+    tombstones::of_an_unknown_item [TombstoneStored];
+    tombstones::no_return [NoReturn];
+    tombstones::created_again [CreatedAgain];
+    data::loads [DataParts, Offset, ExactVersion, NoDataOfTombstone];
+    data::corrupt_content [DigestChecked];
+    data::short_content [SizeChecked];
+    data::large_item [LargeItems];
+    conflicts::destination_wins [DestinationWins, Resolution, OwnTick];
+    conflicts::source_wins [SourceWins, Resolution, OwnTick];
+    conflicts::deferred [Deferred];
+    conflicts::last_writer_wins [LastWriterWins];
+    conflicts::keep_both [KeepBoth];
+    conflicts::same_data [NothingDecided];
+    conflicts::update_and_deletion [UpdateDelete];
+    conflicts::edit_beats_deletion [EditBeatsDeletion];
+    conflicts::two_deletions [DeleteDelete];
+    stopping::cancel [Canceled, WorkAfterCancel];
+    stopping::cancel_by_renewal [CanceledByRenewal];
+    stopping::end_while_working [EndWaits];
+    stopping::no_roll_back [NoRollBack];
+    malformed::unknown_fields [UnknownFields];
+    malformed::begin [Malformed];
+    malformed::knowledge [Malformed];
+    malformed::batches [Malformed, ChangeFlags, Alive];
+    optional::full_enumeration [FullEnumeration];
+    life_cycle::identity [Instance];
+}
+
+/// Runs every check, deletes what was written, and reports.
+pub(super) async fn run(options: Options) -> Result<Report, SetupError> {
+    let begun = Instant::now();
+    let bench = Bench::new(options)?;
+    if let Err(fault) = bench.wire.get_id_parameters(crate::pb::GetIdParametersRequest {}).await
+        && matches!(fault, super::wire::Fault::Silent(_))
+    {
+        return Err(SetupError::Unreachable(fault.words()));
+    }
+    for check in CHECKS {
+        bench.wire.transcript().clear();
+        let outcome = tokio::time::timeout(CHECK_LIMIT, (check.run)(&bench)).await.unwrap_or_else(|_| {
+            Err(Stop::Broken { rule: Rule::Answers, message: format!("the check was not over in {CHECK_LIMIT:?}") })
+        });
+        let stopped = outcome.is_err();
+        bench.record(check.name, check.rules, outcome);
+        bench.close_all().await;
+        if stopped && !is_idle(&bench).await {
+            // What follows would only show again what was shown: the provider is stuck, or gone.
+            break;
+        }
+    }
+    bench.wire.transcript().clear();
+    let left_behind = clean(&bench).await;
+    Ok(Report {
+        address: bench.options.address.clone(),
+        member_name: bench.info().map(|info| info.member_name.clone()).unwrap_or_default(),
+        verdicts: bench.book.verdicts(Rule::ALL),
+        took: begun.elapsed(),
+        left_behind,
+    })
+}
+
+/// Whether the provider still takes a session.
+async fn is_idle(bench: &Bench) -> bool {
+    let cycle = async {
+        let session = bench.begin(ProviderRole::Destination).await?;
+        session.end().await
+    };
+    let idle: Held = cycle.await;
+    idle.is_ok()
+}
+
+/// Deletes every item of the run that is alive, and teaches the provider all that the partners ever did, so that its
+/// knowledge needs no exceptions for them. What could not be deleted.
+async fn clean(bench: &Bench) -> Vec<String> {
+    let names = |items: Vec<ItemId>| items.iter().map(ToString::to_string).collect();
+    match try_clean(bench).await {
+        Ok(left) => names(left),
+        Err(_) => names(bench.written().into_iter().collect()),
+    }
+}
+
+async fn try_clean(bench: &Bench) -> Held<Vec<ItemId>> {
+    let Ok(_) = bench.sample() else { return Ok(Vec::new()) };
+    let written = bench.written();
+    let session = bench.begin(ProviderRole::Destination).await?;
+    let known = session.parameters().await?;
+    session.end().await?;
+    let mut without = known.clone();
+    without.exclude_items(&written);
+    let session = bench.begin(ProviderRole::Source).await?;
+    let listed = session.enumerate(&without, Ask::default()).await?.changes;
+    session.end().await?;
+    let cleaner = Partner::new(bench)?;
+    let alive = listed.values().filter(|change| !change.flags.is_deleted() && written.contains(&change.item_id));
+    let deletions: Vec<Change> =
+        alive.map(|change| bench.deletion(&change.item_id, &change.creation_version, &cleaner.next())).collect();
+    let made_with = bench.all_partners()?.union(&known).union(&cleaner.own_knowledge(known.item_format()));
+    let session = bench.begin(ProviderRole::Destination).await?;
+    let known = session.parameters().await?;
+    let kind = GroupKind::Ordered { lower_bound: ItemId::from(""), upper_bound: None };
+    let batch = batch(&known, made_with, kind, &deletions);
+    let applied = session.apply(Policy::SourceProviderWins, &known, batch, &deletions).await?;
+    session.end().await?;
+    let left = |outcome: &&crate::knowledge::ChangeOutcome| outcome.kind != OutcomeKind::Applied;
+    Ok(applied.outcomes.values().filter(left).map(|outcome| outcome.item_id.clone()).collect())
+}

@@ -1,0 +1,175 @@
+//! The rules, each with the id that reports and `docs/conformance.md` name it by.
+
+use std::fmt;
+
+macro_rules! rules {
+    ($($name:ident = $id:literal, $source:literal, $title:literal;)*) => {
+        /// A rule that a provider can be held to from outside.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Rule {
+            $(#[doc = $title] $name,)*
+        }
+
+        impl Rule {
+            /// Every rule, in the order of the report.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The stable id.
+            pub fn id(self) -> &'static str {
+                match self {
+                    $(Self::$name => $id,)*
+                }
+            }
+
+            /// One line: what must hold.
+            pub fn title(self) -> &'static str {
+                match self {
+                    $(Self::$name => $title,)*
+                }
+            }
+
+            /// Where the rule comes from.
+            pub fn source(self) -> &'static str {
+                match self {
+                    $(Self::$name => $source,)*
+                }
+            }
+        }
+    };
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.id())
+    }
+}
+
+rules! {
+    // The wire.
+    Answers = "D-ANSWERS", "design 4, Lease", "every call is answered in time, and the connection lasts";
+    Wire = "D-WIRE", "proto/synclave/v1", "every answer is complete and well-formed";
+    ErrorInfo = "D-ERROR-INFO", "contract, Errors", "a refusal carries google.rpc.ErrorInfo of domain winsync or synclave";
+    UnknownFields = "D-UNKNOWN-FIELDS", "proto3", "fields that the provider does not know are passed over";
+    Malformed = "D-MALFORMED", "contract, Errors", "a malformed request is refused with INVALID_ARGUMENT";
+    ChangeFlags = "E8-FLAGS", "windows-sync.md E8", "a change with an unknown flag bit is refused with E_INVALIDARG";
+    Alive = "D-ALIVE", "design 11", "after malformed input the provider goes on as before";
+
+    // Who the provider is.
+    Schema = "R1", "windows-sync.md R1", "the id schema is constant, and all ids fit it";
+    Instance = "D-INSTANCE", "design 4, Reconnect", "instance_id and replica_id stay the same while the process lives";
+
+    // The life of a session.
+    Enlists = "R2-BEGIN", "windows-sync.md R2", "an idle provider takes BeginSession, and answers EndSession";
+    OnlyInSession = "R2", "windows-sync.md R2", "outside a session only GetIdParameters is answered";
+    BeginTwice = "R3", "windows-sync.md R3, E8", "BeginSession of a session that has begun is SYNC_E_INVALID_OPERATION";
+    EndWithoutBegin = "R4", "windows-sync.md R4, E8", "EndSession without its BeginSession is SYNC_E_INVALID_OPERATION";
+    EndForgets = "R5", "windows-sync.md R5", "after EndSession calls of the session are SYNC_E_INVALID_OPERATION";
+    OneDirection = "R6", "windows-sync.md R6", "calls of the other role are SYNC_E_INVALID_OPERATION";
+    EndOfOther = "E8-OTHER", "windows-sync.md E8", "EndSession of another session leaves this one alone";
+    StaleEpoch = "D-EPOCH", "design 2; proto", "an epoch lower than the highest seen is ABORTED";
+    LateBegin = "D-LATE-BEGIN", "design 4, Begin", "BeginSession of a session that has ended is SYNC_E_INVALID_OPERATION";
+    Overtaken = "D-OVERTAKEN", "design 4, End", "BeginSession that its EndSession overtook is SYNC_E_INVALID_OPERATION";
+    RenewUnknown = "D-RENEW", "design 4, Reconnect", "RenewSession of a session that is not current is SYNC_E_INVALID_OPERATION";
+    LeaseRenewed = "D-LEASE-RENEWED", "design 4, Lease", "RenewSession, and any other call, keeps the lease";
+    LeaseRunsOut = "D-LEASE", "design 4, Lease", "a session whose lease ran out is over: the next one begins";
+    TwoSessions = "D-TWO-SESSIONS", "design 4, Admission", "a second session is taken within the limits, else refused; the first goes on";
+    EndWaits = "D-END-WAITS", "design 4, End", "EndSession stops the work of its session, and is answered when none runs";
+    Canceled = "D-CANCEL", "design 4, Cancel", "a cancel ends the application of a batch within a second";
+    CanceledByRenewal = "D-CANCEL-RENEW", "design 4, Cancel", "`canceled` in RenewSession does the same";
+    WorkAfterCancel = "E8-CANCEL", "windows-sync.md R10, E8", "work calls after a cancel are E_ABORT";
+    NoRollBack = "R10", "windows-sync.md R10", "a cancel does not roll back: what was reported applied stays, and is known";
+
+    // The source.
+    SizeIsAWish = "R8", "windows-sync.md R8", "any requested_batch_size leads to the same changes";
+    LastBatch = "R9", "windows-sync.md R9, 2.6", "is_last_batch is set on the batch after which nothing remains, and only there";
+    Complete = "R16", "windows-sync.md R16, 5.10", "every change that the destination does not know is sent";
+    NothingKnown = "WS-5.10", "windows-sync.md R16, 5.10", "no change that the destination knows is sent";
+    Exceptions = "TV-02", "windows-sync.md TV-01, TV-02", "an exception that knows less makes its item, and no other, be sent";
+    ExceptionsMore = "TV-07", "windows-sync.md TV-07", "an exception that knows more keeps its item from being sent";
+    Ranges = "TV-08", "windows-sync.md TV-08", "a range that knows less makes its items, and no others, be sent";
+    ReplicaKeys = "R13", "windows-sync.md R13, TV-19", "knowledge is read by its own replica key map";
+    Representation = "R15", "windows-sync.md R15", "two representations of one knowledge mean the same";
+    OwnTick = "R14", "windows-sync.md R14", "a replica's own ticks are in its knowledge";
+    Order = "R23", "windows-sync.md R23", "items of an ordered group ascend within its bounds, and groups do not overlap";
+    Duplicates = "WS-5.3", "windows-sync.md 5.3", "an item is in a batch once";
+    InKnowledge = "WS-5.6", "windows-sync.md 5.6", "every version of a change is in its group's made-with knowledge";
+    TombstoneShape = "R25", "windows-sync.md R25", "a deletion has the DELETED flag, and neither change units nor data";
+    UnitVersions = "WS-4.3", "windows-sync.md 4.3", "a change has a version, or versions of its change units, never both";
+    Prerequisite = "D-PREREQUISITE", "design 5", "the prerequisite is exactly the knowledge that the batch was asked with";
+    MaxBytes = "D-MAX-BYTES", "design 5; proto", "an encoded batch stays under max_bytes";
+    Inline = "D-INLINE", "proto", "inline data is within max_inline_bytes, and as announced";
+    DataParts = "D-DATA", "proto", "data is header, chunks and end; size and SHA-256 are those of the content";
+    Offset = "D-OFFSET", "proto", "a load from an offset gives the rest, and the size and digest of the whole";
+    ExactVersion = "D-VERSION", "design 5", "another version than the current one is SYNC_E_DATA_MODIFIED_CONCURRENTLY, not data";
+    NoDataOfTombstone = "WS-HAS-NO-DATA", "windows-sync.md 9.2", "a load of a deleted item gives an error, not data";
+    ForgottenInBatch = "R18-BATCH", "windows-sync.md R18", "a source's forgotten knowledge is no more than it knows";
+
+    // The destination.
+    Applies = "WS-6.1", "windows-sync.md 6.1", "a change without a conflict is applied: created, updated, deleted";
+    KeepsVersion = "WS-6.1-VERSION", "windows-sync.md 6.1, 6.6", "an applied change keeps the source's version and creation version";
+    KeepsData = "WS-6.1-DATA", "windows-sync.md 6.6", "an applied item has the content that was sent";
+    NoEcho = "E5", "windows-sync.md E5", "a change is not sent back to who knows it";
+    Obsolete = "WS-6.1-OBSOLETE", "windows-sync.md 6.1", "a change that is known is OBSOLETE, and nothing is done";
+    MustExist = "WS-6.1-MUST-EXIST", "windows-sync.md 6.1", "an update of an item whose creation is known but which is not there is an error";
+    Outcomes = "D-OUTCOMES", "design 5", "there is exactly one outcome for each change";
+    ResultLast = "D-RESULT", "proto", "one result ends the application, and nothing follows it";
+    Statistics = "WS-2.10", "windows-sync.md 2.10", "statistics agree with the outcomes";
+    LoadExact = "D-LOAD", "design 5", "data is asked for live changes of the batch, in the version that it names, by unique ids";
+    LoadLimit = "D-LOAD-LIMIT", "design 5", "at most 64 loads are outstanding";
+    Learned = "R20", "windows-sync.md R20, 4.8", "the destination learns exactly what it was taught and applied";
+    NeverShrinks = "WS-4.8", "windows-sync.md 4.8", "knowledge never shrinks";
+    Durable = "D-DURABLE", "design 5", "what a result says is known is known in the next session";
+    FailedNotLearned = "R21", "windows-sync.md R21, E2", "what failed is not learned, and the rest goes on";
+    FailedAgain = "E2", "windows-sync.md E2", "what failed is applied when it comes again in a later session";
+    Interrupted = "E3", "windows-sync.md E3", "an ordered batch teaches its range, and nothing beyond";
+    Skipped = "D-SKIPPED", "design 5, Skipped", "what was skipped in a session is not learned by its later batches";
+    NeedsPrerequisite = "R19", "windows-sync.md R19, TV-18", "where the prerequisite is not known nothing is learned";
+    OutOfDate = "R18", "windows-sync.md R18, 2.7", "an out-of-date destination aborts before it applies anything";
+    DigestChecked = "D-DIGEST", "design 5; proto", "content whose digest is not the announced one is not applied";
+    SizeChecked = "D-SIZE", "design 5; proto", "content that ends early is not applied";
+    LargeItems = "D-LARGE", "design 5", "8 MiB in chunks are applied, and given back, whole";
+
+    // Conflicts.
+    ConflictSeen = "R17", "windows-sync.md R17", "a conflict is reported exactly when the source did not know the destination's version";
+    DestinationWins = "E1-DESTINATION", "windows-sync.md 6.2, E1", "DESTINATION_PROVIDER_WINS leaves the destination's content";
+    SourceWins = "E1-SOURCE", "windows-sync.md 6.2, E1", "SOURCE_PROVIDER_WINS takes the source's content";
+    Resolution = "D-RESOLUTION", "design 5, Resolution", "the resolution of a conflict gets a new local version";
+    NothingDecided = "D-SAME", "design 5, Resolution", "where both sides have the same data the greater version stays";
+    Deferred = "R27", "windows-sync.md R27, 6.2", "policy NONE defers: nothing is applied and nothing learned";
+    LastWriterWins = "D-LAST-WRITER", "contract", "LAST_WRITER_WINS takes the later modification time, whichever side has it";
+    KeepBoth = "D-KEEP-BOTH", "design 6, Keep both", "KEEP_BOTH takes the later, and keeps the other beside it";
+    UpdateDelete = "R28", "windows-sync.md R28, 6.1", "an update and a deletion are settled for the whole item, for the side that the policy names";
+    EditBeatsDeletion = "D-EDIT", "design 6, Keep both", "where the policy names no side an edit beats a deletion";
+    DeleteDelete = "WS-6.1-BOTH-DELETED", "windows-sync.md 6.1", "two deletions are no conflict";
+
+    // Tombstones.
+    TombstoneStored = "E1-TOMBSTONE", "windows-sync.md 5.7, 6.1, E1", "a deletion is stored and sent on, also of an item that was never here";
+    NoReturn = "D-NO-RETURN", "issue C", "a deleted item does not come back by what was known before";
+    CreatedAgain = "D-CREATED-AGAIN", "windows-sync.md 4.3; design 6", "a deleted item may be created again by a change that knows the deletion";
+
+    // Optional features.
+    FullEnumeration = "R24", "windows-sync.md R24, 4.9", "full enumeration gives every item from the lower bound on, in one ordered group";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_is_documented() {
+        let document = include_str!("../../docs/conformance.md");
+        for rule in Rule::ALL {
+            let row = format!("| {} | {} | {} |", rule.id(), rule.title(), rule.source());
+            assert!(document.contains(&row), "docs/conformance.md needs the row {row}");
+        }
+    }
+
+    #[test]
+    fn every_rule_has_an_id_of_its_own() {
+        let mut ids: Vec<_> = Rule::ALL.iter().map(|rule| rule.id()).collect();
+        ids.sort_unstable();
+        let all = ids.len();
+        ids.dedup();
+        assert_eq!(ids.len(), all);
+    }
+}

@@ -1,0 +1,115 @@
+//! `synclave provider check`: the conformance kit.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::exit::{Exit, Failure};
+use super::output::{self, Output};
+use crate::check::{self, Report, SetupError};
+use crate::grpc::address;
+
+/// Check that a provider keeps the rules
+///
+/// Plays coordinator and partner against a live provider: begins sessions with it as source and as destination, brings it
+/// changes of replicas that exist in the kit alone, and looks what becomes of them. For every rule that a provider's side can
+/// be held to it prints the verdict: pass, FAIL, not offered (an optional feature), or not reached (because of another rule
+/// that was broken). Each failure comes with the calls that show it. docs/conformance.md says what each rule means.
+///
+/// Use it on a TEST replica that no session is using. It writes only items with names of its own, synclave-check-…, and
+/// deletes them again. What is left are their tombstones, and a few replica ids in the provider's knowledge.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclave provider check http://127.0.0.1:7001
+  synclave provider check http://127.0.0.1:7001 --junit report.xml --output json
+  synclave provider check http://127.0.0.1:7001 --template kind=file --template mode=0644
+  synclave provider check http://127.0.0.1:7001 --item-template 'notes/{}.json'
+
+What it writes is made after an item that the provider has: its properties, and, where its content is a JSON object, \
+that object with one text member changed. On an empty replica it tries items without properties, then kind=file. Say \
+with --template what else items need.
+
+Exit codes: 0 no rule was broken, 1 one was, or the provider cannot be reached, 2 the command line is wrong.")]
+pub(super) struct CheckArgs {
+    /// The provider: http://HOST:PORT
+    address: String,
+    /// Also write the report as JUnit XML
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// A property of the items that the kit writes; may be repeated [default: those of an item that is there]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    template: Vec<(String, String)>,
+    /// What the ids of these items look like; {} stands for a name of the kit's own
+    #[arg(long, value_name = "TEXT", value_parser = item_template)]
+    item_template: Option<String>,
+    /// Seconds that an answer may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=600))]
+    timeout: u64,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| "write KEY=VALUE".to_owned())?;
+    if key.is_empty() {
+        return Err("write KEY=VALUE".to_owned());
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn item_template(text: &str) -> Result<String, String> {
+    if text.contains("{}") { Ok(text.to_owned()) } else { Err("it needs a {}, or all items are one".to_owned()) }
+}
+
+pub(super) async fn run(args: CheckArgs, output: Output, stop: CancellationToken) -> Result<Exit, Failure> {
+    address::parse(&args.address).map_err(|error| Failure::usage(error.to_string()))?;
+    let options = check::Options {
+        patience: Duration::from_secs(args.timeout),
+        properties: args.template,
+        item_template: args.item_template,
+        ..check::Options::new(args.address.clone())
+    };
+    let report = tokio::select! {
+        report = check::knowledge_provider(options) => report,
+        () = stop.cancelled() => {
+            return Err(Failure::Interrupted(format!(
+                "stopped; sessions of the check end at {} when their lease runs out", args.address
+            )));
+        }
+    };
+    let report = report.map_err(|error| match error {
+        SetupError::Address(error) => Failure::usage(error.to_string()),
+        SetupError::Unreachable(_) => Failure::failed(format!("{}: {error}", args.address)),
+    })?;
+    if let Some(file) = &args.junit {
+        write_junit(file, &report)?;
+    }
+    if output.is_json() {
+        output::line(&report.to_json().to_string())?;
+    } else {
+        output::text(&report.to_text())?;
+    }
+    Ok(if report.is_pass() { Exit::Done } else { Exit::Failed })
+}
+
+fn write_junit(file: &Path, report: &Report) -> Result<(), Failure> {
+    std::fs::write(file, report.to_junit()).map_err(|error| {
+        Failure::failed(format!(
+            "{} cannot be written: {error}; give a file in a directory that is there",
+            file.display()
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_checked() {
+        assert_eq!(pair("kind=a=b"), Ok(("kind".to_owned(), "a=b".to_owned())));
+        assert!(pair("kind").is_err() && pair("=x").is_err());
+        assert!(item_template("a/{}.json").is_ok() && item_template("a.json").is_err());
+    }
+}

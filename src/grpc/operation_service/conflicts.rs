@@ -1,0 +1,93 @@
+//! Conflicts and items that fail: requests into words of the domain.
+
+use tonic::Status;
+
+use super::super::convert::provider::guid;
+use super::super::convert::session::page;
+use super::super::convert::{Path, Violations, enums};
+use super::super::{parse, status};
+use crate::command::PageRequest;
+use crate::operation::conflicts::Error;
+use crate::pb;
+use crate::provider::{Refusal, RefusalCode};
+use crate::store::ConflictDecision;
+use crate::types::{ConflictId, Hresult, ItemErrorId, OperationId};
+
+/// The feature that LoadConflictData belongs to.
+pub(super) const CONFLICT_DATA: &str = "CONFLICT_DATA";
+
+/// Parses ListConflicts.
+pub(super) fn list_conflicts(request: pb::ListConflictsRequest) -> Result<(Option<OperationId>, PageRequest), Status> {
+    let pb::ListConflictsRequest { page_size, page_token, operation_id } = request;
+    listed(page_size, page_token, &operation_id)
+}
+
+/// Parses ListItemErrors.
+pub(super) fn list_item_errors(
+    request: pb::ListItemErrorsRequest,
+) -> Result<(Option<OperationId>, PageRequest), Status> {
+    let pb::ListItemErrorsRequest { page_size, page_token, operation_id } = request;
+    listed(page_size, page_token, &operation_id)
+}
+
+fn listed(size: i32, token: String, operation: &str) -> Result<(Option<OperationId>, PageRequest), Status> {
+    parse(|violations| {
+        let operation_id = operation_id(operation, violations);
+        Some((operation_id, page(size, token, violations)?))
+    })
+}
+
+fn operation_id(text: &str, violations: &mut Violations) -> Option<OperationId> {
+    if text.is_empty() { None } else { guid(text, Path::ROOT.field("operation_id"), violations) }
+}
+
+/// Parses the id of a conflict.
+pub(super) fn conflict_id(text: &str) -> Result<ConflictId, Status> {
+    parse(|violations| guid(text, Path::ROOT.field("conflict_id"), violations))
+}
+
+/// Parses ResolveConflict.
+pub(super) fn resolve_conflict(request: pb::ResolveConflictRequest) -> Result<(ConflictId, ConflictDecision), Status> {
+    let pb::ResolveConflictRequest { conflict_id, action, constraint_action } = request;
+    parse(|violations| {
+        let id = guid(&conflict_id, Path::ROOT.field("conflict_id"), violations);
+        let action_at = Path::ROOT.field("action");
+        let decision = match (action, constraint_action) {
+            (Some(_), None) => enums::resolve_action(action, action_at, violations).map(ConflictDecision::Concurrency),
+            (None, Some(_)) => {
+                let at = Path::ROOT.field("constraint_action");
+                enums::constraint_resolve_action(constraint_action, at, violations).map(ConflictDecision::Constraint)
+            }
+            _ => violations.none(action_at, "exactly one of action and constraint_action must be set"),
+        };
+        Some((id?, decision?))
+    })
+}
+
+/// Parses RetryItemErrors.
+pub(super) fn retry_item_errors(
+    request: pb::RetryItemErrorsRequest,
+) -> Result<(Vec<ItemErrorId>, Option<OperationId>), Status> {
+    let pb::RetryItemErrorsRequest { item_error_ids, operation_id: operation } = request;
+    parse(|violations| {
+        let at = Path::ROOT.field("item_error_ids");
+        let ids: Vec<Option<ItemErrorId>> =
+            item_error_ids.iter().enumerate().map(|(index, id)| guid(id, at.index(index), violations)).collect();
+        let operation_id = operation_id(&operation, violations);
+        Some((ids.into_iter().collect::<Option<_>>()?, operation_id))
+    })
+}
+
+/// Why a conflict was not decided, as a status.
+pub(super) fn refused(error: &Error) -> Status {
+    let (code, reason, hresult) = match error {
+        Error::Store(error) => return status::from_store(error),
+        Error::NotFound(_) => (RefusalCode::NotFound, "CONFLICT_NOT_FOUND", Hresult::E_INVALIDARG),
+        Error::Illegal { .. } => (RefusalCode::InvalidArgument, "ACTION_NOT_ALLOWED", Hresult::SYNC_E_INTERNAL_ERROR),
+        Error::Undecidable(_) => {
+            (RefusalCode::FailedPrecondition, "CONFLICT_UNDECIDABLE", Hresult::SYNC_E_INVALID_OPERATION)
+        }
+    };
+    let refusal = Refusal::own(code, reason, hresult, error.to_string());
+    status::from_refusal(&refusal, status::Subject::default())
+}

@@ -1,0 +1,211 @@
+//! Constraint conflicts: an item that the store cannot save as it came, because of another one (`windows-sync.md` 6.3).
+//!
+//! The store finds them while saving. Which item is in the way is read from the rows: one that should hold it and holds nothing,
+//! or one that is within what is to hold nothing any more. They are deferred; a decision, or the policy for collisions, comes with
+//! a later session, in which both versions are looked at again.
+//!
+//! What the source has of a collision is settled as follows. Accept the destination: what is here stays, or a tombstone does,
+//! with a new local version, so that it wins everywhere. Accept the source: what is in the way is deleted, with local versions,
+//! and the source's item is saved as any other. Rename: one of the two goes to a name of its own, as a new item.
+
+use std::collections::BTreeMap;
+
+use super::decisions::Decisions;
+use super::plan::{Action, Arrival, CopyName, Deferral, Ground, Step, Ticks, Verdict, conflicting, delete, row_of};
+use super::settle::{NewVersion, Winner, kind_of};
+use crate::knowledge::{ConstraintConflict, ItemChange, ItemDataHeader, ItemId};
+use crate::provider::CallError;
+use crate::provider::sdk::metadata::Row;
+use crate::provider::sdk::{ItemError, KnownItem, Staged, units};
+use crate::types::{ConstraintConflictReason as Reason, ConstraintResolveAction};
+
+impl Ground<'_> {
+    /// Why the store cannot save `id`, and what is in its way.
+    ///
+    /// # Errors
+    /// Those of the rows.
+    pub fn constraint(&self, id: &ItemId) -> Result<Box<Deferral>, CallError> {
+        let deferral = |reason, way: Option<(ItemId, Row)>| {
+            let destination = way.as_ref().map(|(id, row)| conflicting(id, row));
+            let constraint = ConstraintConflict { reason, conflicting_item_id: way.map(|(id, _)| id) };
+            Box::new(Deferral { destination, constraint: Some(constraint) })
+        };
+        let mut orphan = false;
+        for container in self.store.containers(id) {
+            match (self.rows)(&container)?.filter(Row::is_there) {
+                Some(row) if !holds_items(&row) => return Ok(deferral(Reason::Collision, Some((container, row)))),
+                Some(_) => {}
+                None => orphan = true,
+            }
+        }
+        if let Some(within) = (self.within)(id)?.into_iter().next() {
+            return Ok(deferral(Reason::Collision, Some(within)));
+        }
+        Ok(deferral(if orphan { Reason::NoParent } else { Reason::Other }, None))
+    }
+
+    /// Plans what was decided about a collision; `None`: nothing was, or it is out of date, or this store cannot do it.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn plan_collision(
+        &self,
+        change: &ItemChange,
+        (index, row): (usize, Option<&Row>),
+        wanted: &NewVersion,
+        arrival: &mut Arrival,
+        actions: &mut BTreeMap<ItemId, Action>,
+        ticks: &mut Ticks,
+    ) -> Result<Option<Verdict>, CallError> {
+        let Some((action, way)) = self.decided(change)? else { return Ok(None) };
+        let id = &change.item_id;
+        let within = (self.within)(id)?;
+        let is_within = within.iter().any(|(item, _)| *item == way);
+        let busy =
+            |item: &ItemId| actions.contains_key(item) || self.changes.iter().any(|change| change.item_id == *item);
+        if within.iter().any(|(item, _)| busy(item)) || busy(&way) {
+            return Ok(Some(Verdict::Failed(ItemError::Changed.into_recoverable(id))));
+        }
+        let changed = || Ok(Some(Verdict::Failed(ItemError::Changed.into_recoverable(id))));
+        let Some(state) = arrival.incoming.state() else { return changed() };
+        let mut planned = Vec::new();
+        match action {
+            ConstraintResolveAction::AcceptDestinationProvider => {}
+            ConstraintResolveAction::AcceptSourceProvider if is_within => {
+                self.remove(&within, index, ticks, &mut planned);
+            }
+            ConstraintResolveAction::RenameSource if is_within => match self.copy_name(id, &state, actions)? {
+                CopyName::None => return Ok(None),
+                CopyName::Kept => {}
+                CopyName::Free(name, before) => {
+                    let content = arrival.content.take().ok_or(ItemError::Changed);
+                    let Ok(staged) = content.and_then(|content| content.stage(self.store, &name, &state)) else {
+                        return changed();
+                    };
+                    let version = ticks.version(NewVersion::Local);
+                    let units = arrival.object.as_ref().map(|object| object.at(&version, state.modification_time));
+                    let after = Row { units, ..row_of(state.clone(), version.clone(), version) };
+                    planned.push((name, put_first(index, *before, after, staged, true)));
+                }
+            },
+            ConstraintResolveAction::RenameDestination if is_within => {
+                let Some(holder) = row.filter(|row| row.is_there()) else { return Ok(None) };
+                let name = |attempt| self.store.other_id(id, &holder.item.state, attempt);
+                let CopyName::Free(name, before) = self.free_name(name, |_| false, actions)? else { return Ok(None) };
+                if !self.move_all((id, holder), &within, (&name, *before), index, ticks, &mut planned)? {
+                    return changed();
+                }
+                self.remove(&within, index, ticks, &mut planned);
+            }
+            // An item cannot become what holds others, and no data is merged here.
+            ConstraintResolveAction::AcceptSourceProvider
+            | ConstraintResolveAction::RenameSource
+            | ConstraintResolveAction::RenameDestination
+            | ConstraintResolveAction::Merge
+            | ConstraintResolveAction::Defer
+            | ConstraintResolveAction::TransferAndDefer => return Ok(None),
+        }
+        let saved = matches!(
+            action,
+            ConstraintResolveAction::AcceptSourceProvider | ConstraintResolveAction::RenameDestination
+        );
+        let (before, after, step) = if saved {
+            let own = *wanted == NewVersion::Local;
+            let after = arrival.row(change, state, ticks.version(wanted.clone()), own);
+            match self.take(id, row.cloned(), after, arrival.content.take()) {
+                Ok(planned) => planned,
+                Err(error) => return Ok(Some(Verdict::Failed(error))),
+            }
+        } else {
+            let version = ticks.version(NewVersion::Local);
+            match row {
+                Some(row) if !row.item.deleted => (Some(row.clone()), units::renewed(row.clone(), version), Step::None),
+                row => delete(change, row.cloned(), version),
+            }
+        };
+        let left_out = Vec::new();
+        let action = Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out };
+        planned.push((id.clone(), action));
+        actions.extend(planned);
+        Ok(Some(Verdict::Planned { conflict: true }))
+    }
+
+    /// The decision about a collision of this change, while the item in the way is as it was.
+    fn decided(&self, change: &ItemChange) -> Result<Option<(ConstraintResolveAction, ItemId)>, CallError> {
+        for way in self.decisions.collisions(&change.item_id) {
+            let Some(row) = (self.rows)(way)?.filter(Row::is_there) else { continue };
+            if let Some(action) = self.decisions.collision(change, way, &row) {
+                return Ok(Some((action, way.clone())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Deletes items, each with a version of its own.
+    fn remove(&self, items: &[(ItemId, Row)], index: usize, ticks: &mut Ticks, planned: &mut Vec<(ItemId, Action)>) {
+        for (id, row) in items {
+            let version = ticks.version(NewVersion::Local);
+            let item = KnownItem { deleted: true, ..row.item.clone() };
+            let after = Row { item, version, units: None, ..row.clone() };
+            let step = Step::Delete;
+            let before = Some(row.clone());
+            let left_out = Vec::new();
+            let action = Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out };
+            planned.push((id.clone(), action));
+        }
+    }
+
+    /// Makes copies of a holder of items, and of all that is within it, under another name. False when something has changed.
+    fn move_all(
+        &self,
+        (id, holder): (&ItemId, &Row),
+        within: &[(ItemId, Row)],
+        (name, before): (&ItemId, Option<Row>),
+        index: usize,
+        ticks: &mut Ticks,
+        planned: &mut Vec<(ItemId, Action)>,
+    ) -> Result<bool, CallError> {
+        let mut put = |to: ItemId, row: &Row, before: Option<Row>, staged: Staged, keeps_loser: bool| {
+            let version = ticks.version(NewVersion::Local);
+            let units = units::renewed(row.clone(), version.clone()).units;
+            let after = Row { units, ..row_of(row.item.state.clone(), version.clone(), version) };
+            planned.push((to, put_first(index, before, after, staged, keeps_loser)));
+        };
+        let copy = |to: &ItemId, from: &ItemId, row: &Row| {
+            if !holds_items(row) {
+                return self.store.stage_copy(to, from, &row.in_store());
+            }
+            let header = ItemDataHeader {
+                properties: row.item.state.properties.clone(),
+                content_size: 0,
+                content_digest: Some(row.item.state.digest),
+            };
+            self.store.stage(to, &header).and_then(|staging| staging.finish())
+        };
+        let Ok(staged) = copy(name, id, holder) else { return Ok(false) };
+        put(name.clone(), holder, before, staged, true);
+        for (item, row) in within {
+            // What is within has its holder's id before its own.
+            let rest = item.as_bytes().get(id.as_bytes().len()..).unwrap_or_default();
+            let to = ItemId::from([name.as_bytes(), rest].concat());
+            let before = (self.rows)(&to)?;
+            let Ok(staged) = copy(&to, item, row) else { return Ok(false) };
+            put(to, row, before, staged, false);
+        }
+        Ok(true)
+    }
+}
+
+/// What must be there before the change itself is carried out.
+fn put_first(index: usize, before: Option<Row>, after: Row, staged: Staged, keeps_loser: bool) -> Action {
+    let step = Step::Put(staged);
+    Action { index, before, after, step, comes_first: true, keeps_loser, left_out: Vec::new() }
+}
+
+/// True for an item that others may be within.
+fn holds_items(row: &Row) -> bool {
+    kind_of(&row.item.state.properties) == Some("directory")
+}
+
+/// True where a collision may be settled: the source's item would be saved.
+pub(super) fn may_collide(winner: Winner, decisions: &Decisions, id: &ItemId) -> bool {
+    matches!(winner, Winner::Source | Winner::SourceAndCopy) && decisions.collisions(id).next().is_some()
+}

@@ -1,0 +1,181 @@
+//! The conformance kit itself: honest providers pass, and each mutant is blamed for its own rule and for no other.
+
+#![allow(missing_docs, unreachable_pub)]
+
+mod check {
+    pub mod mutant;
+    pub mod store;
+}
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use check::mutant::{Mutant as M, Mutated};
+use check::store;
+use synclave::check::{Options, Report, Rule, Verdict, knowledge_provider};
+use synclave::provider::Provider;
+use synclave::provider::sdk;
+use synclave::server::{incoming, serve_provider};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Serves a provider on loopback until the token is cancelled; its address.
+async fn serve(provider: Arc<dyn Provider>, stop: CancellationToken) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = format!("http://{}", listener.local_addr().expect("bound"));
+    tokio::spawn(serve_provider(incoming(listener), provider, stop));
+    address
+}
+
+async fn checked(provider: Arc<dyn Provider>, patience: Duration) -> Report {
+    let stop = CancellationToken::new();
+    let address = serve(provider, stop.clone()).await;
+    let options = Options { patience, ..Options::new(address) };
+    let report = knowledge_provider(options).await.expect("it is there");
+    stop.cancel();
+    report
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_honest_provider_passes() {
+    for max_source_sessions in [1, 3] {
+        let (provider, _directory) = store::provider(sdk::Options { max_source_sessions, ..sdk::Options::default() });
+        let report = checked(provider, Duration::from_secs(20)).await;
+        let text = report.to_text();
+        assert!(report.is_pass(), "{text}");
+        let reached = |(_, verdict): &&(Rule, Verdict)| *verdict == Verdict::NotReached;
+        assert_eq!(report.verdicts.iter().find(reached), None, "{text}");
+        assert_eq!(report.left_behind, Vec::<String>::new(), "{text}");
+    }
+}
+
+/// What each mutant is blamed for.
+const MUTANTS: &[(M, Rule)] = &[
+    (M::NewInstanceEachTime, Rule::Instance),
+    (M::NewSchemaEachTime, Rule::Schema),
+    (M::NeverASource, Rule::Enlists),
+    (M::AnswersOutsideOfSessions, Rule::OnlyInSession),
+    (M::RenewsUnknownSessions, Rule::RenewUnknown),
+    (M::BeginsTwice, Rule::BeginTwice),
+    (M::EndsWhatNeverBegan, Rule::EndWithoutBegin),
+    (M::RenewsAfterTheEnd, Rule::EndForgets),
+    (M::EndsTheWrongSession, Rule::EndOfOther),
+    (M::BeginsAfterTheEnd, Rule::LateBegin),
+    (M::BeginsWhatWasOvertaken, Rule::Overtaken),
+    (M::AnswersAsTheOtherRole, Rule::OneDirection),
+    (M::TakesStaleEpochs, Rule::StaleEpoch),
+    (M::ClaimsMoreSessions, Rule::TwoSessions),
+    (M::CutsRenewedLeases, Rule::LeaseRenewed),
+    (M::IgnoresLeases, Rule::LeaseRunsOut),
+    (M::EndsWhileWorking, Rule::EndWaits),
+    (M::IgnoresCancel, Rule::Canceled),
+    (M::IgnoresCancelInRenewal, Rule::CanceledByRenewal),
+    (M::WorksAfterCancel, Rule::WorkAfterCancel),
+    (M::ForgetsWhatACancelLeft, Rule::NoRollBack),
+    (M::HangsOnOddSizes, Rule::Answers),
+    (M::RefusesLargeWishes, Rule::SizeIsAWish),
+    (M::CallsEveryBatchTheLast, Rule::LastBatch),
+    (M::CallsNoBatchTheLast, Rule::LastBatch),
+    (M::LosesAnItem, Rule::Complete),
+    (M::SendsEverything, Rule::NothingKnown),
+    (M::SendsInDescendingOrder, Rule::Order),
+    (M::SendsTwice, Rule::Duplicates),
+    (M::ForgetsMadeWith, Rule::InKnowledge),
+    (M::ForgetsPrerequisite, Rule::Prerequisite),
+    (M::IgnoresMaxBytes, Rule::MaxBytes),
+    (M::IgnoresMaxInline, Rule::Inline),
+    (M::TombstonesWithData, Rule::TombstoneShape),
+    (M::HidesTombstones, Rule::TombstoneStored),
+    (M::RenewsCreationVersions, Rule::KeepsVersion),
+    (M::ChangesContent, Rule::KeepsData),
+    (M::GivesWrongDigests, Rule::DataParts),
+    (M::IgnoresOffsets, Rule::Offset),
+    (M::GivesAnyVersion, Rule::ExactVersion),
+    (M::GivesDataOfTombstones, Rule::NoDataOfTombstone),
+    (M::ClaimsForgottenVersions, Rule::ForgottenInBatch),
+    (M::FailsUpdates, Rule::Applies),
+    (M::ReappliesKnownChanges, Rule::Obsolete),
+    (M::CreatesWhatIsLost, Rule::MustExist),
+    (M::DropsAnOutcome, Rule::Outcomes),
+    (M::RepeatsAnOutcome, Rule::Outcomes),
+    (M::MiscountsApplied, Rule::Statistics),
+    (M::LoadsAnotherVersion, Rule::LoadExact),
+    (M::LoadsAllAtOnce, Rule::LoadLimit),
+    (M::LearnsNothing, Rule::Learned),
+    (M::LearnsTooMuch, Rule::Learned),
+    (M::ForgetsWhatItKnew, Rule::NeverShrinks),
+    (M::LearnsWhatFailed, Rule::FailedNotLearned),
+    (M::IgnoresThePrerequisite, Rule::NeedsPrerequisite),
+    (M::IgnoresForgottenKnowledge, Rule::OutOfDate),
+    (M::IgnoresDigests, Rule::DigestChecked),
+    (M::IgnoresSizes, Rule::SizeChecked),
+    (M::RefusesLargeItems, Rule::LargeItems),
+    (M::SeesNoConflicts, Rule::ConflictSeen),
+    (M::SeesConflictsEverywhere, Rule::ConflictSeen),
+    (M::LetsTheSourceWin, Rule::DestinationWins),
+    (M::LetsTheDestinationWin, Rule::SourceWins),
+    (M::SettlesWhatItShouldDefer, Rule::Deferred),
+    (M::IgnoresModificationTimes, Rule::LastWriterWins),
+    (M::KeepsOnlyOne, Rule::KeepBoth),
+    (M::LetsTheSourceDelete, Rule::UpdateDelete),
+    (M::LetsADeletionWin, Rule::EditBeatsDeletion),
+    (M::KeepsTheWinnersVersion, Rule::Resolution),
+    (M::HidesItsOwnTick, Rule::OwnTick),
+    (M::DecidesWhereNothingIs, Rule::NothingDecided),
+    (M::CallsTwoDeletionsAConflict, Rule::DeleteDelete),
+    (M::RevivesDeletedItems, Rule::NoReturn),
+    (M::ForgetsSecondCreations, Rule::CreatedAgain),
+];
+
+/// Those of them that every `cargo test` runs: one of each subject.
+const SOME: &[M] = &[
+    M::BeginsTwice,
+    M::LosesAnItem,
+    M::RenewsCreationVersions,
+    M::MiscountsApplied,
+    M::LearnsTooMuch,
+    M::LetsTheDestinationWin,
+];
+
+/// Mutants that are checked at the same time: much of a check is waiting for leases and for what must not come.
+const AT_ONCE: usize = 8;
+
+/// Runs the kit against the mutants that are asked for; each must be blamed for its own rule and for no other.
+async fn run_mutants(asked: impl Fn(M) -> bool) {
+    let room = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    let mut running = tokio::task::JoinSet::new();
+    for (mutant, rule) in MUTANTS.iter().filter(|(mutant, _)| asked(*mutant)) {
+        let room = room.clone();
+        running.spawn(async move {
+            let _permit = room.acquire_owned().await.expect("never closed");
+            let (honest, _directory) = store::provider(sdk::Options::default());
+            let report = checked(Arc::new(Mutated::new(*mutant, honest)), Duration::from_secs(8)).await;
+            eprintln!("{mutant:?}: {}", report.summary());
+            let blamed: BTreeSet<Rule> = report.failures().map(|(rule, _)| rule).collect();
+            (blamed != BTreeSet::from([*rule]))
+                .then(|| format!("{mutant:?} is to be blamed for {rule}:\n{}", report.to_text()))
+        });
+    }
+    assert!(!running.is_empty(), "there is no such mutant");
+    let ran = running.len();
+    let mut wrong = Vec::new();
+    while let Some(outcome) = running.join_next().await {
+        wrong.extend(outcome.expect("no check panics"));
+    }
+    assert!(wrong.is_empty(), "{} of {ran} mutants\n{}", wrong.len(), wrong.join("\n"));
+    eprintln!("{ran} mutants, each blamed for its own rule and for no other");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn some_mutants_are_blamed_for_their_own_rules() {
+    run_mutants(|mutant| SOME.contains(&mutant)).await;
+}
+
+/// `SYNCLAVE_MUTANT=LosesAnItem` takes one of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "one whole run of the kit for each mutant: .ci/run has it"]
+async fn every_mutant_is_blamed_for_its_own_rule() {
+    let only = std::env::var("SYNCLAVE_MUTANT").ok();
+    run_mutants(|mutant| only.as_ref().is_none_or(|only| *only == format!("{mutant:?}"))).await;
+}

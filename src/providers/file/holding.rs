@@ -185,7 +185,7 @@ impl Holding {
         if let Some(source) = source {
             // Where the file system shares extents, the copy costs no space; its bytes are read all the same.
             let shared = rustix::fs::ioctl_ficlone(&file, &source).is_ok();
-            let mut reader = Reader::new();
+            let mut reader = Reader::for_size(size);
             let mut copy = |part: &[u8]| if shared { Ok(()) } else { write_all(&file, part) };
             let (copied, length) =
                 if shared { reader.copy(&file, size, &mut copy) } else { reader.copy(&source, size, &mut copy) }
@@ -275,7 +275,7 @@ impl Holding {
             (Content::File { facts, attributes: None, .. }, Kind::Symlink) if facts.size <= MAX_TARGET_BYTES => {
                 let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
                 let mut target = Vec::new();
-                Reader::new().copy(file, facts.size, |part| {
+                Reader::for_size(facts.size).copy(file, facts.size, |part| {
                     target.extend_from_slice(part);
                     Ok(())
                 })?;

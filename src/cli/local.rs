@@ -18,11 +18,11 @@ use super::replica;
 use super::roots::Root;
 use super::summary::{ConflictCopy, Findings, LeftOut};
 use super::sync::{SyncEnd, SyncPlan};
-use crate::coordinator::{Coordinator, Options, Providers};
+use crate::coordinator::{Coordinator, OpenedStore, Options, Providers};
 use crate::grpc::provider::DialOptions;
-use crate::provider::sdk::ReplicaProvider;
+use crate::provider::sdk::{ReplicaProvider, Report};
 use crate::server;
-use crate::session::Timing;
+use crate::session::{Dial, Timing};
 use crate::types::Endpoint;
 
 /// Bytes on their way between the command and the services of its own process.
@@ -49,8 +49,7 @@ const ITEM_RETRY: Duration = Duration::from_millis(100);
 impl LocalCoordinator {
     /// Opens the store first, so that one that is in use changes nothing; then the replicas; then serves, in this process only.
     pub(super) async fn start(plan: &SyncPlan) -> Result<Self, Failure> {
-        let failed = |error: &dyn std::fmt::Display| Failure::failed(error.to_string());
-        let opened = Coordinator::open(&plan.data_dir).map_err(|error| failed(&error))?;
+        let opened = Coordinator::open(&plan.data_dir).map_err(|error| Failure::failed(error.to_string()))?;
         let mut replicas = Vec::new();
         let mut providers = Providers::new(DialOptions::default()).speaking_for_simple_stores(&plan.data_dir);
         let mut endpoints = Vec::new();
@@ -60,18 +59,28 @@ impl LocalCoordinator {
                 SyncEnd::Directory(root) => {
                     root.create()?;
                     let replica = replica::open(root, None, member_name(root))?;
-                    let endpoint = Endpoint::Address(file_url(root));
+                    let endpoint = directory_endpoint(root);
                     providers.add(endpoint.clone(), replica.clone());
                     replicas.push(replica);
                     endpoint
                 }
             });
         }
+        Self::over(opened, endpoints, replicas, providers.into_dial()).await
+    }
+
+    /// Serves what is open already.
+    pub(super) async fn over(
+        opened: OpenedStore,
+        endpoints: Vec<Endpoint>,
+        replicas: Vec<Arc<ReplicaProvider>>,
+        dial: Dial,
+    ) -> Result<Self, Failure> {
+        let failed = |error: &dyn std::fmt::Display| Failure::failed(error.to_string());
         // Someone waits for the end, and has just asked for everything once more.
         let timing = Timing { item_retry: ITEM_RETRY, ..Timing::default() };
         let options = Options { timing, abandon_operations: true, ..Options::default() };
-        let coordinator =
-            Coordinator::start(opened, options, providers.into_dial()).await.map_err(|error| failed(&error))?;
+        let coordinator = Coordinator::start(opened, options, dial).await.map_err(|error| failed(&error))?;
         coordinator.store.retry_item_errors(Vec::new(), None).await.map_err(|error| failed(&error))?;
 
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
@@ -98,8 +107,8 @@ impl LocalCoordinator {
         Ok(Self { channel, endpoints, replicas, stop, served })
     }
 
-    /// Ends in good order, and tells what only the providers of this process know.
-    pub(super) async fn stop(self) -> Result<Findings, Failure> {
+    /// Ends in good order, and tells what only the providers of this process know, in the order of the ends.
+    pub(super) async fn stop(self) -> Result<Vec<Report>, Failure> {
         self.stop.cancel();
         drop(self.channel);
         match self.served.await {
@@ -107,13 +116,14 @@ impl LocalCoordinator {
             Ok(Err(error)) => return Err(Failure::failed(format!("the coordinator of this process failed: {error}"))),
             Err(error) => return Err(Failure::failed(format!("the coordinator of this process failed: {error}"))),
         }
-        Ok(findings(&self.replicas))
+        Ok(self.replicas.iter().map(|replica| replica.report()).collect())
     }
 }
 
-fn findings(replicas: &[Arc<ReplicaProvider>]) -> Findings {
+/// What a person is told of it.
+pub(super) fn findings(reports: Vec<Report>) -> Findings {
     let mut findings = Findings::default();
-    for report in replicas.iter().map(|replica| replica.report()) {
+    for report in reports {
         findings.conflict_copies.extend(
             report
                 .conflict_copies
@@ -126,6 +136,11 @@ fn findings(replicas: &[Arc<ReplicaProvider>]) -> Findings {
         );
     }
     findings
+}
+
+/// What this process calls the provider of a directory.
+pub(super) fn directory_endpoint(root: &Root) -> Endpoint {
+    Endpoint::Address(file_url(root))
 }
 
 /// `file:///…`, with every byte that a URL does not carry as it is written as `%XX`.

@@ -61,6 +61,11 @@ impl Root {
         &self.path
     }
 
+    /// False for one that is still to be made.
+    pub(super) fn exists(&self) -> bool {
+        self.exists
+    }
+
     /// Makes the directory where it is new. Called after every check, so that a refused sync changes nothing.
     pub(super) fn create(&self) -> Result<(), Failure> {
         if self.exists {
@@ -96,16 +101,7 @@ pub(super) fn check_apart(a: &Root, b: &Root) -> Result<(), Failure> {
 
 /// Refuses a state directory inside a root: each sync would find its own state changed.
 pub(super) fn check_outside(data_dir: &Path, root: &Root) -> Result<(), Failure> {
-    if !root.exists {
-        return Ok(());
-    }
-    let root_identity = identity(&root.path)?;
-    let absolute = std::path::absolute(data_dir).map_err(|error| unusable(data_dir, &error))?;
-    let inside = absolute
-        .ancestors()
-        .filter(|path| path.exists())
-        .any(|path| identity(path).is_ok_and(|it| it == root_identity));
-    if !inside {
+    if !holds(root, data_dir)? {
         return Ok(());
     }
     Err(Failure::usage(format!(
@@ -113,6 +109,29 @@ pub(super) fn check_outside(data_dir: &Path, root: &Root) -> Result<(), Failure>
         data_dir.display(),
         root.path.display()
     )))
+}
+
+/// Refuses a place for temporary files inside a root that nothing is to be written in.
+pub(super) fn check_scratch(scratch: &Path, root: &Root) -> Result<(), Failure> {
+    if !holds(root, scratch)? {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "a dry run would write to {}, which is inside {}; name another place with TMPDIR",
+        scratch.display(),
+        root.path.display()
+    )))
+}
+
+/// Whether a path, which need not be there, is in a root, or is it.
+fn holds(root: &Root, path: &Path) -> Result<bool, Failure> {
+    if !root.exists {
+        return Ok(false);
+    }
+    let root_identity = identity(&root.path)?;
+    let absolute = std::path::absolute(path).map_err(|error| unusable(path, &error))?;
+    let mut there = absolute.ancestors().filter(|path| path.exists());
+    Ok(there.any(|path| identity(path).is_ok_and(|it| it == root_identity)))
 }
 
 fn is_within(inner: &Root, outer: &Root) -> Result<bool, Failure> {

@@ -203,7 +203,7 @@ fn list(text: &mut String, heading: &str, mut lines: impl ExactSizeIterator<Item
 
 /// Sums over the sessions of each direction. A member is told apart by its GUID, and named as the user named its end: two
 /// providers may well call themselves the same.
-fn moved(operation: &pb::Operation, sync_infos: &[pb::SyncInfo], ends: &[String; 2]) -> Vec<Moved> {
+pub(super) fn moved(operation: &pb::Operation, sync_infos: &[pb::SyncInfo], ends: &[String; 2]) -> Vec<Moved> {
     use pb::SyncDirectionOrder::{Download, DownloadAndUpload};
     let mut upload_source: Option<&str> = None;
     let mut directions: Vec<(&str, Moved)> = Vec::new();

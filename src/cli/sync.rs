@@ -7,11 +7,13 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{Server, unary};
+use super::dry_run::DryRun;
 use super::endpoint::{self, Target};
 use super::exit::{Exit, Failure};
-use super::local::LocalCoordinator;
+use super::local::{self, LocalCoordinator};
 use super::options::{Collision, Conflict};
 use super::output::{self, Output};
+use super::plan::Plan;
 use super::roots::{self, Root};
 use super::summary::Summary;
 use super::wait::{self, EndedOperation, OnStop};
@@ -29,12 +31,18 @@ use crate::types::Endpoint;
 Examples:
   synclave sync ~/photos /mnt/backup/photos
   synclave sync ~/photos /mnt/backup/photos --one-way
+  synclave sync ~/photos /mnt/backup/photos --dry-run
   synclave sync ~/photos http://nas.local:7001 --conflict last-writer-wins
 
 An argument with :// or member: is the address of a provider, anything else a directory. B is \
 made if it is not there but its parent is. Neither may be, or hold, the other.
 
-Exit codes: 0 in sync, 1 failed, 2 wrong command line, 3 ended but not in sync, or Ctrl-C.")]
+With --dry-run nothing is created, written or locked for longer than the command runs, and both ends must be \
+directories. What it tells is what a sync would do as long as nobody changes them; what only an attempt shows, such as a full \
+disk or a missing permission, it cannot tell. With --output json it prints one object a line: change, leftOut, skipped, totals, end.
+
+Exit codes: 0 in sync, 1 failed, 2 wrong command line, 3 ended but not in sync, or Ctrl-C. Of a dry run: 0 nothing to \
+do, 1 the sync would fail, 3 there is something to do.")]
 pub(super) struct SyncArgs {
     /// First directory or provider
     a: OsString,
@@ -52,6 +60,9 @@ pub(super) struct SyncArgs {
     /// Turn the safety stop against mass deletion off
     #[arg(long)]
     allow_mass_delete: bool,
+    /// Say what would be done, item by item, and change nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Where state is kept; one process at a time [default: $XDG_STATE_HOME/synclave or ~/.local/state/synclave]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -101,6 +112,11 @@ impl SyncArgs {
         Ok(SyncPlan { ends: [a, b], data_dir })
     }
 
+    /// A and B as the user named them.
+    fn ends(&self) -> [String; 2] {
+        [&self.a, &self.b].map(|end| end.to_string_lossy().into_owned())
+    }
+
     fn request(&self, endpoints: &[Endpoint; 2]) -> pb::StartOperationRequest {
         let direction =
             if self.one_way { pb::SyncDirectionOrder::Upload } else { pb::SyncDirectionOrder::UploadAndDownload };
@@ -121,20 +137,39 @@ impl SyncArgs {
 
 pub(super) async fn run(args: SyncArgs, output: Output, stop: CancellationToken) -> Result<Exit, Failure> {
     let plan = args.plan()?;
+    if args.dry_run {
+        return dry_run(&args, &plan, output, &stop).await;
+    }
     let local = LocalCoordinator::start(&plan).await?;
     let server = Server::over(local.channel.clone(), "this process");
     let ended = operate(&server, args.request(&local.endpoints), &stop).await;
     // Whatever became of the operation, locks are given back and providers told.
-    let findings = local.stop().await;
-    let (ended, findings) = (ended?, findings?);
-    let ends = [&args.a, &args.b].map(|end| end.to_string_lossy().into_owned());
-    let summary = Summary::new(&ended.operation, &ended.sync_infos, ends, findings);
+    let reports = local.stop().await;
+    let (ended, reports) = (ended?, reports?);
+    let summary = Summary::new(&ended.operation, &ended.sync_infos, args.ends(), local::findings(reports));
     if output.is_json() {
         output::line(&json(&ended).to_string())?;
     } else {
         output::text(&summary.words())?;
     }
     summary.failure().map_or(Ok(summary.end.into()), Err)
+}
+
+/// The same over copies and overlays: what it would do.
+async fn dry_run(args: &SyncArgs, sync: &SyncPlan, output: Output, stop: &CancellationToken) -> Result<Exit, Failure> {
+    let dry_run = DryRun::prepare(sync)?;
+    let local = dry_run.start().await?;
+    let server = Server::over(local.channel.clone(), "this process");
+    let ended = operate(&server, args.request(&local.endpoints), stop).await;
+    let reports = local.stop().await;
+    let (ended, reports) = (ended?, reports?);
+    let plan = Plan::new(&ended.operation, &ended.sync_infos, args.ends(), &dry_run.changes(), &reports);
+    if output.is_json() {
+        plan.lines().iter().try_for_each(|line| output::line(&line.to_string()))?;
+    } else {
+        output::text(&plan.words())?;
+    }
+    plan.failure().map_or(Ok(plan.exit()), Err)
 }
 
 async fn operate(

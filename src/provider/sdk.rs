@@ -87,6 +87,8 @@ pub struct Options {
     pub max_inline_bytes: u64,
     /// Sessions as source at once, beside one as destination; 0 or 1: one session at a time in all.
     pub max_source_sessions: u32,
+    /// Entries of each kind that its [`Report`] keeps.
+    pub reported_entries: usize,
 }
 
 impl Default for Options {
@@ -97,6 +99,7 @@ impl Default for Options {
             max_changes: 0,
             max_inline_bytes: 64 * 1024,
             max_source_sessions: 1,
+            reported_entries: report::REPORTED_ENTRIES,
         }
     }
 }
@@ -221,6 +224,7 @@ impl ReplicaProvider {
         options: Options,
     ) -> Result<Arc<Self>, MetadataError> {
         let metadata = Metadata::open(metadata_dir, identity)?;
+        let report = Mutex::new(Report::new(options.reported_entries));
         Ok(Arc::new(Self {
             shared: Arc::new(Shared {
                 store,
@@ -232,7 +236,7 @@ impl ReplicaProvider {
                 looked: Mutex::new(None),
                 went_back: AtomicBool::new(false),
                 registry: Mutex::new(Registry::default()),
-                report: Mutex::default(),
+                report,
             }),
         }))
     }

@@ -6,9 +6,11 @@
 //!
 //! - `tree`: one descriptor of the root; no access outside it, whatever an id or a symlink says.
 //! - `scan`, `fingerprint`: what changed, and what may be taken as unchanged.
+//! - `reading`: items by their ids, as far as a look and their content go.
 //! - `holding`, `change`: content is staged invisibly, made durable, then put in place by
 //!   one rename that is checked and, if it displaced what nobody knew, undone.
 //! - `nest`: a new directory is staged with what goes into it, and put in place as a whole.
+//! - `overlay`: the same store for a dry run: what is written stays in memory.
 
 mod attributes;
 mod change;
@@ -17,7 +19,9 @@ mod facts;
 mod fingerprint;
 mod holding;
 mod nest;
+mod overlay;
 mod path;
+mod reading;
 mod scan;
 mod tree;
 
@@ -26,28 +30,29 @@ mod tests;
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{Cursor, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{FlockOperation, Mode, OFlags, StatxFlags};
+use rustix::fs::{FlockOperation, OFlags, StatxFlags};
 use rustix::io::Errno;
 
-use crate::knowledge::{Digest, ItemDataHeader, ItemId};
+use crate::knowledge::{ItemDataHeader, ItemId};
 use crate::provider::sdk::{
     Applied, Detection, ItemError, ItemState, ItemStore, Known, KnownItem, Put, Replaces, Staged, Staging, StoreError,
     conflict_copy_id,
 };
-use attributes::{Attributes, agrees};
 use facts::{Facts, Kind};
-use fingerprint::Stamp;
 use holding::{Holding, MAX_SINGLE_SYNCS};
-use path::{ItemPath, ancestors};
-use tree::{Tree, io_error, item_error, root_missing, store_error};
+pub use overlay::{Contents, Effect, OverlaidChange, Overlay};
+use path::ItemPath;
+use tree::{Tree, io_error, root_missing, store_error};
 
 /// Name of the default state directory, at the root of the tree. What is in it is never carried.
 pub const STATE_DIRECTORY: &str = ".synclave";
+
+/// Name of the file in the state directory whose lock says that a process uses it.
+const LOCK_FILE_NAME: &str = "lock";
 
 /// A directory tree as a store. One process at a time has it open: the state directory is locked.
 #[derive(Debug)]
@@ -106,9 +111,7 @@ impl FileStore {
     }
 
     fn path_of<'a>(&self, id: &'a ItemId) -> Result<ItemPath<'a>, ItemError> {
-        let path = ItemPath::parse(id)?;
-        self.tree.check(path)?;
-        Ok(path)
+        self.tree.path_of(id)
     }
 
     fn touch(&self, path: &[u8]) {
@@ -120,43 +123,6 @@ impl FileStore {
 
     fn touch_everything(&self) {
         self.touched.lock().expect("no holder panics").everything = true;
-    }
-
-    /// What is at `path` now, with its parent.
-    fn look(&self, path: ItemPath<'_>) -> Result<(Arc<OwnedFd>, Facts), ItemError> {
-        let (parent_path, name) = path.split();
-        let parent = self.tree.parent(parent_path).map_err(|error| gone_or_failed("look at", path, error))?;
-        let facts = Facts::at(&parent, name).map_err(|error| gone_or_failed("look at", path, error))?;
-        Ok((parent, facts))
-    }
-
-    /// All of a file's content, if it is what is known when the last byte has been read; `None` for what is no file.
-    fn read_file(&self, path: ItemPath<'_>, known: &KnownItem, size: usize) -> Result<Option<Vec<u8>>, ItemError> {
-        let (parent_path, name) = path.split();
-        let failed = |error| gone_or_failed("read", path, error);
-        let parent = self.tree.parent(parent_path).map_err(failed)?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
-            Err(Errno::LOOP) => return Ok(None),
-            result => result.map_err(failed)?,
-        };
-        // One byte more than recorded, to see growth without reading on for ever.
-        let mut content = Vec::with_capacity(size + 1);
-        while content.len() < content.capacity() {
-            match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut content)) {
-                Ok(0) => break,
-                // Less than there was room for is all that there is.
-                Ok(_) if content.len() == size => break,
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        let read = Facts::of(&file).map_err(failed)?;
-        if content.len() == size && read.kind() == Some(Kind::File) && still_describes(known, &read) {
-            Ok(Some(content))
-        } else {
-            Err(ItemError::Changed)
-        }
     }
 
     fn sync_touched(&self) -> std::io::Result<()> {
@@ -182,51 +148,15 @@ impl ItemStore for FileStore {
     }
 
     fn open(&self, id: &ItemId, known: &KnownItem) -> Result<Box<dyn Read + Send>, ItemError> {
-        let path = self.path_of(id)?;
-        let (parent, facts) = self.look(path)?;
-        if !still_describes(known, &facts) {
-            return Err(ItemError::Changed);
-        }
-        let name = path.split().1;
-        let failed = |error: Errno| item_error("open", path, error);
-        match facts.kind() {
-            Some(Kind::File) => {
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
-                let opened = Facts::of(&file).map_err(failed)?;
-                if still_describes(known, &opened) { Ok(Box::new(File::from(file))) } else { Err(ItemError::Changed) }
-            }
-            Some(Kind::Symlink) => {
-                let target = rustix::fs::readlinkat(&parent, name, Vec::new()).map_err(failed)?;
-                Ok(Box::new(Cursor::new(target.into_bytes())))
-            }
-            Some(Kind::Directory) => Ok(Box::new(std::io::empty())),
-            None => Err(ItemError::Changed),
-        }
+        self.tree.open_item(self.path_of(id)?, known)
     }
 
     fn read(&self, id: &ItemId, known: &KnownItem) -> Result<Vec<u8>, ItemError> {
-        let path = self.path_of(id)?;
-        let size = usize::try_from(known.state.size).map_err(|_| item_error("hold", path, Errno::FBIG))?;
-        if size > 0
-            && let Some(content) = self.read_file(path, known, size)?
-        {
-            return Ok(content);
-        }
-        let (parent, facts) = self.look(path)?;
-        if !still_describes(known, &facts) {
-            return Err(ItemError::Changed);
-        }
-        if facts.kind() != Some(Kind::Symlink) {
-            return if size == 0 { Ok(Vec::new()) } else { Err(ItemError::Changed) };
-        }
-        let target = rustix::fs::readlinkat(&parent, path.split().1, Vec::new());
-        Ok(target.map_err(|error| gone_or_failed("read", path, error))?.into_bytes())
+        self.tree.read_item(self.path_of(id)?, known)
     }
 
     fn is_unchanged(&self, id: &ItemId, known: &KnownItem) -> bool {
-        let look = self.path_of(id).and_then(|path| self.look(path));
-        look.is_ok_and(|(_, facts)| still_describes(known, &facts))
+        self.path_of(id).is_ok_and(|path| self.tree.is_unchanged(path, known))
     }
 
     fn stage(&self, id: &ItemId, header: &ItemDataHeader) -> Result<Box<dyn Staging>, ItemError> {
@@ -292,9 +222,7 @@ impl ItemStore for FileStore {
     }
 
     fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
-        // A directory has no content that could be lost: its children are items of their own.
-        let kind = Attributes::of_state(loser).ok()?.kind;
-        if kind == Kind::Directory { None } else { conflict_copy_id(id, loser, attempt) }
+        path::copy_id(id, loser, attempt)
     }
 
     fn other_id(&self, id: &ItemId, item: &ItemState, attempt: u32) -> Option<ItemId> {
@@ -302,41 +230,7 @@ impl ItemStore for FileStore {
     }
 
     fn containers(&self, id: &ItemId) -> Vec<ItemId> {
-        ancestors(id.as_bytes()).map(ItemId::from).collect()
-    }
-}
-
-/// What an error of a look at an item comes to.
-fn gone_or_failed(action: &str, path: ItemPath<'_>, error: Errno) -> ItemError {
-    match error {
-        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => ItemError::Changed,
-        error => item_error(action, path, error),
-    }
-}
-
-/// What is known is still there, by its looks. Content is proved by its digest, which whoever reads it compares.
-fn still_describes(known: &KnownItem, now: &Facts) -> bool {
-    !known.deleted
-        && match Stamp::decode(&known.fingerprint) {
-            Some(stamp) => stamp.describes(now),
-            None => agrees(now, &known.state),
-        }
-}
-
-/// Digest of the content of `name` in `directory`; `None` when it cannot be read or changes meanwhile.
-fn read_digest(directory: impl AsFd, name: &[u8], facts: &Facts) -> Option<Digest> {
-    match facts.kind()? {
-        Kind::File => {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let file = rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?;
-            let (digest, read) = content::Reader::new().digest(file, *facts).ok()??;
-            read.same_but_for_ctime(facts).then_some(digest)
-        }
-        Kind::Symlink => {
-            let target = rustix::fs::readlinkat(directory, name, Vec::new()).ok()?;
-            Some(content::digest(target.as_bytes()))
-        }
-        Kind::Directory => Some(content::digest(b"")),
+        path::containers(id)
     }
 }
 
@@ -350,20 +244,34 @@ fn lock_state(state_dir: &Path) -> Result<File, StoreError> {
         error.message.push_str("; name a writable one with --state-dir");
         error
     })?;
-    let path = state_dir.join("lock");
+    let path = state_dir.join(LOCK_FILE_NAME);
     let file = File::options()
         .create(true)
         .truncate(false)
         .write(true)
         .open(&path)
         .map_err(|error| io_error("write in the state directory", state_dir, error))?;
+    take_lock(file, state_dir)
+}
+
+/// Takes the lock of a state directory that is there, and writes nothing. `None`: nobody has ever kept state in it.
+fn lock_existing_state(state_dir: &Path) -> Result<Option<File>, StoreError> {
+    let path = state_dir.join(LOCK_FILE_NAME);
+    match File::open(&path) {
+        Ok(file) => take_lock(file, state_dir).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io_error("open", &path, error)),
+    }
+}
+
+fn take_lock(file: File, state_dir: &Path) -> Result<File, StoreError> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(store_error(
             "STORE_IN_USE",
             format!("{} is in use by another process: stop it, or wait until it ends", state_dir.display()),
         )),
-        Err(error) => Err(io_error("lock", &path, error)),
+        Err(error) => Err(io_error("lock", &state_dir.join(LOCK_FILE_NAME), error)),
     }
 }
 

@@ -263,6 +263,9 @@ impl<'a> Applier<'a> {
             OutcomeKind::Applied => {
                 counters.applied.fetch_add(1, Ordering::Relaxed);
                 counts.applied += 1;
+                if outcome.conflict {
+                    lock(&self.shared.report).settled(&outcome.item_id);
+                }
             }
             OutcomeKind::RecoverableError => {
                 counts.failed += 1;

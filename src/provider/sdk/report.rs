@@ -1,12 +1,12 @@
 //! What a person would want to be told of a replica's sessions, item by item.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::item_store::Skipped;
 use crate::knowledge::ItemId;
 
-/// Entries of one kind that are kept; more are counted only.
-const MAX_ENTRIES: usize = 1_000;
+/// Entries of one kind that are kept unless more are asked for.
+pub(super) const REPORTED_ENTRIES: usize = 1_000;
 
 /// A conflict whose loser was kept beside the winner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,9 +17,13 @@ pub struct ConflictCopy {
     pub copy: ItemId,
 }
 
-/// What happened to items at one replica since it was opened. Bounded: of each kind, the first thousand entries.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What happened to items at one replica since it was opened. Bounded: of each kind, the first entries, as many as
+/// [`Options::reported_entries`](super::Options::reported_entries) says.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
+    max_entries: usize,
+    /// Items whose conflicts this replica settled, in whatever way.
+    pub settled: BTreeSet<ItemId>,
     /// Conflict copies that this replica made.
     pub conflict_copies: Vec<ConflictCopy>,
     /// Items that the last session with this replica as destination left out, by name, and why.
@@ -29,23 +33,39 @@ pub struct Report {
 }
 
 impl Report {
+    pub(super) fn new(max_entries: usize) -> Self {
+        Self {
+            max_entries,
+            settled: BTreeSet::new(),
+            conflict_copies: Vec::new(),
+            left_out: BTreeMap::new(),
+            skipped: Vec::new(),
+        }
+    }
+
     /// A session with this replica as destination begins.
     pub(super) fn begin_destination(&mut self) {
         self.left_out.clear();
     }
 
     pub(super) fn skipped(&mut self, skipped: &[Skipped]) {
-        self.skipped = skipped.iter().take(MAX_ENTRIES).cloned().collect();
+        self.skipped = skipped.iter().take(self.max_entries).cloned().collect();
     }
 
     pub(super) fn left_out(&mut self, name: String, reason: String) {
-        if self.left_out.len() < MAX_ENTRIES {
+        if self.left_out.len() < self.max_entries {
             self.left_out.insert(name, reason);
         }
     }
 
+    pub(super) fn settled(&mut self, item: &ItemId) {
+        if self.settled.len() < self.max_entries {
+            self.settled.insert(item.clone());
+        }
+    }
+
     pub(super) fn copied(&mut self, item: &ItemId, copy: &ItemId) {
-        if self.conflict_copies.len() < MAX_ENTRIES {
+        if self.conflict_copies.len() < self.max_entries {
             self.conflict_copies.push(ConflictCopy { item: item.clone(), copy: copy.clone() });
         }
     }

@@ -8,8 +8,11 @@
 use std::collections::BTreeMap;
 
 use super::facts::{Facts, Kind, Time};
-use crate::knowledge::Digest;
+use crate::knowledge::{Digest, ItemDataHeader};
 use crate::provider::sdk::{ItemError, ItemState};
+
+/// Longest target of a symlink (PATH_MAX without its NUL).
+pub(super) const MAX_TARGET_BYTES: u64 = 4095;
 
 /// Mode of a file whose source names none.
 const DEFAULT_FILE_MODE: u32 = 0o644;
@@ -53,6 +56,19 @@ impl Attributes {
             None => modification_time.map(Time::from),
         };
         Ok(Self { kind, mode, mtime: mtime.filter(|_| kind != Kind::Directory) })
+    }
+
+    /// Of content that is to be staged, with as many bytes as its kind may have.
+    pub(super) fn of_header(header: &ItemDataHeader) -> Result<Self, ItemError> {
+        let attributes = Self::parse(&header.properties, None)?;
+        let size = header.content_size;
+        match attributes.kind {
+            Kind::Symlink if !(1..=MAX_TARGET_BYTES).contains(&size) => {
+                Err(ItemError::Failed(format!("a symlink's target has 1 to {MAX_TARGET_BYTES} bytes, not {size}")))
+            }
+            Kind::Directory if size != 0 => Err(ItemError::Failed("a directory has no content".to_owned())),
+            Kind::File | Kind::Symlink | Kind::Directory => Ok(attributes),
+        }
     }
 
     pub(super) fn of_state(state: &ItemState) -> Result<Self, ItemError> {

@@ -9,13 +9,14 @@ use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use super::FileStore;
 use super::attributes::{Attributes, agrees};
 use super::facts::{Facts, Kind, Time};
 use super::fingerprint::{Origin, Stamp};
 use super::holding::{Entry, mode, timestamps};
 use super::path::ItemPath;
+use super::reading::read_digest;
 use super::tree::item_error;
-use super::{FileStore, read_digest};
 use crate::knowledge::ItemId;
 use crate::provider::sdk::{Applied, Fingerprint, ItemError, ItemState, KnownItem, Replaces, Staged};
 
@@ -43,7 +44,7 @@ impl FileStore {
         self.touch(parent_path);
         match replaces {
             Replaces::Item(known) if !known.deleted => {
-                let expected = self.expect_known(&parent, path, known)?;
+                let expected = expect_known(&parent, path, known)?;
                 if (expected.kind, wanted.kind) == (Kind::Directory, Kind::Directory) {
                     return self.set_item_properties(id, state, known);
                 }
@@ -77,9 +78,8 @@ impl FileStore {
         known: &KnownItem,
     ) -> Result<Entry, ItemError> {
         let name = path.split().1;
-        let still_holds = || ItemError::InTheWay(format!("directory {} still holds something", path.display()));
         if expected.kind == Kind::Directory && directory_holds(parent, name, |_| true).unwrap_or(false) {
-            return Err(still_holds());
+            return Err(still_holds(path));
         }
         with_write_access(parent, || entry.move_to(parent, name, RenameFlags::EXCHANGE))
             .map_err(|error| self.not_put(parent, path, error))?;
@@ -91,7 +91,7 @@ impl FileStore {
             let same = (displaced.mode, displaced.inode) == (expected.facts.mode, expected.facts.inode);
             // Removing it is the proof that it is empty.
             let removed = same && rustix::fs::unlinkat(entry.directory(), entry.name(), AtFlags::REMOVEDIR).is_ok();
-            (!removed).then(|| if same { still_holds() } else { ItemError::Changed })
+            (!removed).then(|| if same { still_holds(path) } else { ItemError::Changed })
         } else {
             (!self.is_expected(&entry, &displaced, expected, known)).then_some(ItemError::Changed)
         };
@@ -125,7 +125,7 @@ impl FileStore {
         let wanted = Attributes::of_state(state)?;
         let name = path.split().1;
         let parent = self.open_parent_for_change(path)?;
-        let expected = self.expect_known(&parent, path, known)?;
+        let expected = expect_known(&parent, path, known)?;
         if expected.kind != wanted.kind {
             return Err(ItemError::Failed(format!("{} is no {}", path.display(), wanted.kind.name())));
         }
@@ -179,7 +179,7 @@ impl FileStore {
         if let Err(Errno::NOENT) = Facts::at(&parent, name) {
             return gone;
         }
-        let expected = self.expect_known(&parent, path, known)?;
+        let expected = expect_known(&parent, path, known)?;
         self.touch(parent_path);
         if expected.kind == Kind::Directory {
             self.tree.forget_recent();
@@ -213,24 +213,6 @@ impl FileStore {
         gone
     }
 
-    /// Compares what is there with the metadata, as far as a look can tell.
-    fn expect_known(&self, parent: &OwnedFd, path: ItemPath<'_>, known: &KnownItem) -> Result<Expected, ItemError> {
-        let facts = match Facts::at(parent, path.split().1) {
-            Err(Errno::NOENT) => return Err(ItemError::Changed),
-            result => result.map_err(|error| item_error("look at", path, error))?,
-        };
-        let kind = facts.kind().ok_or(ItemError::Changed)?;
-        let stamp = Stamp::decode(&known.fingerprint);
-        if stamp.is_some_and(|stamp| stamp.proves_unchanged(&facts)) {
-            return Ok(Expected { facts, kind, must_read: false });
-        }
-        // Another ctime alone (a hard link more or less, another owner) is no change; only the content can tell.
-        if stamp.is_some_and(|stamp| stamp.describes(&facts)) || agrees(&facts, &known.state) {
-            return Ok(Expected { facts, kind, must_read: kind != Kind::Directory });
-        }
-        Err(ItemError::Changed)
-    }
-
     fn is_expected(&self, entry: &Entry, displaced: &Facts, expected: &Expected, known: &KnownItem) -> bool {
         displaced.same_but_for_ctime(&expected.facts)
             && (!expected.must_read || entry.digest(displaced) == Some(known.state.digest))
@@ -260,15 +242,7 @@ impl FileStore {
     }
 
     fn open_parent_for_change(&self, path: ItemPath<'_>) -> Result<Arc<OwnedFd>, ItemError> {
-        let parent = path.split().0;
-        let name = || String::from_utf8_lossy(parent);
-        self.tree.parent(parent).map_err(|error| match error {
-            Errno::NOENT => ItemError::InTheWay(format!("directory {} does not exist", name())),
-            Errno::NOTDIR => ItemError::InTheWay(format!("{} is not a directory", name())),
-            Errno::LOOP => ItemError::InTheWay(format!("a symlink stands where directory {} must be", name())),
-            Errno::XDEV => ItemError::Failed(format!("{} is on another file system", name())),
-            error => item_error("reach", path, error),
-        })
+        self.tree.parent(path.split().0).map_err(|error| unreached(path, error))
     }
 
     fn not_put(&self, parent: &OwnedFd, path: ItemPath<'_>, error: Errno) -> ItemError {
@@ -292,6 +266,24 @@ impl FileStore {
     }
 }
 
+/// Compares what is there with the metadata, as far as a look can tell.
+pub(super) fn expect_known(parent: &OwnedFd, path: ItemPath<'_>, known: &KnownItem) -> Result<Expected, ItemError> {
+    let facts = match Facts::at(parent, path.split().1) {
+        Err(Errno::NOENT) => return Err(ItemError::Changed),
+        result => result.map_err(|error| item_error("look at", path, error))?,
+    };
+    let kind = facts.kind().ok_or(ItemError::Changed)?;
+    let stamp = Stamp::decode(&known.fingerprint);
+    if stamp.is_some_and(|stamp| stamp.proves_unchanged(&facts)) {
+        return Ok(Expected { facts, kind, must_read: false });
+    }
+    // Another ctime alone (a hard link more or less, another owner) is no change; only the content can tell.
+    if stamp.is_some_and(|stamp| stamp.describes(&facts)) || agrees(&facts, &known.state) {
+        return Ok(Expected { facts, kind, must_read: kind != Kind::Directory });
+    }
+    Err(ItemError::Changed)
+}
+
 /// True when the directory has an entry that `wanted` is true for.
 fn directory_holds(parent: &OwnedFd, name: &[u8], wanted: impl Fn(&[u8]) -> bool) -> rustix::io::Result<bool> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -303,6 +295,23 @@ fn directory_holds(parent: &OwnedFd, name: &[u8], wanted: impl Fn(&[u8]) -> bool
         }
     }
     Ok(false)
+}
+
+/// A directory that holds items cannot become something else.
+pub(super) fn still_holds(path: ItemPath<'_>) -> ItemError {
+    ItemError::InTheWay(format!("directory {} still holds something", path.display()))
+}
+
+/// Why nothing can be put at `path`: its parent cannot be opened.
+pub(super) fn unreached(path: ItemPath<'_>, error: Errno) -> ItemError {
+    let parent = String::from_utf8_lossy(path.split().0);
+    match error {
+        Errno::NOENT => ItemError::InTheWay(format!("directory {parent} does not exist")),
+        Errno::NOTDIR => ItemError::InTheWay(format!("{parent} is not a directory")),
+        Errno::LOOP => ItemError::InTheWay(format!("a symlink stands where directory {parent} must be")),
+        Errno::XDEV => ItemError::Failed(format!("{parent} is on another file system")),
+        error => item_error("reach", path, error),
+    }
 }
 
 /// A path that names what is open, whatever has its name now, and also where it could not be opened for reading.

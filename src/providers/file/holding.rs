@@ -14,20 +14,18 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, Dir, FallocateFlags, Mode, OFlags, RenameFlags, Timestamps};
 use rustix::io::Errno;
 
-use super::attributes::Attributes;
+use super::attributes::{Attributes, MAX_TARGET_BYTES};
 use super::content::Reader;
 use super::facts::{Facts, Kind, Time};
 use super::nest::{NEST, Nests, remove_all};
 use super::path::ItemPath;
+use super::reading::read_digest;
 use super::tree::io_error;
 use crate::knowledge::{Digest, ItemDataHeader, ItemId};
 use crate::provider::sdk::{ItemError, Staged, Staging, StoreError};
 
 /// Files from this size get their space at once: a full disk shows before the bytes travel.
 const PREALLOCATE_BYTES: u64 = 1024 * 1024;
-
-/// Longest target of a symlink (PATH_MAX without its NUL).
-const MAX_TARGET_BYTES: u64 = 4095;
 
 /// Begins the names of what could not be given back to the tree.
 const RESCUED: &[u8] = b"rescued-";
@@ -157,17 +155,13 @@ impl Holding {
         path: ItemPath<'_>,
         header: &ItemDataHeader,
     ) -> Result<Box<dyn Staging>, ItemError> {
-        let attributes = Attributes::parse(&header.properties, None)?;
+        let attributes = Attributes::of_header(header)?;
         let size = header.content_size;
         match attributes.kind {
             Kind::File => {
                 let (entry, file) = self.create_file(path, size, attributes.mode)?;
                 Ok(Box::new(StagingFile { entry, file, attributes: Some(attributes), size, written: 0 }))
             }
-            Kind::Symlink if !(1..=MAX_TARGET_BYTES).contains(&size) => {
-                Err(ItemError::Failed(format!("a symlink's target has 1 to {MAX_TARGET_BYTES} bytes, not {size}")))
-            }
-            Kind::Directory if size != 0 => Err(ItemError::Failed("a directory has no content".to_owned())),
             kind => Ok(Box::new(StagingInMemory { holding: Arc::clone(self), kind, size, content: Vec::new() })),
         }
     }
@@ -291,8 +285,7 @@ impl Holding {
                 rustix::fs::chmodat(directory, name, mode(wanted.mode | 0o700), AtFlags::empty())?;
             }
             (_, kind) => {
-                let message = format!("the staged content is not that of a {}", kind.name());
-                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, not_of_kind(kind)));
             }
         }
         if let Some(mtime) = wanted.mtime {
@@ -402,7 +395,7 @@ impl Entry {
 
     /// Digest of what is here; `None` when it cannot be read.
     pub(super) fn digest(&self, facts: &Facts) -> Option<Digest> {
-        super::read_digest(self.directory(), self.name(), facts)
+        read_digest(self.directory(), self.name(), facts)
     }
 
     /// Keeps what is here for a person, beyond this process: it came from the tree and cannot go back.
@@ -514,11 +507,16 @@ impl Staging for StagingInMemory {
     }
 }
 
-fn too_long(size: u64) -> io::Error {
+/// What was staged cannot become what is asked for.
+pub(super) fn not_of_kind(kind: Kind) -> String {
+    format!("the staged content is not that of a {}", kind.name())
+}
+
+pub(super) fn too_long(size: u64) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("more content came than the {size} bytes announced"))
 }
 
-fn too_short(written: u64, size: u64) -> ItemError {
+pub(super) fn too_short(written: u64, size: u64) -> ItemError {
     ItemError::Failed(format!("{written} bytes of content came, {size} were announced"))
 }
 

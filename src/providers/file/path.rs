@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 
+use super::attributes::Attributes;
+use super::facts::Kind;
 use crate::knowledge::ItemId;
-use crate::provider::sdk::ItemError;
+use crate::provider::sdk::{ItemError, ItemState, conflict_copy_id};
 
 /// Longest path that is carried: with its NUL it is what Linux takes in one call (PATH_MAX), and it fits the id schema.
 pub(super) const MAX_PATH_BYTES: usize = 4095;
@@ -50,6 +52,11 @@ impl<'a> ItemPath<'a> {
         split(self.0)
     }
 
+    /// Where it is, unless that is the root.
+    pub(super) fn parent(self) -> Option<Self> {
+        Some(Self(self.split().0)).filter(|parent| !parent.0.is_empty())
+    }
+
     /// For messages.
     pub(super) fn display(self) -> Cow<'a, str> {
         String::from_utf8_lossy(self.0)
@@ -72,4 +79,15 @@ pub(super) fn is_within(path: &[u8], directory: &[u8]) -> bool {
 /// Containers of `path`, from the nearest outwards, without the root.
 pub(super) fn ancestors(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::successors(Some(split(path).0), |parent| Some(split(parent).0)).take_while(|parent| !parent.is_empty())
+}
+
+/// As items.
+pub(super) fn containers(id: &ItemId) -> Vec<ItemId> {
+    ancestors(id.as_bytes()).map(ItemId::from).collect()
+}
+
+/// Where the losing content of a conflict is kept. A directory has none that could be lost: its children are items of their own.
+pub(super) fn copy_id(id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
+    let kind = Attributes::of_state(loser).ok()?.kind;
+    if kind == Kind::Directory { None } else { conflict_copy_id(id, loser, attempt) }
 }

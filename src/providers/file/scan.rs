@@ -72,7 +72,7 @@ pub(super) fn detect(tree: &Tree, known: &dyn Known) -> Result<Detection, StoreE
     Ok(Detection { observations, skipped: found.skipped, anchor: None })
 }
 
-fn observed_id(observation: &Observation) -> &ItemId {
+pub(super) fn observed_id(observation: &Observation) -> &ItemId {
     match observation {
         Observation::Present { id, .. } | Observation::Missing { id } => id,
     }

@@ -5,11 +5,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use rustix::fd::OwnedFd;
+use rustix::fs::Mode;
 use tempfile::TempDir;
 
 use super::attributes::Attributes;
 use super::facts::Time;
-use super::fingerprint::Origin;
+use super::fingerprint::{Origin, Stamp};
 use super::*;
 use crate::provider::sdk::{Fingerprint, Observation, Skipped};
 
@@ -294,7 +296,7 @@ fn edit_between_the_look_and_the_step_goes_back() {
     let id = ItemId::from("a");
     let known = f.known.item("a");
     let path = f.store.path_of(&id).unwrap();
-    let (parent, facts) = f.store.look(path).unwrap();
+    let (parent, facts) = f.store.tree.look(path).unwrap();
     let state = file("new", "644");
     let wanted = Attributes::of_state(&state).unwrap();
     let staged = f.stage("a", &state, "new").unwrap();

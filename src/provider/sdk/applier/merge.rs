@@ -1,7 +1,7 @@
 //! A change of some units of an item that is here, unit by unit (`windows-sync.md` 6.1, E6).
 //!
-//! ‡ A unit whose conflict is resolved gets a new local version, whoever won; only where both sides have the same value, or
-//! neither has any, the greater version stays. The other units are not touched by it.
+//! ‡ A unit whose conflict is resolved gets a new local version, whoever won; also where both sides have the same value, or
+//! neither has any, though nothing is decided then. The other units are not touched by it.
 //!
 //! Keeping both is a matter of whole items: the winners' values stay in the item, and what the item would be if the others had
 //! won is kept beside it. A store that cannot do that leaves the unit in conflict, for a person to decide.
@@ -148,6 +148,8 @@ impl Ground<'_> {
     ) -> Result<Verdict, CallError> {
         let id = &change.item_id;
         let failed = |error: ItemError| Ok(Verdict::Failed(error.into_recoverable(id)));
+        let base = &change.creation_version;
+        let anew = !self.known.vector_for_item(id).contains(base) && row.version != *base;
         let here = row.units.clone().unwrap_or_default();
         let mut after = here.clone();
         let mut values: BTreeMap<ChangeUnitId, Option<Arc<str>>> = BTreeMap::new();
@@ -189,8 +191,7 @@ impl Ground<'_> {
                 continue;
             }
             if ours.digest == theirs.digest {
-                let greater = if theirs.version > ours.version { theirs } else { ours.clone() };
-                after.insert(unit_id, greater);
+                after.insert(unit_id, Unit { version: resolved(ticks), ..ours.clone() });
                 continue;
             }
             conflict = true;
@@ -199,7 +200,13 @@ impl Ground<'_> {
             let both = policy == Policy::KeepBoth && ours.digest.is_some() && theirs.digest.is_some();
             let sides = ((theirs.modification_time, theirs.digest), (ours.modification_time, ours.digest));
             match winner(sides.0, sides.1, policy) {
-                UnitWinner::Nobody => left_out.push(unit_id),
+                UnitWinner::Nobody => {
+                    if anew {
+                        // Unnamed, it would have the version of the item that takes this one's place.
+                        after.insert(unit_id.clone(), ours.clone());
+                    }
+                    left_out.push(unit_id);
+                }
                 UnitWinner::Source => {
                     if both {
                         losers.insert(unit_id.clone(), (None, ours.modification_time));
@@ -257,8 +264,6 @@ impl Ground<'_> {
         };
         left_out.sort_unstable();
         let deferral = Deferral::of_units(id, &row, &left_out);
-        let base = &change.creation_version;
-        let anew = !self.known.vector_for_item(id).contains(base) && row.version != *base;
         let mut next = Row { units: Some(after), ..row.clone() };
         next.item.state = state;
         if anew {

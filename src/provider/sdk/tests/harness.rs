@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::memory::MemoryStore;
 use crate::knowledge::{ChangeBatch, ChangeOutcome, ItemId, Knowledge, OutcomeKind, Selection};
-use crate::provider::sdk::metadata::Row;
+use crate::provider::sdk::metadata::{Metadata, Row};
 use crate::provider::sdk::{Options, ReplicaProvider};
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataPart, EndSession, FRAMES_IN_FLIGHT, MAX_MESSAGE_BYTES,
@@ -41,7 +41,20 @@ impl Replica {
     }
 
     pub(super) fn over(name: &str, options: Options, store: MemoryStore) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::open(name, options, store, directory())
+    }
+
+    /// With an id that is given: which of two versions is the greater goes by it, and would differ from run to run.
+    pub(super) fn identified(name: &str, id: [u8; 16], store: MemoryStore) -> Self {
+        let directory = directory();
+        drop(Metadata::open(directory.path(), name).unwrap());
+        let file = rusqlite::Connection::open(directory.path().join("metadata.db")).unwrap();
+        file.execute("UPDATE meta SET value = ?1 WHERE key = 'replica_id'", [id]).unwrap();
+        drop(file);
+        Self::open(name, Options::default(), store, directory)
+    }
+
+    fn open(name: &str, options: Options, store: MemoryStore, directory: TempDir) -> Self {
         let store = Arc::new(store);
         let options = Options { member_name: name.to_owned(), ..options };
         let provider = ReplicaProvider::open(store.clone(), directory.path(), name, options).unwrap();
@@ -72,6 +85,11 @@ impl Replica {
     pub(super) fn tick(&self) -> u64 {
         self.provider.shared.metadata().tick()
     }
+}
+
+/// In memory where the system has such a place: nothing here outlives a process, and fsync is most of what a disk would cost.
+fn directory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 /// How a session is run.

@@ -48,10 +48,11 @@ impl FileStore {
                 if (expected.kind, wanted.kind) == (Kind::Directory, Kind::Directory) {
                     return self.set_item_properties(id, state, known);
                 }
+                let put = self.put_over(&parent, path, entry, &facts, &expected, known);
                 if expected.kind == Kind::Directory {
                     self.tree.forget_recent();
                 }
-                let entry = self.put_over(&parent, path, entry, &facts, &expected, known)?;
+                let entry = put?;
                 match expected.kind {
                     // Kept as a source for copies; the name that the new item had holds it now.
                     Kind::File => self.holding.keep_displaced(entry, id, known.state.digest),
@@ -182,8 +183,9 @@ impl FileStore {
         let expected = expect_known(&parent, path, known)?;
         self.touch(parent_path);
         if expected.kind == Kind::Directory {
+            let removed = with_write_access(&parent, || rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR));
             self.tree.forget_recent();
-            return match with_write_access(&parent, || rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)) {
+            return match removed {
                 Ok(()) | Err(Errno::NOENT) => gone,
                 Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(Applied::NotEmpty),
                 Err(Errno::NOTDIR) => Err(ItemError::Changed),
@@ -255,8 +257,11 @@ impl FileStore {
                 ))
             }
             Errno::EXIST => ItemError::Changed,
-            // The item or its parent went away after the look.
-            Errno::NOENT => ItemError::Changed,
+            // The item went away after the look, or its parent, which may have stayed open for longer than it was there.
+            Errno::NOENT => {
+                self.tree.forget_recent();
+                self.open_parent_for_change(path).err().unwrap_or(ItemError::Changed)
+            }
             Errno::INVAL => ItemError::Failed(format!(
                 "cannot replace {} in one step: the file system does not support it",
                 path.display()

@@ -34,6 +34,8 @@ const BIG_FILE_BYTES: u64 = 4 * 1024 * 1024;
 /// Compares the tree with the metadata.
 pub(super) fn detect(tree: &Tree, known: &dyn Known) -> Result<Detection, StoreError> {
     tree.check_root()?;
+    // A look shows all that was done before it began.
+    tree.forget_recent();
     let mut items = Vec::new();
     known.for_each_alive(&mut |id, fingerprint| {
         items.push(KnownEntry { id: id.clone(), stamp: Stamp::decode(fingerprint), seen: AtomicBool::new(false) });

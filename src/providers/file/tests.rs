@@ -675,6 +675,50 @@ fn missing_parent_is_in_the_way() {
     assert_eq!(put(&mut f, "file/a"), ItemError::InTheWay("file is not a directory".into()));
 }
 
+/// A directory stays open for a while, and may be gone or another one when its name is used again.
+#[test]
+fn directory_that_went_after_it_was_used_takes_nothing_more() {
+    for replaced_by in ["nothing", "file", "symlink", "directory"] {
+        let mut f = Fixture::new();
+        f.write("d/old", "old");
+        f.scan();
+        let d = f.root().join("d");
+        let outside = f.directory.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        f.put("d/first", &file("1", "644"), "1", &Replaces::Nothing).unwrap();
+        fs::remove_dir_all(&d).unwrap();
+        match replaced_by {
+            "file" => fs::write(&d, "file").unwrap(),
+            "symlink" => symlink(&outside, &d).unwrap(),
+            "directory" => fs::create_dir(&d).unwrap(),
+            _ => {}
+        }
+        let mut put = || f.put("d/next", &file("2", "644"), "2", &Replaces::Nothing);
+        match (replaced_by, put()) {
+            ("directory", Ok(_)) => {}
+            ("directory", Err(error)) => {
+                assert_eq!(error, ItemError::Changed);
+                put().unwrap();
+            }
+            (_, put) => assert!(matches!(put, Err(ItemError::InTheWay(_))), "{replaced_by}: {put:?}"),
+        }
+        assert_eq!(d.join("next").exists(), replaced_by == "directory");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_look_opens_no_directory_that_was_replaced_before_it_began() {
+    let mut f = Fixture::new();
+    f.write("d/f", "old");
+    f.scan();
+    f.put("d/g", &file("g", "644"), "g", &Replaces::Nothing).unwrap();
+    fs::rename(f.root().join("d"), f.directory.path().join("elsewhere")).unwrap();
+    f.write("d/f", "new");
+    assert_eq!(f.scan(), ["+d/f", "-d/g"]);
+    assert_eq!(f.known.item("d/f").state.digest, content::digest(b"new"));
+}
+
 #[test]
 fn many_items_are_made_durable_together() {
     let mut f = Fixture::new();

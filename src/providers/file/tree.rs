@@ -20,8 +20,9 @@ use crate::types::Hresult;
 /// Directories that stay open for the items that come next, which mostly have the parent of the one before.
 const RECENT: usize = 4;
 
-/// So long one of them stays open. When it is moved meanwhile, what is done in it is as if done just before the move.
-const RECENT_FOR: Duration = Duration::from_secs(1);
+/// So long one of them stays open. When it is moved meanwhile, what is done in it is as if done just before the move. What
+/// has its name then, be it a symlink, is not reached through it.
+const RECENT_FOR: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 struct Recent {
@@ -181,7 +182,7 @@ impl Tree {
         Ok(directory)
     }
 
-    /// A directory is about to go, or another to come in its place.
+    /// A directory has gone, or another may be in its place.
     pub(super) fn forget_recent(&self) {
         self.recent().clear();
     }

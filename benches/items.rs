@@ -17,8 +17,8 @@ use support::mode::Mode;
 use support::process::{Process, role};
 use support::table::{Table, span};
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, ClockVector, GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader,
-    ItemId, Knowledge, ReplicaId, Selection, Version,
+    ChangeBatch, ChangeFlags, ChangeGroup, ClockVector, FilterFlags, GroupKind, IdParameters, ItemChange, ItemData,
+    ItemDataHeader, ItemId, Knowledge, ReplicaId, Selection, Version,
 };
 use synclave::provider::sdk::{Options, ReplicaProvider};
 use synclave::provider::{
@@ -143,6 +143,7 @@ impl Replica {
             remaining_updates: Some(0),
             remaining_deletions: Some(0),
             is_last_batch: true,
+            filter_flags: FilterFlags::NONE,
         };
         let key = self.begin(ProviderRole::Destination).await;
         let (_inputs, receiver) = mpsc::channel(1);

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Starts each example provider, syncs it with a directory through a coordinator, and has the conformance kit look at it.
+# Starts each example provider, syncs it with a directory through a coordinator, and has the conformance kit look at it; then those
+# in Python in one group with a directory and a table.
 # Usage: examples/check.sh PATH-OF-SYNCLAVE.
 #
 # Needs Python 3 with venv, Node.js 20 or later with npm, and Go 1.26 or later; installs the rest inside the clone, where git does
@@ -46,4 +47,5 @@ check simple 'simple provider in Python' "$python" examples/python/simple_provid
 check simple 'simple provider in TypeScript' node examples/node/dist/simple_provider.js
 check simple 'simple provider in Go' examples/go/simpleprovider
 check full 'provider in Python' "$python" examples/python/json_provider.py
+"$python" examples/check_group.py "$synclave" || failed=1
 exit "$failed"

@@ -36,6 +36,7 @@ mod session;
 mod summary;
 mod sync;
 mod table;
+mod verify;
 mod wait;
 mod watch;
 
@@ -110,6 +111,7 @@ struct Globals {
 #[derive(Debug, Subcommand)]
 enum Command {
     Sync(sync::SyncArgs),
+    Verify(verify::VerifyArgs),
     Serve(serve::ServeArgs),
     Provider(provider::ProviderArgs),
     Session(session::SessionArgs),
@@ -198,6 +200,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     let server = cli.globals.server;
     match cli.command {
         Command::Sync(args) => sync::run(args, output, stop).await,
+        Command::Verify(args) => verify::run(args, output, stop).await,
         Command::Serve(args) => serve::run(args, stop).await,
         Command::Provider(args) => provider::run(args, output, stop).await,
         Command::Session(args) => session::run(args, &server, output, stop).await,

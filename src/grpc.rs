@@ -26,9 +26,6 @@ pub mod unoffered;
 /// More is refused by the codec with OUT_OF_RANGE, before anything is decoded.
 pub const MESSAGE_LIMIT: usize = MAX_MESSAGE_BYTES + 64 * 1024;
 
-/// The feature that recovers an out-of-date destination.
-const FULL_ENUMERATION: &str = "FULL_ENUMERATION";
-
 /// Parses a whole request, or says with one status all that is wrong with it.
 fn parse<T>(decoder: impl FnOnce(&mut convert::Violations) -> Option<T>) -> Result<T, tonic::Status> {
     convert::decode(decoder).map_err(|error| status::from_invalid_message(&error))

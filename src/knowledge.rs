@@ -6,6 +6,7 @@ mod batch;
 mod breach;
 mod clock_vector;
 mod conflict;
+mod filter;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod id;
@@ -19,6 +20,7 @@ pub use batch::{
 pub use breach::BatchBreach;
 pub use clock_vector::ClockVector;
 pub use conflict::{Conflict, Decision, DestinationItem, UnitDecision, decide, decide_unit};
+pub use filter::{FilterFlags, FilterRequest, FilteringType, SyncFilter};
 pub use id::{ChangeUnitId, IdFormat, IdParameters, ItemId, ReplicaId, Version};
 pub use resolution::{
     ConflictingChange, ConstraintConflict, Deferred, Failed, Illegal, Resolution, ResolutionAction, check_action,

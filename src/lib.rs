@@ -14,10 +14,11 @@
 //! coordinator    the wiring of what is below
 //! providers      stores of the built-in providers: directories, SQLite tables
 //! operation      directions, retries, until in sync
-//! session        machine (pure) · task · relay · admission · outbox
+//! session        machine (pure) · handle · task · relay · admission · outbox
 //! sync_info      hub, cursor, filter, view
 //! store          SQLite behind one writer thread, which is the one order of all that is visible
 //! referee        the rules that a provider can break (pure)
+//! verify         comparison of two replicas by digests of ranges
 //! provider       trait Provider; sdk: ItemStore → provider
 //! knowledge      versions, vectors, knowledge, batches, conflicts (pure)
 //! types          ids, roles, states, HRESULTs
@@ -70,3 +71,4 @@ pub mod store;
 pub mod sync_info;
 pub mod telemetry;
 pub mod types;
+pub mod verify;

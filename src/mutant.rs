@@ -58,6 +58,24 @@ mutants! {
     CourseStopsEarly,
     /// A change without a transition is not put into the order that watchers follow.
     HubForgetsProgress,
+    /// Tombstones are cleaned up without a word in the forgotten knowledge.
+    ForgetSilently,
+    /// A full enumeration leaves what it does not list.
+    KeepAbsent,
+    /// A full enumeration deletes what it does not list, also what the source never saw.
+    DeleteUnknown,
+    /// The first batch of a full enumeration teaches all that the source knows.
+    LearnRecoveryTooEarly,
+    /// An item without metadata is taken for one that never was, also when its tombstone was forgotten.
+    ForgetForgotten,
+    /// What is left out of an item with change units is left out of the whole item.
+    LeaveWholeItemOut,
+    /// A deletion meets the base of an item only, and none of its change units (R28).
+    DeletionIgnoresUnits,
+    /// A resolved conflict of a change unit keeps the loser's version.
+    KeepLosersUnitVersion,
+    /// Units that the source's new item does not have stay.
+    KeepUnlistedUnits,
     /// A session that fails before it was admitted goes straight to its final state.
     SkipConnecting,
 }

@@ -10,15 +10,21 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::knowledge::{
-    ChangeBatch, ChangeOutcome, ChangeUnitId, Digest, IdParameters, ItemDataHeader, ItemId, Knowledge,
-    RecoverableError, ReplicaId, Resolution, Version,
+    ChangeBatch, ChangeOutcome, ChangeUnitId, Digest, FilterRequest, IdParameters, ItemDataHeader, ItemId, Knowledge,
+    RecoverableError, ReplicaId, Resolution, SyncFilter, Version,
 };
 use crate::types::{
     CollisionConflictResolutionPolicy, ConflictResolutionPolicy, Epoch, FullEnumerationAction, Hresult, ProviderRole,
     ProviderWithError, SyncGuid, SyncProgressStage, SyncState,
 };
 
+mod range_digests;
 pub mod sdk;
+
+pub use range_digests::{
+    ContentCheck, ItemDigest, ItemRange, MAX_LISTED_ITEMS, MAX_PARTS, RangeDigest, RangeDigests, RangeDigestsRequest,
+    RepairItems, item_digest,
+};
 
 /// Frames that may wait between two ends of a data stream. A full queue makes the sender wait, up to the source's disk.
 pub const FRAMES_IN_FLIGHT: usize = 8;
@@ -37,6 +43,15 @@ pub const MAX_KNOWLEDGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// The capability of a provider that gives and takes full enumerations, so that an out-of-date destination can recover.
 pub const FULL_ENUMERATION: &str = "FULL_ENUMERATION";
+
+/// Capability of a destination that may want only part of what a source has (IRequestFilteredSync).
+pub const REQUEST_FILTERED_SYNC: &str = "REQUEST_FILTERED_SYNC";
+
+/// Capability of a source that takes filters (ISupportFilteredSync).
+pub const SUPPORT_FILTERED_SYNC: &str = "SUPPORT_FILTERED_SYNC";
+
+/// The capability of a provider that can be compared with another one, and repaired.
+pub const RANGE_DIGESTS: &str = "RANGE_DIGESTS";
 
 /// Who a provider is, and what it can do.
 #[derive(Clone, Debug, PartialEq)]
@@ -429,6 +444,12 @@ impl Refusal {
         Self::winsync(RefusalCode::FailedPrecondition, Hresult::SYNC_E_INVALID_OPERATION, message)
     }
 
+    /// The source does not know the filter (`windows-sync.md` 7).
+    pub fn filter_not_supported(filter: &SyncFilter) -> Self {
+        let message = format!("{filter} is not supported");
+        Self::winsync(RefusalCode::FailedPrecondition, Hresult::SYNC_E_FILTER_NOT_SUPPORTED, message)
+    }
+
     /// A feature that the provider does not offer, by its capability.
     pub fn not_offered(feature: &str) -> Self {
         Self::own(RefusalCode::Unimplemented, feature, Hresult::E_NOTIMPL, format!("{feature} is not offered"))
@@ -449,6 +470,16 @@ pub trait Provider: Send + Sync + 'static {
     async fn begin_session(&self, request: BeginSession) -> Result<(), CallError>;
     /// Keeps the lease, carries a cancel, tests the link.
     async fn renew_session(&self, key: SessionKey, lease: Duration, canceled: bool) -> Result<Renewal, CallError>;
+    /// Destination: the filters that it would take, the best first; none: it wants everything. Only asked where
+    /// [`REQUEST_FILTERED_SYNC`] is among its capabilities.
+    async fn specify_filter(&self, _key: SessionKey) -> Result<Vec<FilterRequest>, CallError> {
+        Ok(Vec::new())
+    }
+    /// Source: enumerates only what the filter lets through, from here on. Only asked where [`SUPPORT_FILTERED_SYNC`] is among
+    /// its capabilities; a filter that it does not know is refused with SYNC_E_FILTER_NOT_SUPPORTED.
+    async fn add_filter(&self, _key: SessionKey, request: FilterRequest) -> Result<(), CallError> {
+        Err(CallError::Refused(Refusal::filter_not_supported(&request.filter)))
+    }
     /// Destination: its knowledge and the batch size that it would like.
     async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError>;
     /// Source: what the destination lacks.
@@ -486,6 +517,16 @@ pub trait Provider: Send + Sync + 'static {
     }
     /// Source: one item's data.
     async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError>;
+    /// Digests of ranges of items, for a comparison with another replica; a source's call. Refused with [`RANGE_DIGESTS`] where
+    /// it is not offered.
+    async fn get_range_digests(&self, _: SessionKey, _: RangeDigestsRequest) -> Result<RangeDigests, CallError> {
+        Err(CallError::Refused(Refusal::not_offered(RANGE_DIGESTS)))
+    }
+    /// Prepares a session that brings damaged items anew, and says which of them it is prepared for; a source's call. Refused
+    /// with [`RANGE_DIGESTS`] where it is not offered.
+    async fn repair_items(&self, _: SessionKey, _: RepairItems) -> Result<RepairItems, CallError> {
+        Err(CallError::Refused(Refusal::not_offered(RANGE_DIGESTS)))
+    }
     /// Leaves the session; answered only when no work of it runs any more (R4, design section 4).
     async fn end_session(&self, request: EndSession) -> Result<(), CallError>;
 }

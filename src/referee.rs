@@ -9,12 +9,14 @@ use std::sync::Arc;
 
 use crate::knowledge::{
     ChangeBatch, ChangeOutcome, ChangeUnitChange, ChangeUnitId, ConflictingChange, Deferred, Failed, IdParameters,
-    ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId, Selection, Version,
+    ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId, Selection, SyncFilter, Version,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::{DataPart, Load, ProcessResult};
 use crate::types::{FullEnumerationAction, ProviderRole};
 
+mod enumeration;
+mod filter;
 mod rule;
 mod transfer;
 
@@ -38,6 +40,8 @@ pub struct Referee {
     source: ReplicaId,
     destination: ReplicaId,
     full_enumeration_action: FullEnumerationAction,
+    /// What the source took; it sends and teaches nothing else.
+    filter: Option<SyncFilter>,
     /// KD, the destination's knowledge when it last told it.
     known: Knowledge,
     /// What failed or was deferred in this session (design section 5, Skipped).
@@ -56,9 +60,10 @@ pub struct Referee {
 /// What a batch holds, before it is processed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BatchVerdict {
-    /// The destination does not contain the source's forgotten knowledge (R18): nobody's fault. Unless the session's action
-    /// is partial sync, the batch is not to be processed, and nothing that is said of it is accepted.
-    pub out_of_date: bool,
+    /// The bound from which on the destination is out of date (R18, [`Knowledge::out_of_date_from`]); `None` when it is not.
+    /// Nobody's fault. Unless the session's action is partial sync, the batch is not to be processed, and nothing that is said
+    /// of it is accepted.
+    pub out_of_date_from: Option<ItemId>,
     /// The source knows a later tick of the destination than the destination told. Either it went back, or it wrote just now
     /// and the source learned of it in another session. Before the batch is processed, ask the destination for its
     /// parameters again: [`Referee::parameters`] then decides.
@@ -103,6 +108,13 @@ impl BatchReport {
     pub fn is_complete(&self) -> bool {
         self.failed == 0 && self.deferred == 0 && self.not_reached == 0
     }
+}
+
+/// What a batch lists.
+struct Examined {
+    verdict: BatchVerdict,
+    changes: HashMap<ItemId, Listed>,
+    inline_bytes: u64,
 }
 
 /// A batch that is being processed.
@@ -187,8 +199,10 @@ impl Referee {
         source: ReplicaId,
         destination: ReplicaId,
         full_enumeration_action: FullEnumerationAction,
+        filter: Option<SyncFilter>,
     ) -> Self {
         Self {
+            filter,
             schema,
             source,
             destination,
@@ -253,37 +267,9 @@ impl Referee {
     /// The batch breaks a rule of its own ([`ChangeBatch::check`]), its prerequisite is less than was asked with, its inline
     /// data is not as announced, or it shows that the source went back.
     pub fn batch(&mut self, batch: &ChangeBatch) -> Result<BatchVerdict, Breach> {
-        self.open = None;
-        batch.check(&self.schema)?;
-        let asked = self.asked_knowledge();
-        if let Some(bound) = batch.prerequisite_knowledge.lowest_uncontained(&asked) {
-            let message =
-                format!("from item bound '{bound}' on, the prerequisite is less than the batch was asked with");
-            return Err(Breach::source(Rule::PrerequisiteTooSmall, message));
-        }
-        self.check_ticks(batch)?;
-        let mut verdict = BatchVerdict {
-            out_of_date: !self.known.contains(&batch.forgotten_knowledge),
-            ask_destination_again: self.known.max_tick(&self.destination) < self.destination_tick_seen,
-            ..BatchVerdict::default()
-        };
-        // A source that sends no group lacks nothing to send: then the destination's knowledge contains its own.
-        let source_ticks = batch.groups.iter().map(|group| group.made_with_knowledge.max_tick(&self.source));
-        self.source_tick = source_ticks.fold(self.source_tick.max(self.known.max_tick(&self.source)), u64::max);
-        let mut changes = HashMap::new();
-        let mut inline_bytes = 0;
-        for (index, group) in batch.groups.iter().enumerate() {
-            for change in &group.changes {
-                if let Some(data) = &change.inline_data {
-                    check_inline(change, data.content.len() as u64)?;
-                    inline_bytes += data.content.len() as u64;
-                }
-                verdict.changes += 1;
-                verdict.already_known += u64::from(is_known(&asked, change));
-                verdict.tombstones += u64::from(change.flags.is_deleted());
-                changes.insert(change.item_id.clone(), Listed::new(index, change));
-            }
-        }
+        let mut examined = self.examine(batch)?;
+        examined.verdict.out_of_date_from = self.known.out_of_date_from(batch);
+        let verdict = examined.verdict.clone();
         self.repeated_batches = if verdict.already_known == verdict.changes && !batch.is_last_batch {
             self.repeated_batches + 1
         } else {
@@ -294,28 +280,64 @@ impl Referee {
                 format!("{} batches in a row brought nothing new, and none is the last", self.repeated_batches);
             return Err(Breach::source(Rule::TooManyEmptyBatches, message));
         }
+        self.count_empty(&verdict, batch)?;
+        let out_of_date = verdict.out_of_date_from.is_some();
+        let partial = out_of_date && self.full_enumeration_action == FullEnumerationAction::PartialSync;
+        if !out_of_date || partial {
+            self.open = Some(OpenBatch::new(batch, examined, batch.learned_knowledge(), partial));
+        }
+        Ok(verdict)
+    }
+
+    /// What is judged of every batch, and what it lists.
+    fn examine(&mut self, batch: &ChangeBatch) -> Result<Examined, Breach> {
+        self.open = None;
+        batch.check(&self.schema)?;
+        if let Some(filter) = &self.filter {
+            filter::check(batch, filter)?;
+        }
+        let asked = self.asked_knowledge();
+        if let Some(bound) = batch.prerequisite_knowledge.lowest_uncontained(&asked) {
+            let message =
+                format!("from item bound '{bound}' on, the prerequisite is less than the batch was asked with");
+            return Err(Breach::source(Rule::PrerequisiteTooSmall, message));
+        }
+        self.check_ticks(batch)?;
+        // A source that sends no group lacks nothing to send: then the destination's knowledge contains its own.
+        let source_ticks = batch.groups.iter().map(|group| group.made_with_knowledge.max_tick(&self.source));
+        self.source_tick = source_ticks.fold(self.source_tick.max(self.known.max_tick(&self.source)), u64::max);
+        let mut examined = Examined {
+            verdict: BatchVerdict {
+                ask_destination_again: self.known.max_tick(&self.destination) < self.destination_tick_seen,
+                ..BatchVerdict::default()
+            },
+            changes: HashMap::new(),
+            inline_bytes: 0,
+        };
+        for (index, group) in batch.groups.iter().enumerate() {
+            for change in &group.changes {
+                if let Some(data) = &change.inline_data {
+                    check_inline(change, data.content.len() as u64)?;
+                    examined.inline_bytes += data.content.len() as u64;
+                }
+                examined.verdict.changes += 1;
+                examined.verdict.already_known += u64::from(is_known(&asked, change));
+                examined.verdict.tombstones += u64::from(change.flags.is_deleted());
+                examined.changes.insert(change.item_id.clone(), Listed::new(index, change));
+            }
+        }
+        Ok(examined)
+    }
+
+    /// Batches without a change come to an end.
+    fn count_empty(&mut self, verdict: &BatchVerdict, batch: &ChangeBatch) -> Result<(), Breach> {
         self.empty_batches = if verdict.changes == 0 && !batch.is_last_batch { self.empty_batches + 1 } else { 0 };
         if self.empty_batches > MAX_EMPTY_BATCHES {
             let message =
                 format!("{} batches in a row have no change, and none of them is the last", self.empty_batches);
             return Err(Breach::source(Rule::TooManyEmptyBatches, message));
         }
-        let partial = verdict.out_of_date && self.full_enumeration_action == FullEnumerationAction::PartialSync;
-        if !verdict.out_of_date || partial {
-            self.open = Some(OpenBatch {
-                changes,
-                made_with: batch.groups.iter().map(|group| Arc::clone(&group.made_with_knowledge)).collect(),
-                learned: batch.learned_knowledge(),
-                prerequisite: Arc::clone(&batch.prerequisite_knowledge),
-                partial,
-                canceled: false,
-                transfers: Transfers::default(),
-                report: BatchReport { bytes: inline_bytes, ..BatchReport::default() },
-                not_applied: Selection::default(),
-                skipped: vec![Selection::default(); batch.groups.len()],
-            });
-        }
-        Ok(verdict)
+        Ok(())
     }
 
     /// The destination asks for data.
@@ -537,6 +559,22 @@ impl Referee {
 }
 
 impl OpenBatch {
+    /// `learned` is what the destination may learn at most when it applies all of it.
+    fn new(batch: &ChangeBatch, examined: Examined, learned: Knowledge, partial: bool) -> Self {
+        Self {
+            changes: examined.changes,
+            made_with: batch.groups.iter().map(|group| Arc::clone(&group.made_with_knowledge)).collect(),
+            learned,
+            prerequisite: Arc::clone(&batch.prerequisite_knowledge),
+            partial,
+            canceled: false,
+            transfers: Transfers::default(),
+            report: BatchReport { bytes: examined.inline_bytes, ..BatchReport::default() },
+            not_applied: Selection::default(),
+            skipped: vec![Selection::default(); batch.groups.len()],
+        }
+    }
+
     /// A change was not applied. Of one with change units only these were listed, and only of these is it sure that they
     /// were not learned; but the item as a whole is not to be sent again.
     fn leave_out(&mut self, item: &ItemId) {

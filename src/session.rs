@@ -6,7 +6,8 @@
 //! | what happens next, and why | [`machine`]: pure, `handle(event, now) → effects` |
 //! | where an EndSession is owed | [`machine`] writes it before BeginSession goes out, [`outbox`] delivers what is left over |
 //! | where blame is decided | [`blame`] |
-//! | who carries it out | [`task`]: one per session, behind a [`SessionHandle`] |
+//! | what others may ask of one | [`handle`]: a [`SessionHandle`], which only sends |
+//! | who carries it out | [`task`]: one per session |
 //! | how item data flows | [`relay`] |
 //! | who may run when | [`admission`] |
 //! | what a token is | [`token`] |
@@ -14,6 +15,7 @@
 pub mod admission;
 pub mod blame;
 pub mod edge;
+pub mod handle;
 pub mod machine;
 pub mod outbox;
 pub mod recovery;
@@ -24,8 +26,8 @@ pub mod timing;
 pub mod token;
 pub mod unwritten;
 
+pub use handle::{CallerCall, SessionHandle, StateAnswer, StateCall};
 pub use registry::{NewSession, Sessions, StateError};
-pub use task::{CallerCall, SessionHandle};
 pub use timing::Timing;
 
 use std::sync::Arc;

@@ -7,12 +7,15 @@ use serde_json::{Value, json};
 use synclave::command::BeginSession;
 use synclave::coordinator::{Coordinator, Options, Providers};
 use synclave::grpc::provider::DialOptions;
+use synclave::knowledge::{FilterRequest, FilteringType, SyncFilter};
 use synclave::provider::sdk::{Options as Sdk, ReplicaProvider};
 use synclave::providers::file::FileStore;
 use synclave::providers::memory::MemoryStore;
 use synclave::server::{incoming, serve_provider};
 use synclave::store::SessionRecord;
-use synclave::types::{ConflictResolutionPolicy as Policy, Endpoint, FullEnumerationAction, SessionKind, SyncState};
+use synclave::types::{
+    ConflictResolutionPolicy as Policy, Endpoint, FullEnumerationAction, Hresult, SessionKind, SyncState,
+};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -43,9 +46,13 @@ impl Bench {
     }
 
     async fn memory(&self, name: &str) -> (MemoryStore, Endpoint) {
+        self.memory_with(name, Sdk::default()).await
+    }
+
+    async fn memory_with(&self, name: &str, options: Sdk) -> (MemoryStore, Endpoint) {
         let store = MemoryStore::default();
-        let provider =
-            ReplicaProvider::open(Arc::new(store.clone()), &self.directory.path().join(name), name, Sdk::default());
+        let metadata = self.directory.path().join(name);
+        let provider = ReplicaProvider::open(Arc::new(store.clone()), &metadata, name, options);
         (store, self.serve(name, provider.expect("opens")).await)
     }
 
@@ -62,13 +69,23 @@ impl Bench {
 
     /// One session, to its end.
     async fn session(&self, source: &Endpoint, destination: &Endpoint, policy: Policy) -> SessionRecord {
+        self.session_with(source, destination, policy, FullEnumerationAction::Abort).await
+    }
+
+    async fn session_with(
+        &self,
+        source: &Endpoint,
+        destination: &Endpoint,
+        policy: Policy,
+        full_enumeration_action: FullEnumerationAction,
+    ) -> SessionRecord {
         let command = BeginSession {
             request_id: None,
             kind: SessionKind::Coordinated,
             source: source.clone(),
             destination: destination.clone(),
             conflict_resolution_policy: policy,
-            full_enumeration_action: FullEnumerationAction::Abort,
+            full_enumeration_action,
             collision_conflict_resolution_policy: Default::default(),
             allow_mass_delete: false,
             lease: None,
@@ -161,5 +178,123 @@ async fn a_directory_keeps_the_units_that_come() {
     assert_eq!(record.counters.conflicts_generated, 1, "an edit against a deletion");
     in_sync(&bench.session(&at_a, &at_f, Policy::LastWriterWins).await);
     assert!(file.exists(), "the whole item came back");
+    bench.stop().await;
+}
+
+/// A has deleted items and forgotten that; B has seen it; C has not, and has changed units of its own meanwhile. Each range of
+/// the full enumeration is one item.
+async fn out_of_date() -> (Bench, [(MemoryStore, Endpoint); 3]) {
+    let bench = Bench::start().await;
+    let forgets = Sdk { tombstone_age: Some(Duration::ZERO), ..Sdk::default() };
+    let (a, at_a) = bench.memory_with("a", forgets).await;
+    let (b, at_b) = bench.memory("b").await;
+    let (c, at_c) = bench.memory_with("c", Sdk { requested_batch_size: 1, ..Sdk::default() }).await;
+    for item in ["both", "contested", "gone", "idle", "listed"] {
+        a.set(item, json!({"c1": 1, "c2": 1})).expect("an object");
+    }
+    for other in [&at_b, &at_c] {
+        let first = bench.session(&at_a, other, Policy::None).await;
+        assert_eq!(first.state, SyncState::InSync, "{first:?}");
+    }
+    edit(&a, "both", "c1", json!("of a"));
+    edit(&a, "listed", "c1", json!("of a"));
+    a.remove("contested");
+    a.remove("gone");
+    edit(&c, "both", "c2", json!("of c"));
+    edit(&c, "contested", "c2", json!("of c"));
+    c.set("own", json!({"c1": "of c"})).expect("an object");
+    // When this ends A forgets what it has deleted.
+    let told = bench.session(&at_a, &at_b, Policy::None).await;
+    assert_eq!(told.state, SyncState::InSync, "{told:?}");
+    (bench, [(a, at_a), (b, at_b), (c, at_c)])
+}
+
+fn after_recovery() -> Value {
+    json!({
+        "both": {"c1": "of a", "c2": "of c"},
+        "contested": {"c1": 1, "c2": "of c"},
+        "idle": {"c1": 1, "c2": 1},
+        "listed": {"c1": "of a", "c2": 1},
+        "own": {"c1": "of c"},
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_enumeration_merges_units_and_keeps_what_was_edited() {
+    let (bench, [(a, at_a), (b, at_b), (c, at_c)]) = out_of_date().await;
+    let refused = bench.session(&at_a, &at_c, Policy::None).await;
+    assert_eq!(refused.hresult, Hresult::SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED, "{refused:?}");
+    let recovered = bench.session_with(&at_a, &at_c, Policy::None, FullEnumerationAction::FullEnumeration).await;
+    assert_eq!((recovered.state, recovered.counters.conflicts_generated), (SyncState::InSync, 0), "{recovered:?}");
+    assert_eq!(json!(c.contents()), after_recovery());
+    // What was contested has its units still: two that change at two replicas are merged. With no policy no conflict is settled.
+    for (source, destination) in [(&at_c, &at_a), (&at_a, &at_b)] {
+        let record = bench.session(source, destination, Policy::None).await;
+        assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::InSync, 0), "{record:?}");
+    }
+    for store in [&a, &b] {
+        assert_eq!(json!(store.contents()), after_recovery());
+    }
+    edit(&b, "contested", "c1", json!("of b"));
+    edit(&c, "contested", "c2", json!("again of c"));
+    for (source, destination) in [(&at_b, &at_c), (&at_c, &at_b)] {
+        let record = bench.session(source, destination, Policy::None).await;
+        assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::InSync, 0), "{record:?}");
+    }
+    assert_eq!(b.get("contested"), Some(json!({"c1": "of b", "c2": "again of c"})));
+    assert_eq!(c.contents(), b.contents());
+    bench.stop().await;
+}
+
+/// The replica that has forgotten the deletion meets a change of one unit: it asks for the whole item (R22).
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edited_unit_brings_an_item_back_whose_deletion_is_forgotten() {
+    let (bench, [(a, at_a), (b, at_b), (c, at_c)]) = out_of_date().await;
+    let met = bench.session(&at_c, &at_a, Policy::LastWriterWins).await;
+    assert_eq!((met.state, met.counters.conflicts_generated), (SyncState::InSync, 1), "{met:?}");
+    assert_eq!(a.get("contested"), Some(json!({"c1": 1, "c2": "of c"})));
+    for (source, destination) in [(&at_a, &at_c), (&at_a, &at_b)] {
+        let action = FullEnumerationAction::FullEnumeration;
+        let record = bench.session_with(source, destination, Policy::LastWriterWins, action).await;
+        assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::InSync, 0), "{record:?}");
+    }
+    for store in [&a, &b, &c] {
+        assert_eq!(json!(store.contents()), after_recovery());
+    }
+    bench.stop().await;
+}
+
+/// A destination that wants one item: its units are merged as ever, the other item is neither sent nor taught, and whoever hears
+/// of it by way of this destination is sent it by its source.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_items_holds_back_the_units_of_the_others() {
+    let bench = Bench::start().await;
+    let (a, at_a) = bench.memory("a").await;
+    let filter = SyncFilter::ItemList(["wanted".into()].into());
+    let wanted = FilterRequest { filter, filtering_type: FilteringType::CurrentItemsOnly };
+    let (b, at_b) = bench.memory_with("b", Sdk { filters: vec![wanted], ..Sdk::default() }).await;
+    let (c, at_c) = bench.memory("c").await;
+    let in_sync = async |source: &Endpoint, destination: &Endpoint| {
+        let record = bench.session(source, destination, Policy::None).await;
+        assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::InSync, 0), "{record:?}");
+        record.counters.updates_transferred
+    };
+    for item in ["before", "wanted", "with"] {
+        a.set(item, json!({"c1": 1, "c2": 1})).expect("an object");
+    }
+    assert_eq!(in_sync(&at_a, &at_b).await, 1);
+    for item in ["before", "wanted", "with"] {
+        edit(&a, item, "c1", json!("of a"));
+    }
+    edit(&b, "wanted", "c2", json!("of b"));
+    assert_eq!(in_sync(&at_a, &at_b).await, 1);
+    let merged = json!({"c1": "of a", "c2": "of b"});
+    assert_eq!(json!(b.contents()), json!({ "wanted": merged }));
+    assert_eq!(in_sync(&at_a, &at_b).await, 0);
+
+    assert_eq!(in_sync(&at_b, &at_c).await, 1);
+    assert_eq!(in_sync(&at_a, &at_c).await, 2);
+    let of_a = json!({"c1": "of a", "c2": 1});
+    assert_eq!(json!(c.contents()), json!({"before": of_a, "wanted": merged, "with": of_a}));
     bench.stop().await;
 }

@@ -126,6 +126,7 @@ const MUTANTS: &[(M, Rule)] = &[
     (M::CallsTwoDeletionsAConflict, Rule::DeleteDelete),
     (M::RevivesDeletedItems, Rule::NoReturn),
     (M::ForgetsSecondCreations, Rule::CreatedAgain),
+    (M::EnumeratesWhatIsMissing, Rule::FullEnumeration),
 ];
 
 /// Those of them that every `cargo test` runs: one of each subject.
@@ -136,6 +137,7 @@ const SOME: &[M] = &[
     M::MiscountsApplied,
     M::LearnsTooMuch,
     M::LetsTheDestinationWin,
+    M::EnumeratesWhatIsMissing,
 ];
 
 /// Mutants that are checked at the same time: much of a check is waiting for leases and for what must not come.

@@ -9,6 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["types"],
     &["knowledge"],
     &["provider"],
+    &["verify"],
     &["referee"],
     &["store"],
     &["sync_info"],

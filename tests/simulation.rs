@@ -22,6 +22,8 @@ mod replica;
 mod scenario;
 #[path = "simulation/shrink.rs"]
 mod shrink;
+#[path = "simulation/units.rs"]
+mod units;
 #[path = "simulation/watcher.rs"]
 mod watcher;
 #[path = "simulation/world.rs"]
@@ -119,7 +121,7 @@ fn every_history_keeps_the_rules() {
 
 /// Seeds within which a mutant must be seen.
 #[cfg(feature = "mutants")]
-const MUTANT_SEEDS: u64 = 500;
+const MUTANT_SEEDS: u64 = 1_500;
 
 /// Every deliberate fault is seen, by the check that is there for it. Prints the table of `docs/simulation.md`.
 #[test]

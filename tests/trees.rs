@@ -309,14 +309,7 @@ fn stops(scratch: &Scratch, a: &Path, b: &Path, reason: &str) -> Synced {
 fn a_mass_delete_stops_until_it_is_allowed() {
     let mut random = Random::announced("mass delete");
     let scratch = Scratch::new();
-    let (a, b) = (scratch.directory("A"), scratch.path("B"));
-    for index in 0..150 {
-        random.write(&a.join(format!("{index}")), 500);
-    }
-    scratch.sync(&a, &b, &[]);
-    for index in 0..100 {
-        tree::remove(&a.join(format!("{index}")));
-    }
+    let (a, b) = scratch.mass_deleted(&mut random);
     let stopped = stops(&scratch, &a, &b, "100 of 150");
     assert_eq!(stopped.operation()["lastError"]["providerWithError"], "PROVIDER_WITH_ERROR_SOURCE");
     // It was not forgotten by having been seen once.

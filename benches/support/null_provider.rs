@@ -105,6 +105,7 @@ impl NullProvider {
             prerequisite_knowledge: asked_with,
             forgotten_knowledge: Some(nothing()),
             is_last_batch: true,
+            filter_flags: Default::default(),
             ..pb::ChangeBatch::default()
         }
     }
@@ -237,6 +238,17 @@ impl KnowledgeSyncProviderService for NullProvider {
         Ok(Response::new(pb::GetChangeBatchResponse { batch }))
     }
 
+    async fn specify_filter(
+        &self,
+        _: Request<pb::SpecifyFilterRequest>,
+    ) -> Result<Response<pb::SpecifyFilterResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
+    async fn add_filter(&self, _: Request<pb::AddFilterRequest>) -> Result<Response<pb::AddFilterResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
     async fn get_full_enumeration_change_batch(
         &self,
         _: Request<pb::GetFullEnumerationChangeBatchRequest>,
@@ -290,6 +302,20 @@ impl KnowledgeSyncProviderService for NullProvider {
         let parts = std::iter::once(Part::Header(header)).chain(chunks).chain([end]);
         let parts = tokio_stream::iter(parts).map(|part| Ok(pb::LoadChangeDataResponse { part: Some(part) }));
         Ok(Response::new(Box::pin(parts)))
+    }
+
+    async fn get_range_digests(
+        &self,
+        _: Request<pb::GetRangeDigestsRequest>,
+    ) -> Result<Response<pb::GetRangeDigestsResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
+    async fn repair_items(
+        &self,
+        _: Request<pb::RepairItemsRequest>,
+    ) -> Result<Response<pb::RepairItemsResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
     }
 
     async fn end_session(

@@ -13,8 +13,8 @@ use super::book::Held;
 use super::conversation::Answer;
 use super::sample::Sample;
 use crate::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, ClockVector, Digest, GroupKind, IdFormat, ItemChange, ItemDataHeader,
-    ItemId, Knowledge, ReplicaId, Version,
+    ChangeBatch, ChangeFlags, ChangeGroup, ClockVector, Digest, FilterFlags, GroupKind, IdFormat, ItemChange,
+    ItemDataHeader, ItemId, Knowledge, ReplicaId, Version,
 };
 
 /// A replica that exists in the kit alone.
@@ -173,6 +173,7 @@ pub(super) fn batch(known: &Knowledge, made_with: Knowledge, kind: GroupKind, ch
         remaining_updates: Some(0),
         remaining_deletions: None,
         is_last_batch: true,
+        filter_flags: FilterFlags::NONE,
     }
 }
 

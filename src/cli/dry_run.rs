@@ -14,10 +14,12 @@ use uuid::Uuid;
 
 use super::exit::Failure;
 use super::local::{LocalCoordinator, directory_endpoint};
+use super::options::TombstoneAge;
 use super::provider::member_name;
 use super::roots::{self, Root};
 use super::sync::{SyncEnd, SyncPlan};
 use crate::coordinator::Coordinator;
+use crate::knowledge::FilterRequest;
 use crate::provider::sdk::{Options, ReplicaProvider};
 use crate::provider::{CallError, Provider};
 use crate::providers::file::{Contents, FileStore, OverlaidChange, Overlay};
@@ -29,6 +31,7 @@ use crate::types::Endpoint;
 #[derive(Debug)]
 pub(super) struct DryRun {
     replicas: Vec<Replica>,
+    tombstone_age: TombstoneAge,
     scratch: Scratch,
 }
 
@@ -36,6 +39,8 @@ pub(super) struct DryRun {
 struct Replica {
     endpoint: Endpoint,
     member_name: String,
+    /// What it takes.
+    filters: Vec<FilterRequest>,
     overlay: Arc<Overlay>,
     /// Where the copy of its metadata is.
     state_dir: PathBuf,
@@ -59,7 +64,7 @@ impl DryRun {
         copy_store(&sync.data_dir, &scratch.directory("data")?)?;
         let contents = Contents::default();
         let mut replicas = Vec::new();
-        for (name, root) in ["a", "b"].into_iter().zip(ends) {
+        for ((name, filters), root) in [("a", &[][..]), ("b", &sync.filters)].into_iter().zip(ends) {
             // A directory that is still to be made is an empty one.
             let tree =
                 if root.exists() { root.path().to_owned() } else { scratch.directory(&format!("{name}-root"))? };
@@ -71,11 +76,12 @@ impl DryRun {
             replicas.push(Replica {
                 endpoint: directory_endpoint(root),
                 member_name: member_name(root),
+                filters: filters.to_vec(),
                 overlay: Arc::new(overlay),
                 state_dir,
             });
         }
-        Ok(Self { replicas, scratch })
+        Ok(Self { replicas, tombstone_age: sync.tombstone_age, scratch })
     }
 
     /// A coordinator that reaches these two replicas and nobody else: what it owes to others is not its to deliver.
@@ -85,9 +91,14 @@ impl DryRun {
         let mut providers: HashMap<Endpoint, Arc<dyn Provider>> = HashMap::new();
         let mut opened_replicas = Vec::new();
         for replica in &self.replicas {
-            let Replica { endpoint, member_name, overlay, state_dir } = replica;
-            let options =
-                Options { member_name: member_name.clone(), reported_entries: usize::MAX, ..Options::default() };
+            let Replica { endpoint, member_name, filters, overlay, state_dir } = replica;
+            let options = Options {
+                member_name: member_name.clone(),
+                tombstone_age: self.tombstone_age.0,
+                filters: filters.clone(),
+                reported_entries: usize::MAX,
+                ..Options::default()
+            };
             let provider = ReplicaProvider::open(overlay.clone(), state_dir, &overlay.identity(), options);
             let provider = provider.map_err(|error| failed(&error))?;
             providers.insert(endpoint.clone(), provider.clone());

@@ -20,7 +20,7 @@ use super::summary::{ConflictCopy, Findings, LeftOut};
 use super::sync::{SyncEnd, SyncPlan};
 use crate::coordinator::{Coordinator, OpenedStore, Options, Providers};
 use crate::grpc::provider::DialOptions;
-use crate::provider::sdk::{ReplicaProvider, Report};
+use crate::provider::sdk::{self, ReplicaProvider, Report};
 use crate::server;
 use crate::session::{Dial, Timing};
 use crate::types::Endpoint;
@@ -32,12 +32,13 @@ const PIPE_BYTES: usize = 256 * 1024;
 const STOP_GRACE: Duration = Duration::from_secs(20);
 
 /// The coordinator of this process, with both ends within its reach.
-#[derive(Debug)]
 pub(super) struct LocalCoordinator {
     /// The way to its services.
     pub(super) channel: Channel,
     /// Its names for A and B.
     pub(super) endpoints: [Endpoint; 2],
+    /// How it finds the providers of the ends.
+    pub(super) dial: Dial,
     replicas: Vec<Arc<ReplicaProvider>>,
     stop: CancellationToken,
     served: JoinHandle<Result<(), tonic::transport::Error>>,
@@ -53,12 +54,18 @@ impl LocalCoordinator {
         let mut replicas = Vec::new();
         let mut providers = Providers::new(DialOptions::default()).speaking_for_simple_stores(&plan.data_dir);
         let mut endpoints = Vec::new();
-        for end in &plan.ends {
+        for (end, filters) in plan.ends.iter().zip([&[][..], &plan.filters]) {
             endpoints.push(match end {
                 SyncEnd::Provider(endpoint) => endpoint.clone(),
                 SyncEnd::Directory(root) => {
                     root.create()?;
-                    let replica = replica::open(root, None, member_name(root))?;
+                    let options = sdk::Options {
+                        member_name: member_name(root),
+                        tombstone_age: plan.tombstone_age.0,
+                        filters: filters.to_vec(),
+                        ..sdk::Options::default()
+                    };
+                    let replica = replica::open(root, None, options)?;
                     let endpoint = directory_endpoint(root);
                     providers.add(endpoint.clone(), replica.clone());
                     replicas.push(replica);
@@ -80,7 +87,7 @@ impl LocalCoordinator {
         // Someone waits for the end, and has just asked for everything once more.
         let timing = Timing { item_retry: ITEM_RETRY, ..Timing::default() };
         let options = Options { timing, abandon_operations: true, ..Options::default() };
-        let coordinator = Coordinator::start(opened, options, dial).await.map_err(|error| failed(&error))?;
+        let coordinator = Coordinator::start(opened, options, dial.clone()).await.map_err(|error| failed(&error))?;
         coordinator.store.retry_item_errors(Vec::new(), None).await.map_err(|error| failed(&error))?;
 
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
@@ -104,7 +111,7 @@ impl LocalCoordinator {
             .map_err(|error| Failure::failed(format!("the coordinator of this process does not answer: {error}")))?;
         let endpoints =
             endpoints.try_into().map_err(|_| Failure::failed("a sync has two ends; name two directories"))?;
-        Ok(Self { channel, endpoints, replicas, stop, served })
+        Ok(Self { channel, endpoints, dial, replicas, stop, served })
     }
 
     /// Ends in good order, and tells what only the providers of this process know, in the order of the ends.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use crate::pb;
+use crate::provider::sdk::DEFAULT_TOMBSTONE_AGE;
 
 /// How conflicts are settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -63,13 +64,14 @@ impl From<Collision> for pb::CollisionConflictResolutionPolicy {
     }
 }
 
-/// What to do with a destination that is out of date.
+/// What to do with a destination that is out of date: one that has not seen deletions which the source has forgotten since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum FullEnumeration {
-    /// Compare all items
-    #[value(name = "full-enumeration")]
+    /// Compare all items; what the source has deleted goes
+    #[value(name = "full", alias = "full-enumeration")]
     Full,
-    /// Apply what was sent, and learn it item by item
+    /// Apply what was sent, and learn it item by item; the destination stays out of date
+    #[value(name = "partial", alias = "partial-sync")]
     PartialSync,
     /// End the session
     Abort,
@@ -154,6 +156,34 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(span).map_err(|_| "is negative".to_owned())
 }
 
+/// How old a tombstone is when it is cleaned up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TombstoneAge(pub(super) Option<Duration>);
+
+impl Default for TombstoneAge {
+    fn default() -> Self {
+        Self(Some(DEFAULT_TOMBSTONE_AGE))
+    }
+}
+
+impl std::str::FromStr for TombstoneAge {
+    type Err = String;
+
+    /// Parses `never`, a number of days as `60d`, or a span as [`duration`] does.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "never" {
+            return Ok(Self(None));
+        }
+        let days = text.strip_suffix('d').and_then(|days| days.trim().parse::<u32>().ok());
+        match days {
+            Some(days) => Ok(Self(Some(Duration::from_secs(u64::from(days) * 24 * 60 * 60)))),
+            None => duration(text)
+                .map(|span| Self(Some(span)))
+                .map_err(|_| "is no span of time; write it as 60d, 12h or never".to_owned()),
+        }
+    }
+}
+
 /// A span as it goes over the wire.
 pub(super) fn to_pb(span: Duration) -> prost_types::Duration {
     // More than 292 billion years is as good as that.
@@ -192,5 +222,13 @@ mod tests {
         assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
         assert!(duration("-1s").is_err());
         assert!(duration("soon").is_err());
+    }
+
+    #[test]
+    fn an_age_is_days_a_span_or_never() {
+        assert_eq!("60d".parse(), Ok(TombstoneAge::default()));
+        assert_eq!("0s".parse(), Ok(TombstoneAge(Some(Duration::ZERO))));
+        assert_eq!("never".parse(), Ok(TombstoneAge(None)));
+        assert!("old".parse::<TombstoneAge>().is_err());
     }
 }

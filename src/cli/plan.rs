@@ -159,7 +159,7 @@ impl Plan {
         };
         let _ = writeln!(text, "{verdict}");
         for direction in &self.directions {
-            let _ = writeln!(text, "{} → {}: {}.", direction.moved.from, direction.moved.to, direction.words());
+            let _ = writeln!(text, "{} → {}: {}.", direction.moved.from, direction.moved.to, direction.words(self.end));
             for item in &direction.items {
                 let _ = writeln!(text, "  {}", one_line(&item.words()));
             }
@@ -221,7 +221,7 @@ impl Direction {
         self.items.iter().map(|item| item.bytes).sum()
     }
 
-    fn words(&self) -> String {
+    fn words(&self, end: End) -> String {
         let counted =
             |verb: &str, number: u64, noun: &str| (number > 0).then(|| format!("{verb} {}", count(number, noun)));
         let mut parts: Vec<String> =
@@ -234,7 +234,7 @@ impl Direction {
         if self.bytes() > 0 {
             parts.push(format!("move {}", bytes(self.bytes())));
         }
-        if parts.is_empty() { "nothing to do".to_owned() } else { parts.join(", ") }
+        if parts.is_empty() { end.of_nothing().to_owned() } else { parts.join(", ") }
     }
 }
 

@@ -9,12 +9,14 @@ use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
+use super::options::TombstoneAge;
 use super::output::Output;
 use super::roots::{self, Root};
 use super::serve::{cannot_listen, check_reach, span};
 use super::{check, output, replica};
 use crate::coordinator::SIMPLE_STORES;
 use crate::grpc::simple_provider::{self, Calls, Schema, StoreOptions};
+use crate::knowledge::FilterRequest;
 use crate::provider::sdk::{MetadataError, Options, ReplicaProvider};
 use crate::providers::sqlite::SqliteStore;
 use crate::server;
@@ -59,6 +61,12 @@ struct FileArgs {
     /// Keep what it knows here instead of in DIR/.synclave
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Forget a deletion after so long: 60d, 12h or never. A replica that has not seen it by then must compare all items
+    #[arg(long, default_value = "60d", value_name = "AGE")]
+    tombstone_age: TombstoneAge,
+    /// Take only what the patterns in this file do not ignore; they are written as in a .gitignore
+    #[arg(long, value_name = "FILE")]
+    filter: Option<PathBuf>,
     /// Listen on an address that others can reach, without TLS
     #[arg(long)]
     insecure: bool,
@@ -183,6 +191,10 @@ pub(super) struct FilePlan {
     pub(super) name: String,
     /// Instead of `.synclave` in the root.
     pub(super) state_dir: Option<PathBuf>,
+    /// When deletions are forgotten.
+    pub(super) tombstone_age: TombstoneAge,
+    /// What it takes.
+    pub(super) filters: Vec<FilterRequest>,
 }
 
 impl FileArgs {
@@ -190,7 +202,9 @@ impl FileArgs {
         check_reach(self.listen, self.insecure)?;
         let root = Root::existing(&self.dir)?;
         let name = self.name.unwrap_or_else(|| member_name(&root));
-        Ok(FilePlan { root, listen: self.listen, name, state_dir: self.state_dir })
+        let filters = replica::filters(self.filter.as_deref())?;
+        let (listen, state_dir, tombstone_age) = (self.listen, self.state_dir, self.tombstone_age);
+        Ok(FilePlan { root, listen, name, state_dir, tombstone_age, filters })
     }
 }
 
@@ -209,9 +223,9 @@ impl ProviderArgs {
 pub(super) async fn run(args: ProviderArgs, output: Output, stop: CancellationToken) -> Result<Exit, Failure> {
     match args.command {
         ProviderCommand::File(args) => {
-            let plan = args.plan()?;
-            let (root, state_dir, name) = (plan.root, plan.state_dir, plan.name);
-            serve(plan.listen, move || replica::open(&root, state_dir, name), stop).await
+            let FilePlan { root, listen, name, state_dir, tombstone_age, filters } = args.plan()?;
+            let options = Options { member_name: name, tombstone_age: tombstone_age.0, filters, ..Options::default() };
+            serve(listen, move || replica::open(&root, state_dir, options), stop).await
         }
         ProviderCommand::Sqlite(args) => {
             check_reach(args.listen, args.insecure)?;

@@ -55,6 +55,11 @@ impl End {
             pb::SyncState::Initialized | pb::SyncState::Connecting | pb::SyncState::InProgress => None,
         }
     }
+
+    /// What a direction comes to in which nothing happened: only who is in sync has nothing to do.
+    pub(super) fn of_nothing(self) -> &'static str {
+        if self == Self::InSync { "nothing to do" } else { "nothing" }
+    }
 }
 
 /// What went in one direction, over all sessions of the sync.
@@ -154,7 +159,7 @@ impl Summary {
         };
         let _ = writeln!(text, "{a} and {b} {verdict}.");
         for moved in &self.moved {
-            let _ = writeln!(text, "{} → {}: {}.", moved.from, moved.to, moved.words());
+            let _ = writeln!(text, "{} → {}: {}.", moved.from, moved.to, moved.words(self.end));
         }
         let copies = &self.findings.conflict_copies;
         list(&mut text, "Kept both of", copies.iter().map(|copy| format!("{}, the other as {}", copy.item, copy.copy)));
@@ -171,7 +176,7 @@ impl Summary {
 }
 
 impl Moved {
-    fn words(&self) -> String {
+    fn words(&self, end: End) -> String {
         let mut parts = Vec::new();
         let written = self.updates.saturating_sub(self.deleted);
         if written > 0 || self.bytes > 0 {
@@ -183,7 +188,7 @@ impl Moved {
         if self.conflicts > 0 {
             parts.push(format!("met {}", count(self.conflicts, "conflict")));
         }
-        if parts.is_empty() { "nothing to do".to_owned() } else { parts.join(", ") }
+        if parts.is_empty() { end.of_nothing().to_owned() } else { parts.join(", ") }
     }
 }
 
@@ -247,6 +252,15 @@ mod tests {
         let mut summary = summary(End::InSync);
         summary.moved.push(Moved { from: "a".into(), to: "b".into(), ..Moved::default() });
         assert_eq!(summary.words(), "a and b are in sync.\na → b: nothing to do.\n");
+    }
+
+    #[test]
+    fn what_did_not_come_about_was_not_nothing_to_do() {
+        for end in [End::NotInSync, End::Failed, End::Canceled] {
+            let mut summary = summary(end);
+            summary.moved.push(Moved { from: "a".into(), to: "b".into(), ..Moved::default() });
+            assert!(summary.words().ends_with("\na → b: nothing.\n"), "{}", summary.words());
+        }
     }
 
     #[test]

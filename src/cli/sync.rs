@@ -11,13 +11,15 @@ use super::dry_run::DryRun;
 use super::endpoint::{self, Target};
 use super::exit::{Exit, Failure};
 use super::local::{self, LocalCoordinator};
-use super::options::{Collision, Conflict};
+use super::options::{Collision, Conflict, FullEnumeration, TombstoneAge};
 use super::output::{self, Output};
 use super::plan::Plan;
+use super::replica;
 use super::roots::{self, Root};
 use super::summary::Summary;
 use super::wait::{self, EndedOperation, OnStop};
 use crate::grpc::json::to_value;
+use crate::knowledge::FilterRequest;
 use crate::pb;
 use crate::types::Endpoint;
 
@@ -60,9 +62,18 @@ pub(super) struct SyncArgs {
     /// Turn the safety stop against mass deletion off
     #[arg(long)]
     allow_mass_delete: bool,
+    /// What to do when B, or A, has not seen deletions that the other has forgotten since
+    #[arg(long, value_enum, default_value = "abort", value_name = "ACTION")]
+    full_enumeration: FullEnumeration,
+    /// Forget a deletion after so long: 60d, 12h or never. A replica that has not seen it by then must compare all items
+    #[arg(long, default_value = "60d", value_name = "AGE")]
+    tombstone_age: TombstoneAge,
     /// Say what would be done, item by item, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// B, a directory, takes only what the patterns in this file do not ignore; they are written as in a .gitignore
+    #[arg(long, value_name = "FILE")]
+    filter: Option<PathBuf>,
     /// Where state is kept; one process at a time [default: $XDG_STATE_HOME/synclave or ~/.local/state/synclave]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -84,6 +95,34 @@ pub(super) struct SyncPlan {
     pub(super) ends: [SyncEnd; 2],
     /// Where state is kept; made when it is not there.
     pub(super) data_dir: PathBuf,
+    /// When the directories' providers forget deletions.
+    pub(super) tombstone_age: TombstoneAge,
+    /// What B takes.
+    pub(super) filters: Vec<FilterRequest>,
+}
+
+impl SyncPlan {
+    /// Checks both ends against each other and against the place for state.
+    pub(super) fn check(
+        ends: [SyncEnd; 2],
+        data_dir: Option<PathBuf>,
+        tombstone_age: TombstoneAge,
+    ) -> Result<Self, Failure> {
+        match (&ends[0], &ends[1]) {
+            (SyncEnd::Directory(a), SyncEnd::Directory(b)) => roots::check_apart(a, b)?,
+            (SyncEnd::Provider(a), SyncEnd::Provider(b)) if a == b => {
+                return Err(Failure::usage(format!("{a} is given twice; give two different replicas")));
+            }
+            _ => {}
+        }
+        let data_dir = roots::data_dir(data_dir)?;
+        for end in &ends {
+            if let SyncEnd::Directory(root) = end {
+                roots::check_outside(&data_dir, root)?;
+            }
+        }
+        Ok(Self { ends, data_dir, tombstone_age, filters: Vec::new() })
+    }
 }
 
 impl SyncArgs {
@@ -96,20 +135,14 @@ impl SyncArgs {
             Target::Directory(path) => SyncEnd::Directory(Root::existing_or_new(&path)?),
             Target::Provider(endpoint) => SyncEnd::Provider(endpoint),
         };
-        match (&a, &b) {
-            (SyncEnd::Directory(a), SyncEnd::Directory(b)) => roots::check_apart(a, b)?,
-            (SyncEnd::Provider(a), SyncEnd::Provider(b)) if a == b => {
-                return Err(Failure::usage(format!("{a} is given twice; give two different replicas")));
-            }
-            _ => {}
+        let filters = replica::filters(self.filter.as_deref())?;
+        if let (SyncEnd::Provider(endpoint), false) = (&b, filters.is_empty()) {
+            return Err(Failure::usage(format!(
+                "{endpoint}: a provider says itself what it takes; give --filter to it, or a directory here"
+            )));
         }
-        let data_dir = roots::data_dir(self.data_dir.clone())?;
-        for end in [&a, &b] {
-            if let SyncEnd::Directory(root) = end {
-                roots::check_outside(&data_dir, root)?;
-            }
-        }
-        Ok(SyncPlan { ends: [a, b], data_dir })
+        let plan = SyncPlan::check([a, b], self.data_dir.clone(), self.tombstone_age)?;
+        Ok(SyncPlan { filters, ..plan })
     }
 
     /// A and B as the user named them.
@@ -126,6 +159,7 @@ impl SyncArgs {
             destination: Some(endpoint::to_pb(destination)),
             direction: direction.into(),
             conflict_resolution_policy: Some(pb::ConflictResolutionPolicy::from(self.conflict).into()),
+            full_enumeration_action: Some(pb::FullEnumerationAction::from(self.full_enumeration).into()),
             collision_conflict_resolution_policy: Some(
                 pb::CollisionConflictResolutionPolicy::from(self.collision).into(),
             ),
@@ -172,7 +206,8 @@ async fn dry_run(args: &SyncArgs, sync: &SyncPlan, output: Output, stop: &Cancel
     plan.failure().map_or(Ok(plan.exit()), Err)
 }
 
-async fn operate(
+/// Runs one operation to its end; Ctrl-C cancels it.
+pub(super) async fn operate(
     server: &Server,
     request: pb::StartOperationRequest,
     stop: &CancellationToken,

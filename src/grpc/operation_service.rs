@@ -6,7 +6,6 @@ use super::convert::provider::guid;
 use super::convert::session::{action, collision, ends, page, policy, request_id};
 use super::convert::{Path, Violations, enums};
 use super::parse;
-use super::session_service::offered;
 use crate::command::{DEFAULT_MAX_ATTEMPTS, DEFAULT_MAX_SESSIONS, PageRequest, StartOperation};
 use crate::pb;
 use crate::types::OperationId;
@@ -20,11 +19,9 @@ pub use server::OperationServer;
 ///
 /// # Errors
 ///
-/// INVALID_ARGUMENT with every violation; UNIMPLEMENTED for another action than ABORT.
+/// INVALID_ARGUMENT with every violation.
 pub fn start_operation(request: pb::StartOperationRequest) -> Result<StartOperation, Status> {
-    let command = parse(|violations| decode(request, Path::ROOT, violations))?;
-    offered(command.full_enumeration_action)?;
-    Ok(command)
+    parse(|violations| decode(request, Path::ROOT, violations))
 }
 
 /// Parses Synchronize.
@@ -34,9 +31,7 @@ pub fn start_operation(request: pb::StartOperationRequest) -> Result<StartOperat
 /// As [`start_operation`].
 pub fn synchronize(request: pb::SynchronizeRequest) -> Result<StartOperation, Status> {
     let at = Path::ROOT.field("operation");
-    let command = parse(|violations| decode(violations.required(request.operation, at)?, at, violations))?;
-    offered(command.full_enumeration_action)?;
-    Ok(command)
+    parse(|violations| decode(violations.required(request.operation, at)?, at, violations))
 }
 
 fn decode(request: pb::StartOperationRequest, at: Path<'_>, violations: &mut Violations) -> Option<StartOperation> {

@@ -5,10 +5,10 @@ use tonic::Status;
 use super::convert::provider::guid;
 use super::convert::session::{action, collision, ends, page, policy, request_id};
 use super::convert::{Path, enums, time};
-use super::{FULL_ENUMERATION, parse, status};
+use super::parse;
 use crate::command::{BeginSession, CancelSession, EndSession, ListSessionEvents, ListSessions};
 use crate::pb;
-use crate::types::{FullEnumerationAction, SessionKind, SyncGuid};
+use crate::types::{SessionKind, SyncGuid};
 
 mod server;
 
@@ -63,17 +63,7 @@ pub fn begin_session(request: pb::BeginSessionRequest) -> Result<BeginSession, S
             lease,
         })
     })?;
-    offered(command.full_enumeration_action)?;
     Ok(command)
-}
-
-/// Refuses what is not offered yet.
-pub(super) fn offered(action: FullEnumerationAction) -> Result<(), Status> {
-    match action {
-        FullEnumerationAction::Abort => Ok(()),
-        FullEnumerationAction::FullEnumeration => Err(status::unimplemented(FULL_ENUMERATION)),
-        FullEnumerationAction::PartialSync => Err(status::unimplemented("PARTIAL_SYNC")),
-    }
 }
 
 /// Parses EndSession.
@@ -136,7 +126,7 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::*;
-    use crate::types::{ConflictResolutionPolicy, Endpoint};
+    use crate::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction};
 
     fn address(text: &str) -> Option<pb::Endpoint> {
         Some(pb::Endpoint { target: Some(pb::endpoint::Target::Address(text.to_owned())) })
@@ -188,16 +178,17 @@ mod tests {
     }
 
     #[test]
-    fn full_enumeration_is_named_as_missing() {
-        let request = pb::BeginSessionRequest {
-            source: address("http://a:1"),
-            destination: address("http://b:1"),
-            full_enumeration_action: Some(pb::FullEnumerationAction::FullEnumeration.into()),
-            ..Default::default()
-        };
-        let status = begin_session(request).expect_err("it is not offered");
-        assert_eq!(status.code(), tonic::Code::Unimplemented);
-        assert_eq!(status.get_details_error_info().expect("a refusal").reason, FULL_ENUMERATION);
+    fn every_way_out_of_date_is_taken() {
+        for action in [pb::FullEnumerationAction::FullEnumeration, pb::FullEnumerationAction::PartialSync] {
+            let request = pb::BeginSessionRequest {
+                source: address("http://a:1"),
+                destination: address("http://b:1"),
+                full_enumeration_action: Some(action.into()),
+                ..Default::default()
+            };
+            let command = begin_session(request).expect("it is offered");
+            assert_eq!(pb::FullEnumerationAction::from(command.full_enumeration_action), action);
+        }
     }
 
     #[test]

@@ -12,8 +12,8 @@ mod server;
 
 pub use server::SessionStateServer;
 
-/// The feature that the recovery range belongs to.
-pub const FULL_ENUMERATION: &str = super::FULL_ENUMERATION;
+/// Bytes that a session keeps for a change applier: a bookmark, not a place for data.
+const MAX_INFO_BYTES: usize = 64 * 1024;
 
 /// Parses SetProviderWithError: the token, and what was said.
 pub fn set_provider_with_error(request: pb::SetProviderWithErrorRequest) -> Result<(String, ProviderFault), Status> {
@@ -73,6 +73,12 @@ pub fn load_info(request: pb::LoadInfoFromChangeApplicationRequest) -> Result<(S
             if missing {
                 violations.add(Path::ROOT.field(name), "is missing");
             }
+        }
+        if info.len() > MAX_INFO_BYTES {
+            violations.add(
+                Path::ROOT.field("info"),
+                format_args!("has {} bytes, at most {MAX_INFO_BYTES} are kept", info.len()),
+            );
         }
         Some((token, info))
     })

@@ -131,10 +131,20 @@ pub fn from_store(error: &store::Error) -> Status {
 /// A session takes the call no more, or is not of that kind; a dead and an unknown token get the same answer.
 pub fn from_state(error: StateError, subject: Subject) -> Status {
     let refusal = match error {
-        StateError::NoSession | StateError::Concluded => Refusal::invalid_operation(error.to_string()),
+        StateError::NoSession | StateError::Concluded | StateError::NoRecovery => {
+            Refusal::invalid_operation(error.to_string())
+        }
         StateError::NotExternal => {
             let (code, hresult) = (RefusalCode::FailedPrecondition, Hresult::SYNC_E_INVALID_OPERATION);
             Refusal::own(code, "NOT_EXTERNAL", hresult, error.to_string())
+        }
+        StateError::IdFormat => {
+            let (code, hresult) = (RefusalCode::InvalidArgument, Hresult::SYNC_E_ID_FORMAT_MISMATCH);
+            Refusal::winsync(code, hresult, error.to_string())
+        }
+        StateError::RangeOutOfOrder => {
+            let (code, hresult) = (RefusalCode::InvalidArgument, Hresult::SYNC_E_RANGE_OUT_OF_ORDER);
+            Refusal::winsync(code, hresult, error.to_string())
         }
     };
     from_refusal(&refusal, subject)

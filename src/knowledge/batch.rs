@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{ChangeUnitId, ConflictingChange, ConstraintConflict, ItemId, Knowledge, Version};
+use super::{ChangeUnitId, ConflictingChange, ConstraintConflict, FilterFlags, ItemId, Knowledge, Version};
 use crate::types::Hresult;
 
 /// SHA-256 of an item's content.
@@ -57,6 +57,8 @@ pub struct ChangeBatch {
     pub remaining_deletions: Option<u64>,
     /// Nothing remains after this batch (R9).
     pub is_last_batch: bool,
+    /// What filtered it.
+    pub filter_flags: FilterFlags,
 }
 
 impl ChangeBatch {

@@ -76,6 +76,15 @@ impl ClockVector {
         }
     }
 
+    /// For each replica that both know, the lower tick of both.
+    pub fn intersection(&self, other: &Self) -> Self {
+        let common = |(id, tick): &(ReplicaId, u64)| match other.get(id) {
+            0 => None,
+            theirs => Some((id.clone(), theirs.min(*tick))),
+        };
+        Self(self.0.iter().filter_map(common).collect())
+    }
+
     /// True when every version in `other` is in `self`. Linear.
     pub fn contains_vector(&self, other: &Self) -> bool {
         let mut ours = self.0.iter();

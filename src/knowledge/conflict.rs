@@ -9,6 +9,12 @@ use super::{ChangeUnitChange, ChangeUnitId, ItemChange, ItemId, Knowledge, Versi
 pub enum DestinationItem {
     /// No trace of it.
     Missing,
+    /// No trace of it, but its creation is known and something is forgotten: it was deleted, and the version of that is gone
+    /// (SYNC_E_ITEM_HAS_NO_VERSION_DATA).
+    Forgotten {
+        /// The source has seen all that was forgotten of the item, and so the deletion.
+        seen_by_source: bool,
+    },
     /// Alive, at this version.
     Alive(Version),
     /// Alive, with versions for its change units.
@@ -20,6 +26,29 @@ pub enum DestinationItem {
     },
     /// Deleted, with a tombstone of this version.
     Deleted(Version),
+}
+
+impl DestinationItem {
+    /// What is seen of an item that has no metadata: rows 2 and 2b of the table (2b is an inference of the reference).
+    /// `known` and `forgotten` are the destination's.
+    pub fn without_metadata(
+        change: &ItemChange,
+        made_with: &Knowledge,
+        known: &Knowledge,
+        forgotten: &Knowledge,
+    ) -> Self {
+        let id = &change.item_id;
+        let creation = &change.creation_version;
+        if mutant::is(Mutant::ForgetForgotten) {
+            return Self::Missing;
+        }
+        // The version that is forgotten is the deletion's, which any replica may have made, and not the creation's.
+        if known.contains_change(id, creation) && !forgotten.vector_for_item(id).is_empty() {
+            Self::Forgotten { seen_by_source: made_with.contains_for_item(forgotten, id) }
+        } else {
+            Self::Missing
+        }
+    }
 }
 
 /// Which kind of concurrency conflict it is.
@@ -42,9 +71,9 @@ pub enum Decision {
     Obsolete,
     /// Row 2: known and lost: SYNC_E_ITEM_MUST_EXIST.
     MustExist,
-    /// Row 3: create it.
+    /// Row 3, or 2b when the source has seen the deletion: create it.
     Create,
-    /// Row 4: store a tombstone for an item that was never here.
+    /// Row 4, or 2b: store a tombstone for an item that was never here, or of which the tombstone is gone.
     StoreTombstone,
     /// Row 5: replace version and data.
     Update,
@@ -90,6 +119,9 @@ pub fn decide(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, ite
     let deletes = change.flags.is_deleted();
     let (known_to_source, deleted) = match item {
         DestinationItem::Deleted(_) if mutant::is(Mutant::ForgetTombstones) && !deletes => return Decision::Create,
+        DestinationItem::Forgotten { .. } if deletes => return Decision::StoreTombstone,
+        DestinationItem::Forgotten { seen_by_source: true } => return Decision::Create,
+        DestinationItem::Forgotten { seen_by_source: false } => return Decision::Conflict(Conflict::UpdateDelete),
         DestinationItem::Missing if known.contains_change(id, &change.creation_version) => return Decision::MustExist,
         DestinationItem::Missing if deletes => return Decision::StoreTombstone,
         DestinationItem::Missing => return Decision::Create,
@@ -97,7 +129,8 @@ pub fn decide(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, ite
         DestinationItem::Deleted(version) => (made_with.contains_change(id, version), true),
         DestinationItem::Divided { base, units } => {
             let knows = |(unit, version): &(ChangeUnitId, Version)| made_with.contains_change_unit(id, unit, version);
-            (made_with.vector_for_item(id).contains(base) && units.iter().all(knows), false)
+            let all = units.iter().all(knows) || mutant::is(Mutant::DeletionIgnoresUnits);
+            (made_with.vector_for_item(id).contains(base) && all, false)
         }
     };
     if known_to_source {

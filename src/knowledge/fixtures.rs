@@ -116,5 +116,6 @@ pub(crate) fn batch(prerequisite: &Knowledge, groups: Vec<ChangeGroup>) -> Chang
         remaining_updates: None,
         remaining_deletions: None,
         is_last_batch: false,
+        filter_flags: super::FilterFlags::NONE,
     }
 }

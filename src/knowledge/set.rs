@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::{ChangeUnitId, ClockVector, IdFormat, ItemId, ReplicaId, Version};
 
 mod algebra;
+mod forgotten;
 mod ranges;
 mod selection;
 

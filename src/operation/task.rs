@@ -10,8 +10,8 @@ use tracing::{info, warn};
 
 use super::course::{Course, Ended, Flow, Next};
 use crate::session::blame::Retry;
+use crate::session::handle::{AtEnd, Finished};
 use crate::session::registry::Error;
-use crate::session::task::{AtEnd, Finished};
 use crate::session::{NewSession, SessionHandle, Sessions};
 use crate::store::{InitiatedBy, LastError, Left, OperationRecord, OperationState, Store, Write};
 use crate::types::{

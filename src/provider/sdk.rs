@@ -7,6 +7,8 @@
 //! - `detection`: local changes become versions when a session begins (R14);
 //! - `enumeration`, `loading`: the source's side, what a destination lacks and the data of one item;
 //! - `applier`: the destination's side;
+//! - `forgetting`: tombstones that are old enough are cleaned up;
+//! - `range_digests`: comparison with another replica, and what is damaged;
 //! - `units`: items whose members are versioned each on their own;
 //! - `metadata`: the book that all of them keep.
 //!
@@ -14,7 +16,7 @@
 //! a transaction; another, the *gate*, lets only one of detection and application touch the store at a time.
 //!
 //! Refusals in words of our own: `BUSY` (as many sessions as it takes; nothing was done, try again), `MASS_DELETE`,
-//! `REPLICA_WENT_BACK`, `STALE_EPOCH`, `METADATA`, and the reasons of the store's own [`StoreError`]s.
+//! `REPLICA_REMADE`, `REPLICA_WENT_BACK`, `STALE_EPOCH`, `METADATA`, and the reasons of the store's own [`StoreError`]s.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,11 +27,12 @@ use tokio::sync::mpsc;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::knowledge::{ChangeBatch, IdParameters, ReplicaId};
+use crate::knowledge::{ChangeBatch, FilterRequest, IdParameters, ItemId, ReplicaId};
 use crate::provider::{
-    BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, Load, MAX_KNOWLEDGE_BYTES,
-    ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits, Refusal, RefusalCode, Renewal,
-    SessionKey, SyncBatchParameters,
+    BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, FRAMES_IN_FLIGHT, FULL_ENUMERATION, Load,
+    MAX_KNOWLEDGE_BYTES, Partner, ProcessInputs, ProcessOutputs, ProcessStart, Provider, ProviderInfo, ProviderLimits,
+    RANGE_DIGESTS, REQUEST_FILTERED_SYNC, RangeDigests, RangeDigestsRequest, Refusal, RefusalCode, Renewal,
+    RepairItems, SUPPORT_FILTERED_SYNC, SessionKey, SyncBatchParameters,
 };
 use crate::types::{Hresult, ProviderRole};
 
@@ -37,9 +40,12 @@ mod applier;
 mod conflict_copy;
 mod detection;
 mod enumeration;
+mod filtering;
+mod forgetting;
 mod item_store;
 mod loading;
 mod metadata;
+mod range_digests;
 mod report;
 mod session;
 #[cfg(test)]
@@ -47,6 +53,8 @@ mod tests;
 mod units;
 
 pub use conflict_copy::conflict_copy_id;
+pub use filtering::ItemFilter;
+pub use forgetting::DEFAULT_TOMBSTONE_AGE;
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Put, Replaces,
     Skipped, Staged, Staging, StoreError,
@@ -58,21 +66,23 @@ pub use units::{MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES};
 /// The decisions of detection and application, apart from threads, files and the wire: the provider runs them over SQLite,
 /// `tests/simulation` over replicas in memory.
 pub mod decision {
+    pub use super::applier::absent::{Absence, Absent, absence, judge};
     pub use super::applier::carry_out::{change_item, conclusion, intents, leave_out, order, outcome};
     pub use super::applier::decisions::Decisions;
     pub use super::applier::fetch::Obtained;
-    pub use super::applier::learned;
     pub use super::applier::merge::{Course, Fetched, UnitCourse, course, wanted};
     pub use super::applier::plan::{Action, Deferral, Ground, Plan, Step, Verdict};
     pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
+    pub use super::applier::{Learning, learned, learns_forgotten};
     pub use super::detection::{Book, Folded, fold};
     pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};
     pub use super::units::{Object, missing};
 }
 
+use applier::Processing;
 use detection::Look;
 use metadata::Metadata;
-use session::Registry;
+use session::{Registry, Work};
 
 /// What a provider's owner decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,8 +97,13 @@ pub struct Options {
     pub max_inline_bytes: u64,
     /// Sessions as source at once, beside one as destination; 0 or 1: one session at a time in all.
     pub max_source_sessions: u32,
+    /// Tombstones are cleaned up that were recorded so long ago, with a resolution of seconds; `None`: never. A replica that
+    /// has not seen a deletion by then is out of date and must compare all items.
+    pub tombstone_age: Option<Duration>,
     /// Entries of each kind that its [`Report`] keeps.
     pub reported_entries: usize,
+    /// As a destination, what it wants: filters, the best first; none: everything.
+    pub filters: Vec<FilterRequest>,
 }
 
 impl Default for Options {
@@ -99,7 +114,9 @@ impl Default for Options {
             max_changes: 0,
             max_inline_bytes: 64 * 1024,
             max_source_sessions: 1,
+            tombstone_age: Some(DEFAULT_TOMBSTONE_AGE),
             reported_entries: report::REPORTED_ENTRIES,
+            filters: Vec::new(),
         }
     }
 }
@@ -118,6 +135,7 @@ struct Shared {
     instance_id: String,
     /// Beside the metadata, so that GetIdParameters waits for no transaction.
     replica: Mutex<ReplicaId>,
+    incarnation: Mutex<String>,
     metadata: Mutex<Metadata>,
     /// Held by detection and by each group that is applied. Taken before `metadata`, never after.
     gate: Mutex<()>,
@@ -160,6 +178,21 @@ impl Shared {
         Refusal::own(RefusalCode::FailedPrecondition, "REPLICA_WENT_BACK", Hresult::SYNC_E_INVALID_OPERATION, message)
     }
 
+    /// Refuses a partner that was wiped and made again under its id: it would give out the same versions for other changes,
+    /// and its ticks need not show it.
+    fn meet(&self, partner: &Partner) -> Result<(), Refusal> {
+        if self.metadata().meet(partner).map_err(metadata_failed)? {
+            return Ok(());
+        }
+        let message = format!(
+            "replica {} was wiped and made again under the same id since the last session with it: its versions would be taken \
+             for those that it gave out before; give it a new replica id",
+            partner.replica_id
+        );
+        let code = Hresult::SYNC_E_INVALID_OPERATION;
+        Err(Refusal::own(RefusalCode::FailedPrecondition, "REPLICA_REMADE", code, message))
+    }
+
     /// Takes a new replica id if that is due. Called when no session is left.
     fn renew_replica(&self) {
         if !self.went_back.swap(false, Ordering::Relaxed) {
@@ -167,7 +200,13 @@ impl Shared {
         }
         let mut metadata = self.metadata();
         match metadata.renew() {
-            Ok(()) => *lock(&self.replica) = metadata.replica().clone(),
+            Ok(()) => {
+                *lock(&self.replica) = metadata.replica().clone();
+                match metadata.incarnation() {
+                    Ok(incarnation) => *lock(&self.incarnation) = incarnation,
+                    Err(error) => warn!(%error, "cannot record the new replica's incarnation"),
+                }
+            }
             Err(error) => {
                 self.went_back.store(true, Ordering::Relaxed);
                 warn!(%error, "cannot start as a new replica");
@@ -208,6 +247,11 @@ impl From<Refusal> for CallError {
     }
 }
 
+fn capabilities(options: &Options) -> Vec<String> {
+    let wishes = (!options.filters.is_empty()).then_some(REQUEST_FILTERED_SYNC);
+    [FULL_ENUMERATION, RANGE_DIGESTS, SUPPORT_FILTERED_SYNC].into_iter().chain(wishes).map(str::to_owned).collect()
+}
+
 impl ReplicaProvider {
     /// Opens or creates the metadata in `metadata_dir` and speaks for `store` from then on.
     ///
@@ -223,7 +267,10 @@ impl ReplicaProvider {
         identity: &str,
         options: Options,
     ) -> Result<Arc<Self>, MetadataError> {
-        let metadata = Metadata::open(metadata_dir, identity)?;
+        let mut metadata = Metadata::open(metadata_dir, identity)?;
+        let incarnation = metadata
+            .incarnation()
+            .map_err(|error| MetadataError::Broken { path: metadata_dir.to_owned(), reason: error.to_string() })?;
         let report = Mutex::new(Report::new(options.reported_entries));
         Ok(Arc::new(Self {
             shared: Arc::new(Shared {
@@ -231,6 +278,7 @@ impl ReplicaProvider {
                 options,
                 instance_id: Uuid::new_v4().simple().to_string(),
                 replica: Mutex::new(metadata.replica().clone()),
+                incarnation: Mutex::new(incarnation),
                 metadata: Mutex::new(metadata),
                 gate: Mutex::new(()),
                 looked: Mutex::new(None),
@@ -250,12 +298,29 @@ impl ReplicaProvider {
     pub fn replica_id(&self) -> ReplicaId {
         lock(&self.shared.replica).clone()
     }
+
+    /// Runs a call of a session where it may block. The session is at work until nothing of the call is left.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: Work,
+        call: impl FnOnce(&Arc<Shared>, &Work) -> Result<T, CallError> + Send + 'static,
+    ) -> Result<T, CallError> {
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || {
+            // Dropped in the reverse order: the work last.
+            let (work, shared) = (work, shared);
+            call(&shared, &work)
+        })
+        .await
+        .map_err(panicked)?
+    }
 }
 
 #[async_trait::async_trait]
 impl Provider for ReplicaProvider {
     async fn get_id_parameters(&self) -> Result<ProviderInfo, CallError> {
         let options = &self.shared.options;
+        let incarnation_id = lock(&self.shared.incarnation).clone();
         Ok(ProviderInfo {
             id_parameters: IdParameters::BUILT_IN,
             replica_id: self.replica_id(),
@@ -267,9 +332,9 @@ impl Provider for ReplicaProvider {
                 max_bytes: 0,
                 max_inline_bytes: options.max_inline_bytes,
             },
-            capabilities: Vec::new(),
+            capabilities: capabilities(options),
             busy_roles: session::busy_roles(&self.shared),
-            incarnation_id: String::new(),
+            incarnation_id,
         })
     }
 
@@ -281,13 +346,21 @@ impl Provider for ReplicaProvider {
         session::renew(&self.shared, key, lease, canceled)
     }
 
+    async fn specify_filter(&self, key: SessionKey) -> Result<Vec<FilterRequest>, CallError> {
+        session::enter(&self.shared, key, ProviderRole::Destination)?;
+        Ok(self.shared.options.filters.clone())
+    }
+
+    async fn add_filter(&self, key: SessionKey, request: FilterRequest) -> Result<(), CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        filtering::add(&self.shared, &work.session, request)
+    }
+
     async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
         // What an abandoned batch still learns belongs into the answer.
         drop(work.session.turn.clone().lock_owned().await);
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || {
-            let _work = work;
+        self.blocking(work, |shared, _| {
             let knowledge = shared.metadata().knowledge().clone();
             let bytes = metadata::encode_knowledge(&knowledge).len();
             if bytes > MAX_KNOWLEDGE_BYTES {
@@ -297,19 +370,11 @@ impl Provider for ReplicaProvider {
             Ok(SyncBatchParameters { knowledge: (*knowledge).clone(), requested_batch_size })
         })
         .await
-        .map_err(panicked)?
     }
 
     async fn get_change_batch(&self, key: SessionKey, request: ChangeBatchRequest) -> Result<ChangeBatch, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Source)?;
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || {
-            // Whole, token and all: a closure that names only a field of it would leave the token behind.
-            let (work, shared) = (work, shared);
-            enumeration::change_batch(&shared, &work, request)
-        })
-        .await
-        .map_err(panicked)?
+        self.blocking(work, move |shared, work| enumeration::change_batch(shared, work, request)).await
     }
 
     async fn process_change_batch(
@@ -321,7 +386,30 @@ impl Provider for ReplicaProvider {
     ) -> Result<ProcessOutputs, CallError> {
         let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
         let turn = work.session.turn.clone().lock_owned().await;
-        applier::process(&self.shared, work, turn, start, batch, inputs)
+        applier::process(&self.shared, work, turn, Processing::ChangeBatch, start, batch, inputs)
+    }
+
+    async fn get_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        request: ChangeBatchRequest,
+        lower_bound: ItemId,
+    ) -> Result<ChangeBatch, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        self.blocking(work, move |shared, work| enumeration::full_enumeration_batch(shared, work, request, lower_bound))
+            .await
+    }
+
+    async fn process_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        start: ProcessStart,
+        batch: ChangeBatch,
+        inputs: ProcessInputs,
+    ) -> Result<ProcessOutputs, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Destination)?;
+        let turn = work.session.turn.clone().lock_owned().await;
+        applier::process(&self.shared, work, turn, Processing::FullEnumeration, start, batch, inputs)
     }
 
     async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError> {
@@ -329,11 +417,25 @@ impl Provider for ReplicaProvider {
         let (sender, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
         let shared = self.shared.clone();
         tokio::task::spawn_blocking(move || {
-            // Whole, as above, and dropped in the reverse order: the work is over when nothing of it is left.
+            // Whole: a closure that names only a field of it would leave its token behind. The work is dropped last.
             let (work, shared, sender) = (work, shared, sender);
             loading::load(&shared, &work.session, &load, &sender);
         });
         Ok(receiver)
+    }
+
+    async fn get_range_digests(
+        &self,
+        key: SessionKey,
+        request: RangeDigestsRequest,
+    ) -> Result<RangeDigests, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        self.blocking(work, move |shared, work| range_digests::range_digests(shared, work, &request)).await
+    }
+
+    async fn repair_items(&self, key: SessionKey, request: RepairItems) -> Result<RepairItems, CallError> {
+        let work = session::enter(&self.shared, key, ProviderRole::Source)?;
+        self.blocking(work, move |shared, work| range_digests::repair(shared, work, &request)).await
     }
 
     async fn end_session(&self, request: EndSession) -> Result<(), CallError> {

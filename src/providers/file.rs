@@ -16,6 +16,7 @@ mod attributes;
 mod change;
 mod content;
 mod facts;
+mod filter;
 mod fingerprint;
 mod holding;
 mod nest;
@@ -39,10 +40,11 @@ use rustix::io::Errno;
 
 use crate::knowledge::{ItemDataHeader, ItemId};
 use crate::provider::sdk::{
-    Applied, Detection, ItemError, ItemState, ItemStore, Known, KnownItem, Put, Replaces, Staged, Staging, StoreError,
-    conflict_copy_id,
+    Applied, Detection, ItemError, ItemFilter, ItemState, ItemStore, Known, KnownItem, Put, Replaces, Staged, Staging,
+    StoreError, conflict_copy_id,
 };
 use facts::{Facts, Kind};
+pub use filter::{GITIGNORE, check_filter};
 use holding::{Holding, MAX_SINGLE_SYNCS};
 pub use overlay::{Contents, Effect, OverlaidChange, Overlay};
 use path::ItemPath;
@@ -227,6 +229,10 @@ impl ItemStore for FileStore {
 
     fn other_id(&self, id: &ItemId, item: &ItemState, attempt: u32) -> Option<ItemId> {
         conflict_copy_id(id, item, attempt)
+    }
+
+    fn custom_filter(&self, name: &str, definition: &[u8]) -> Result<ItemFilter, String> {
+        filter::custom(name, definition)
     }
 
     fn containers(&self, id: &ItemId) -> Vec<ItemId> {

@@ -43,6 +43,9 @@ rules! {
     DuplicateItem = "DUPLICATE_ITEM", SYNC_E_DUPLICATE_ITEM;
     /// A change's version is in the made-with knowledge of its group (`windows-sync.md` 5.6).
     ChangeNotInKnowledge = "CHANGE_NOT_IN_KNOWLEDGE", SYNC_E_CHANGE_NOT_IN_KNOWLEDGE;
+    /// A batch of a full enumeration is one ordered group (R24) that begins no higher than was asked, and has no upper bound
+    /// exactly when it is the last: what is within the bounds and not listed is deleted.
+    NotFullEnumeration = "NOT_FULL_ENUMERATION", SYNC_E_INVALID_OPERATION;
     /// A tombstone has no change units (R25).
     DeletionWithChangeUnits = "DELETION_WITH_CHANGE_UNITS", SYNC_E_INVALID_OPERATION;
     /// An item with change units has no version of its own (`windows-sync.md` 4.3).
@@ -52,6 +55,8 @@ rules! {
     /// A batch's prerequisite is at least the knowledge that it was asked with: with less, what was skipped in this session
     /// would be learned without having been applied.
     PrerequisiteTooSmall = "PREREQUISITE_TOO_SMALL", SYNC_E_BATCH_NEEDS_KNOWLEDGE;
+    /// A source that took a filter sends only what it lets through, and teaches nothing of the rest (`windows-sync.md` 7).
+    FilterNotHeld = "FILTER_NOT_HELD", SYNC_E_NOT_EXPECTED_CHANGE;
     /// Batches without a change come to an end (`windows-sync.md` 2.6).
     TooManyEmptyBatches = "TOO_MANY_EMPTY_BATCHES", SYNC_E_INTERNAL_ERROR;
     /// Nobody knows a higher tick of a replica than the replica itself: else it was restored or cloned, and will give

@@ -8,7 +8,7 @@ use crate::types::{Hresult, ProviderRole};
 
 /// A is the source, D the destination, B a third replica.
 fn referee_with(known: &Knowledge, action: FullEnumerationAction) -> Referee {
-    let mut referee = Referee::new(SCHEMA, replica("A"), replica("D"), action);
+    let mut referee = Referee::new(SCHEMA, replica("A"), replica("D"), action, None);
     assert_eq!(referee.parameters(known), Ok(()));
     referee
 }
@@ -284,14 +284,14 @@ fn an_out_of_date_destination_is_nobodys_fault() {
     batch.forgotten_knowledge = Arc::new(all(&[("A", 3)]));
     for action in [FullEnumerationAction::Abort, FullEnumerationAction::FullEnumeration] {
         let mut referee = referee_with(&known(), action);
-        assert!(referee.batch(&batch).expect("honest").out_of_date);
+        assert_eq!(referee.batch(&batch).expect("honest").out_of_date_from, Some(item("")));
         broke(referee.outcome(&outcome("i1", APPLIED)), DESTINATION, Rule::OutcomeOutsideBatch);
     }
     // Partial sync: only what was applied is learned.
     let applied = known().union(&made_with().project_onto_items(&[item("i1"), item("i2")]));
     for (learned, is_honest) in [(applied, true), (made_with(), false)] {
         let mut referee = referee_with(&known(), FullEnumerationAction::PartialSync);
-        assert!(referee.batch(&batch).expect("honest").out_of_date);
+        assert_eq!(referee.batch(&batch).expect("honest").out_of_date_from, Some(item("")));
         settle(&mut referee, &[("i1", APPLIED), ("i2", APPLIED)]);
         assert_eq!(referee.result(&result(&learned)).is_ok(), is_honest);
     }
@@ -478,4 +478,78 @@ fn every_rule_has_a_word_and_a_failure_code() {
     let words: std::collections::HashSet<_> = Rule::ALL.iter().map(|rule| rule.word()).collect();
     assert_eq!(words.len(), Rule::ALL.len());
     assert!(Rule::ALL.iter().all(|rule| rule.hresult().is_failure()));
+}
+
+/// A group of a full enumeration, in a batch that is the last exactly when it has no upper bound.
+fn enumeration(lower: &str, upper: Option<&str>, changes: Vec<ItemChange>) -> ChangeBatch {
+    let mut batch = batch(&known(), vec![ordered(lower, upper, &made_with(), changes)]);
+    batch.forgotten_knowledge = Arc::new(all(&[("A", 4)]));
+    batch.is_last_batch = upper.is_none();
+    batch
+}
+
+#[test]
+fn a_full_enumeration_has_one_ordered_group_without_a_hole() {
+    let lists = |batch: &ChangeBatch, from: &str| {
+        referee_with(&known(), FullEnumerationAction::FullEnumeration).full_enumeration_batch(batch, &item(from))
+    };
+    // What the destination has is listed all the same, and a group may begin lower than was asked.
+    let honest = enumeration("i1", Some("i5"), vec![change("i1", a(1)), change("i4", a(5))]);
+    for from in ["i1", "i3"] {
+        let verdict = lists(&honest, from).expect("honest");
+        assert_eq!((verdict.changes, verdict.already_known, verdict.out_of_date_from), (2, 1, None));
+    }
+    broke(lists(&honest, "i0").map(drop), SOURCE, Rule::NotFullEnumeration);
+
+    let two = ChangeBatch { groups: [&honest.groups[..], &honest.groups[..]].concat(), ..honest.clone() };
+    broke(lists(&two, "i1").map(drop), SOURCE, Rule::OutOfOrder);
+    let none = ChangeBatch { groups: Vec::new(), ..honest.clone() };
+    broke(lists(&none, "i1").map(drop), SOURCE, Rule::NotFullEnumeration);
+    let unordered = ChangeBatch { groups: vec![unordered(true, &made_with(), vec![])], ..honest.clone() };
+    broke(lists(&unordered, "i1").map(drop), SOURCE, Rule::NotFullEnumeration);
+    let ends_early = ChangeBatch { is_last_batch: true, ..honest.clone() };
+    broke(lists(&ends_early, "i1").map(drop), SOURCE, Rule::NotFullEnumeration);
+    let endless = ChangeBatch { is_last_batch: false, ..enumeration("i1", None, vec![]) };
+    broke(lists(&endless, "i1").map(drop), SOURCE, Rule::NotFullEnumeration);
+}
+
+#[test]
+fn a_full_enumeration_teaches_its_range_and_its_last_batch_everything() {
+    let learns = |batch: &ChangeBatch, applied: OutcomeKind, learned: &Knowledge| {
+        let mut referee = referee_with(&known(), FullEnumerationAction::FullEnumeration);
+        referee.full_enumeration_batch(batch, &item("i1")).expect("honest");
+        settle(&mut referee, &[("i2", applied)]);
+        referee.result(&result(learned)).map(drop)
+    };
+    let first = enumeration("i1", Some("i5"), vec![change("i2", a(5))]);
+    let range = known().union(&made_with().project_onto_range(&item("i1"), Some(&item("i5"))));
+    assert_eq!(learns(&first, APPLIED, &range), Ok(()));
+    broke(learns(&first, APPLIED, &made_with()), DESTINATION, Rule::LearnedTooMuch);
+    broke(learns(&first, OutcomeKind::RecoverableError, &range), DESTINATION, Rule::LearnedTooMuch);
+
+    let last = enumeration("i1", None, vec![change("i2", a(5))]);
+    assert_eq!(learns(&last, APPLIED, &made_with()), Ok(()));
+    broke(learns(&last, OutcomeKind::RecoverableError, &made_with()), DESTINATION, Rule::LearnedTooMuch);
+}
+
+#[test]
+fn a_filtered_source_sends_and_teaches_nothing_else() {
+    use crate::knowledge::{FilterFlags, SyncFilter};
+
+    let filter = SyncFilter::ItemList([item("i1"), item("i3")].into());
+    let action = FullEnumerationAction::Abort;
+    let mut referee = Referee::new(SCHEMA, replica("A"), replica("D"), action, Some(filter.clone()));
+    assert_eq!(referee.parameters(&known()), Ok(()));
+    let within = made_with().project_onto_items([&item("i1"), &item("i3")]);
+    let marked = |groups| ChangeBatch { filter_flags: filter.flags(), ..batch(&known(), groups) };
+    let rule = |result: Result<BatchVerdict, Breach>| result.map(|_| ()).map_err(|breach| (breach.role, breach.rule));
+    let broken = Err((ProviderRole::Source, Rule::FilterNotHeld));
+
+    let honest = vec![ordered("", None, &within, vec![change("i1", a(3))])];
+    assert_eq!(rule(referee.batch(&marked(honest.clone()))), Ok(()));
+    let unmarked = ChangeBatch { filter_flags: FilterFlags::NONE, ..marked(honest) };
+    assert_eq!(rule(referee.batch(&unmarked)), broken);
+    let more = made_with().project_onto_items([&item("i1"), &item("i2")]);
+    assert_eq!(rule(referee.batch(&marked(vec![ordered("", None, &more, vec![change("i2", a(3))])]))), broken);
+    assert_eq!(rule(referee.batch(&marked(vec![ordered("", None, &made_with(), vec![change("i1", a(3))])]))), broken);
 }

@@ -18,6 +18,9 @@ const SELF_ACCUSATION: &str = "PROVIDER_WITH_ERROR";
 /// Cause: a provider said that the other one is at fault.
 const ACCUSATION: &str = "OTHER_PROVIDER_WITH_ERROR";
 
+/// Reason: a provider remembers another incarnation of its partner's replica.
+const REPLICA_REMADE: &str = "REPLICA_REMADE";
+
 /// Why a session ends other than well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -64,6 +67,10 @@ impl Failure {
         let (provider_with_error, cause) = match error {
             CallError::Refused(refusal) if refusal.reason == BUSY && !mutant::is(Mutant::BlameBusy) => {
                 (None, BUSY.to_owned())
+            }
+            // Said of the other one, which is not the replica that it was.
+            CallError::Refused(refusal) if refusal.reason == REPLICA_REMADE => {
+                (Some(role.other().into()), REPLICA_REMADE.to_owned())
             }
             CallError::Refused(refusal) => (Some(role.into()), refusal.reason.clone()),
             CallError::Unreachable(_) => (Some(role.into()), "UNREACHABLE".to_owned()),
@@ -151,7 +158,7 @@ fn retry_after(error: &CallError) -> Retry {
     if refusal.reason == BUSY {
         return Retry::Uncounted;
     }
-    let safety_stop = matches!(refusal.reason.as_str(), "MASS_DELETE" | "ROOT_MISSING");
+    let safety_stop = matches!(refusal.reason.as_str(), "MASS_DELETE" | "ROOT_MISSING" | REPLICA_REMADE);
     let final_code = matches!(
         refusal.code,
         RefusalCode::InvalidArgument

@@ -2,9 +2,9 @@
 //! so that a simulation can drive millions of histories.
 //!
 //! ```text
-//! Identifying → Admitting → Recording → Beginning → Asking → Enumerating → Processing ─┐
-//!                                          ▲           ▲────────────────────────────────┤ until the last batch
-//!                                          │           └── Reconnecting ◄── lost ───────┤
+//! Identifying → Admitting → Recording → Beginning (→ Filtering) → Asking → Enumerating → Processing ─┐
+//!                                          ▲                        ▲──────────────────────────────────┤ until the last batch
+//!                                          │                        └── Reconnecting ◄── lost ─────────┤
 //!                                          └ BeginSession at most once per provider     ▼
 //!                                                              Done ◄── Ending ◄── Concluding
 //! ```
@@ -34,14 +34,18 @@ mod change_loop;
 mod end;
 mod event;
 mod external;
+mod filtering;
 mod left_out;
 mod link;
+mod recovery;
 #[cfg(test)]
 mod tests;
 
 use change_loop::{BatchInHand, Rate};
 use end::Ends;
 pub use event::{Answer, Commit, Effect, Event, Now, RelayError, Relayed, Ticks, Timer};
+use filtering::Filtering;
+use recovery::Recovery;
 
 /// Commits of the final state that may fail before the session ends without it; the next start then ends it.
 const MAX_FINAL_ATTEMPTS: u32 = 10;
@@ -63,6 +67,7 @@ enum Step {
     BusyElsewhere,
     Recording,
     Beginning,
+    Filtering,
     Asking,
     Enumerating,
     Processing,
@@ -90,11 +95,13 @@ pub struct Machine {
     /// How often a provider was found to be busy elsewhere.
     found_busy: u32,
     ends: Ends,
+    filtering: Filtering,
     referee: Option<Box<Referee>>,
     renewing: [bool; 2],
     heard: [Option<Instant>; 2],
     batch: BatchInHand,
     left_out: u64,
+    recovery: Recovery,
     /// What stands between the replicas.
     standing: Standing,
     /// Items that are set aside, and were not sent in a later version.
@@ -121,11 +128,13 @@ impl Machine {
             timing,
             waited: false,
             found_busy: 0,
+            filtering: Filtering::default(),
             referee: None,
             renewing: [false; 2],
             heard: [None; 2],
             batch: BatchInHand::default(),
             left_out: 0,
+            recovery: Recovery::default(),
             standing: Standing::default(),
             set_aside: HashSet::new(),
             ended_by_caller: false,
@@ -231,6 +240,8 @@ impl Machine {
             Answer::Identified(_) => false,
             Answer::Begun(result) | Answer::Ended(result) => result.is_ok(),
             Answer::Renewed(result) => result.is_ok(),
+            Answer::FilterSpecified(result) => result.is_ok(),
+            Answer::FilterAdded(result) => result.is_ok(),
             Answer::Parameters(result) => result.is_ok(),
             Answer::Batch(result) => result.is_ok(),
         };
@@ -250,6 +261,16 @@ impl Machine {
             },
             Answer::Begun(result) => self.begun(role, result, now, effects),
             Answer::Renewed(result) => self.renewed(role, result, now, effects),
+            Answer::FilterSpecified(result) => {
+                if self.step == Step::Filtering {
+                    self.filter_specified(result, now, effects);
+                }
+            }
+            Answer::FilterAdded(result) => {
+                if self.step == Step::Filtering {
+                    self.filter_added(result, now, effects);
+                }
+            }
             Answer::Parameters(result) => {
                 if self.step == Step::Asking {
                     self.parameters(result, now, effects);
@@ -342,7 +363,7 @@ impl Machine {
     fn go_on(&mut self, effects: &mut Vec<Effect>) {
         match self.record.kind {
             SessionKind::Coordinated => {
-                self.ask(effects);
+                self.filter_or_ask(effects);
                 effects.push(Effect::Publish);
             }
             SessionKind::External => self.run_external(effects),

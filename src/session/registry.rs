@@ -12,9 +12,10 @@ use tracing::{Instrument, error_span, info, warn};
 
 use super::Dial;
 use super::admission::Admission;
+use super::handle::{AtEnd, SessionHandle, SessionStatus, StateAnswer, StateCall, handle};
 use super::outbox::Outbox;
 use super::recovery::{end_left_behind, notice_left_behind};
-use super::task::{AtEnd, Links, Parts, SessionHandle, SessionStatus, SessionTask, handle};
+use super::task::{Links, Parts, SessionTask};
 use super::timing::Timing;
 use super::token::{Tokens, fingerprint};
 use crate::knowledge::ReplicaId;
@@ -83,6 +84,15 @@ pub enum StateError {
     /// A coordinated session has no caller that keeps it: the coordinator does.
     #[error("the session is coordinated: it ends by itself or by CancelSession, and the coordinator keeps its leases")]
     NotExternal,
+    /// The recovery range is there during a recovery by full enumeration.
+    #[error("the session is not recovering an out-of-date destination; it has no recovery range")]
+    NoRecovery,
+    /// A bound of another schema.
+    #[error("a bound does not fit the id schema of the session")]
+    IdFormat,
+    /// The bounds descend.
+    #[error("the upper bound is below the lower one")]
+    RangeOutOfOrder,
 }
 
 /// The sessions of this process. Cheap to clone.
@@ -252,6 +262,15 @@ impl Sessions {
         }
         session.fault(role, fault).await;
         Ok(())
+    }
+
+    /// What the session keeps for its providers, set or read by the holder of `token`.
+    ///
+    /// # Errors
+    /// Those of [`SessionHandle::state`].
+    pub async fn state(&self, token: &str, call: StateCall) -> Result<StateAnswer, StateError> {
+        let (session, _, _) = self.by_token(token).await?;
+        session.state(call).await
     }
 
     /// OnProgress by the holder of `token`.

@@ -30,6 +30,7 @@ use crate::types::{Hresult, ProviderRole};
 const LOADS_AHEAD: usize = 4;
 
 const PROCESS: &str = "ProcessChangeBatch";
+const PROCESS_FULL_ENUMERATION: &str = "ProcessFullEnumerationChangeBatch";
 const LOAD: &str = "LoadChangeData";
 
 /// Everything that the relay of a batch needs.
@@ -38,6 +39,8 @@ pub(super) struct Relay {
     pub destination: Arc<dyn Provider>,
     pub key: SessionKey,
     pub start: ProcessStart,
+    /// The batch is of a full enumeration.
+    pub full_enumeration: bool,
     pub timing: Timing,
     /// Cancelled: the destination is told, and has until the task is cut to come back.
     pub cancel: CancellationToken,
@@ -94,7 +97,14 @@ impl Relay {
             ..Relayed::default()
         };
         let (inputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
-        let opening = self.destination.process_change_batch(self.key, self.start.clone(), batch, receiver);
+        let (destination, start) = (&self.destination, self.start.clone());
+        let opening = if self.full_enumeration {
+            destination.process_full_enumeration_change_batch(self.key, start, batch, receiver)
+        } else {
+            destination.process_change_batch(self.key, start, batch, receiver)
+        };
+        let process = if self.full_enumeration { PROCESS_FULL_ENUMERATION } else { PROCESS };
+        let at_destination = |error| RelayError::Call { role: ProviderRole::Destination, call: process, error };
         let mut outputs = within(self.timing.call_deadline, opening).await.map_err(at_destination)?;
 
         let mut openers = JoinSet::new();
@@ -194,7 +204,7 @@ impl Relay {
                 }
                 () = sleep_until(since + self.timing.stream_idle) => {
                     let (role, call) =
-                        if for_source { (ProviderRole::Source, LOAD) } else { (ProviderRole::Destination, PROCESS) };
+                        if for_source { (ProviderRole::Source, LOAD) } else { (ProviderRole::Destination, process) };
                     return Err(RelayError::Call { role, call, error: CallError::Deadline(self.timing.stream_idle) });
                 }
                 Some(_) = openers.join_next() => {}
@@ -209,10 +219,6 @@ async fn next_part(feeds: &mut VecDeque<(u64, Feed)>) -> (u64, Result<DataPart, 
         Some((load_id, feed)) => (*load_id, feed.next().await),
         None => std::future::pending().await,
     }
-}
-
-fn at_destination(error: CallError) -> RelayError {
-    RelayError::Call { role: ProviderRole::Destination, call: PROCESS, error }
 }
 
 /// Bounds a call in time. A call that is cut may have had its effect.

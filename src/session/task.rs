@@ -1,12 +1,14 @@
 //! The task of one session: it drives the pure [`Machine`] with real calls, timers and commits.
 //!
-//! The task owns everything of its session. Others hold a [`SessionHandle`], which only sends. A call runs in a child task
-//! with its own deadline and comes back as an event; what must outlive `AbortWork` (EndSession) has a set of its own.
+//! The task owns everything of its session. Others hold a [`SessionHandle`](super::SessionHandle), which only sends. A call
+//! runs in a child task with its own deadline and comes back as an event; what must outlive `AbortWork` (EndSession) has a
+//! set of its own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -14,132 +16,17 @@ use tracing::{error, info, warn};
 
 use super::admission::{Admission, Permit, Seat};
 use super::blame::Retry;
-use super::machine::{Answer, Commit, Effect, Event, Machine, Now, Relayed, Ticks, Timer};
+use super::handle::{AtEnd, CallerCall, Finished, Inbox, Message, SessionStatus, StateAnswer, StateCall};
+use super::machine::{Answer, Commit, Effect, Event, Machine, Now, Relayed, Timer};
 use super::outbox::Outbox;
 use super::registry::StateError;
 use super::relay::{Relay, within};
 use super::timing::Timing;
 use super::unwritten::Unwritten;
-use crate::provider::{
-    BeginSession, EndSession, Partner, ProcessStart, ProgressReport, Provider, ProviderFault, SessionKey, SessionRef,
-};
+use crate::provider::{BeginSession, EndSession, Partner, ProcessStart, Provider, SessionKey, SessionRef};
 use crate::store::conflicts::{End, Findings};
 use crate::store::{OwedEnd, SessionFindings, SessionRecord, Standing, Store, Submitted, Write};
-use crate::types::{Hresult, ProviderRole, SessionKind, SyncGuid};
-
-/// Messages that may wait for a session. A full inbox makes the sender wait; the task never waits for one of them.
-const INBOX: usize = 32;
-
-/// A session, from outside. Cheap to clone; dropping all of them does not end the session.
-#[derive(Clone, Debug)]
-pub struct SessionHandle {
-    sync_guid: SyncGuid,
-    inbox: mpsc::Sender<Message>,
-    finished: watch::Receiver<Option<Arc<Finished>>>,
-}
-
-/// A session that is over.
-#[derive(Clone, Debug)]
-pub struct Finished {
-    /// As it ended.
-    pub record: SessionRecord,
-    /// The replicas' own ticks, as last seen.
-    pub ticks: Ticks,
-    /// The cause of its last transition.
-    pub cause: String,
-    /// Whether a further session may fare better, where it failed.
-    pub retry: Retry,
-}
-
-/// What is to be stored with a session's end, in the same transaction, where no conflicts and errors are left that it would
-/// depend on. Asked once more when that transaction fails.
-pub type AtEnd = Box<dyn Fn(&Finished) -> Vec<Write> + Send + Sync>;
-
-/// What SessionStateService asks of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionStatus {
-    /// A cancel was asked for, or the session is being ended.
-    pub is_canceled: bool,
-    /// S_OK while nothing has failed.
-    pub hresult: Hresult,
-    /// From the outcome on, a token is read-only.
-    pub concluded: bool,
-    /// What is left of the lease, on the coordinator's clock: the provider's, or that of the caller who speaks for an end that
-    /// is not dialled.
-    pub lease_remaining: std::time::Duration,
-}
-
-#[derive(Debug)]
-enum Message {
-    Cancel { cause: String, reason: String },
-    Fault { by: ProviderRole, fault: ProviderFault },
-    Progress(ProgressReport),
-    Caller { call: CallerCall, reply: oneshot::Sender<Result<(), StateError>> },
-    Status { role: ProviderRole, reply: oneshot::Sender<SessionStatus> },
-}
-
-/// What only the caller of an external session may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallerCall {
-    /// RenewSession.
-    Renew,
-    /// EndSession.
-    End {
-        /// It knows that the replicas are in sync.
-        in_sync: bool,
-    },
-}
-
-impl SessionHandle {
-    /// The session's id.
-    pub fn sync_guid(&self) -> SyncGuid {
-        self.sync_guid
-    }
-
-    /// Asks the session to end; it ends in its own time, whatever its providers do.
-    pub async fn cancel(&self, cause: &str, reason: &str) {
-        self.send(Message::Cancel { cause: cause.to_owned(), reason: reason.to_owned() }).await;
-    }
-
-    /// SetProviderWithError.
-    pub async fn fault(&self, by: ProviderRole, fault: ProviderFault) {
-        self.send(Message::Fault { by, fault }).await;
-    }
-
-    /// OnProgress.
-    pub async fn progress(&self, report: ProgressReport) {
-        self.send(Message::Progress(report)).await;
-    }
-
-    /// A call of an external session's caller. Taken means taken: nothing that happens later undoes it.
-    ///
-    /// # Errors
-    /// [`StateError::NotExternal`] for a coordinated session, [`StateError::Concluded`] when its outcome is decided,
-    /// [`StateError::NoSession`] when it is over.
-    pub async fn caller(&self, call: CallerCall) -> Result<(), StateError> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Message::Caller { call, reply }).await;
-        answer.await.unwrap_or(Err(StateError::NoSession))
-    }
-
-    /// `None` once the session is over.
-    pub async fn status(&self, role: ProviderRole) -> Option<SessionStatus> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Message::Status { role, reply }).await;
-        answer.await.ok()
-    }
-
-    /// Waits until the session is over. `None` when its task was lost.
-    pub async fn finished(&self) -> Option<Arc<Finished>> {
-        let mut finished = self.finished.clone();
-        finished.wait_for(Option::is_some).await.ok()?.clone()
-    }
-
-    async fn send(&self, message: Message) {
-        // A session that is over takes no message, and needs none.
-        let _ = self.inbox.send(message).await;
-    }
-}
+use crate::types::{ProviderRole, SessionKind};
 
 /// What a session's task works with.
 #[derive(Clone)]
@@ -158,18 +45,6 @@ pub(super) struct Links {
     pub tokens: [String; 2],
     pub operation_began: Instant,
     pub at_end: AtEnd,
-}
-
-pub(super) fn handle(sync_guid: SyncGuid) -> (SessionHandle, Inbox) {
-    let (sender, receiver) = mpsc::channel(INBOX);
-    let (done, finished) = watch::channel(None);
-    (SessionHandle { sync_guid, inbox: sender, finished }, Inbox { receiver, done })
-}
-
-/// The task's end of a handle.
-pub(super) struct Inbox {
-    receiver: mpsc::Receiver<Message>,
-    done: watch::Sender<Option<Arc<Finished>>>,
 }
 
 /// What a child task comes back with.
@@ -198,6 +73,8 @@ pub(super) struct SessionTask {
     publishing: Option<Submitted>,
     owed: Vec<OwedEnd>,
     heard: [Instant; 2],
+    /// What a destination's change applier keeps in the session; opaque.
+    change_application: Bytes,
     over: bool,
 }
 
@@ -220,6 +97,7 @@ impl SessionTask {
             publishing: None,
             owed: Vec::new(),
             heard: [Instant::now(); 2],
+            change_application: Bytes::new(),
             over: false,
         }
     }
@@ -291,6 +169,11 @@ impl SessionTask {
                 // The caller may have gone.
                 let _ = reply.send(taken);
             }
+            Message::State { call, reply } => {
+                let answer = self.state(call);
+                // The caller may have gone.
+                let _ = reply.send(answer);
+            }
             Message::Status { role, reply } => {
                 let status = SessionStatus {
                     is_canceled: self.machine.is_canceled(),
@@ -301,6 +184,28 @@ impl SessionTask {
                 // The caller may have gone.
                 let _ = reply.send(status);
             }
+        }
+    }
+
+    fn state(&mut self, call: StateCall) -> Result<StateAnswer, StateError> {
+        let sets = matches!(call, StateCall::SetRecoveryRange(..) | StateCall::LoadInfo(_));
+        if sets && self.machine.is_concluded() {
+            return Err(StateError::Concluded);
+        }
+        match call {
+            StateCall::SetRecoveryRange(lower, upper) => {
+                self.machine.set_recovery_range(lower, upper)?;
+                Ok(StateAnswer::Kept)
+            }
+            StateCall::GetRecoveryRange => {
+                let (lower, upper) = self.machine.recovery_range().cloned().ok_or(StateError::NoRecovery)?;
+                Ok(StateAnswer::RecoveryRange(lower, upper))
+            }
+            StateCall::LoadInfo(info) => {
+                self.change_application = info;
+                Ok(StateAnswer::Kept)
+            }
+            StateCall::GetInfo => Ok(StateAnswer::Info(self.change_application.clone())),
         }
     }
 
@@ -396,6 +301,18 @@ impl SessionTask {
                     Answer::Renewed(within(deadline, provider.renew_session(key, lease, canceled)).await)
                 }));
             }
+            Effect::SpecifyFilter => {
+                let (provider, key) = (self.provider(ProviderRole::Destination), self.key());
+                self.work.spawn(answered(ProviderRole::Destination, async move {
+                    Answer::FilterSpecified(within(deadline, provider.specify_filter(key)).await)
+                }));
+            }
+            Effect::AddFilter(request) => {
+                let (provider, key) = (self.provider(ProviderRole::Source), self.key());
+                self.work.spawn(answered(ProviderRole::Source, async move {
+                    Answer::FilterAdded(within(deadline, provider.add_filter(key, request)).await)
+                }));
+            }
             Effect::GetParameters => {
                 let (provider, key) = (self.provider(ProviderRole::Destination), self.key());
                 self.work.spawn(answered(ProviderRole::Destination, async move {
@@ -408,7 +325,16 @@ impl SessionTask {
                     Answer::Batch(within(deadline, provider.get_change_batch(key, request)).await)
                 }));
             }
-            Effect::Process { batch, referee, resolutions } => self.process(batch, referee, resolutions),
+            Effect::GetFullEnumerationBatch(request, lower_bound) => {
+                let (provider, key) = (self.provider(ProviderRole::Source), self.key());
+                self.work.spawn(answered(ProviderRole::Source, async move {
+                    let call = provider.get_full_enumeration_change_batch(key, request, lower_bound);
+                    Answer::Batch(within(deadline, call).await)
+                }));
+            }
+            Effect::Process { batch, full_enumeration, referee, resolutions } => {
+                self.process(batch, full_enumeration, referee, resolutions);
+            }
             Effect::Record(findings) => {
                 let item_retry = self.parts.timing.item_retry;
                 self.unwritten.found(found(self.machine.record(), *findings, item_retry, jiff::Timestamp::now()));
@@ -490,6 +416,7 @@ impl SessionTask {
     fn process(
         &mut self,
         batch: crate::knowledge::ChangeBatch,
+        full_enumeration: bool,
         referee: Box<crate::referee::Referee>,
         resolutions: Vec<crate::knowledge::Resolution>,
     ) {
@@ -508,6 +435,7 @@ impl SessionTask {
                 collision_conflict_resolution_policy: record.collision_conflict_resolution_policy,
                 resolutions,
             },
+            full_enumeration,
             timing: self.parts.timing,
             cancel: self.cancel_work.clone(),
             relayed,

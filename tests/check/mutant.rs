@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeOutcome, ClockVector, Digest, IdFormat, IdParameters, ItemData, ItemDataHeader,
-    ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Version,
+    ChangeBatch, ChangeFlags, ChangeOutcome, ClockVector, Digest, IdFormat, IdParameters, ItemChange, ItemData,
+    ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Version,
 };
 use synclave::provider::sdk::ReplicaProvider;
 use synclave::provider::{
@@ -97,6 +97,7 @@ pub enum Mutant {
     CallsTwoDeletionsAConflict,
     RevivesDeletedItems,
     ForgetsSecondCreations,
+    EnumeratesWhatIsMissing,
 }
 
 use Mutant as M;
@@ -649,6 +650,24 @@ impl Provider for Mutated {
         }
         let mut batch = self.inner.get_change_batch(self.key(key), request).await?;
         self.spoil_batch(&mut batch, &asked);
+        Ok(batch)
+    }
+
+    async fn get_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        request: ChangeBatchRequest,
+        lower_bound: ItemId,
+    ) -> Result<ChangeBatch, CallError> {
+        let known = request.destination_knowledge.clone();
+        let mut batch = self.inner.get_full_enumeration_change_batch(self.key(key), request, lower_bound).await?;
+        if self.mutant == M::EnumeratesWhatIsMissing {
+            let is_missing = |change: &ItemChange| {
+                let version = change.change_version.as_ref();
+                version.is_none_or(|version| !known.contains_change(&change.item_id, version))
+            };
+            batch.groups.iter_mut().for_each(|group| group.changes.retain(is_missing));
+        }
         Ok(batch)
     }
 

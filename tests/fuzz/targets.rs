@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::{Message, Name};
 use synclave::grpc::convert::knowledge::ReplicaKeys;
-use synclave::grpc::convert::{self, InvalidMessage, Path, Violations, batch, exchange, provider};
+use synclave::grpc::convert::{self, InvalidMessage, Path, Violations, batch, exchange, provider, range_digests};
 use synclave::grpc::json;
 use synclave::knowledge::{IdFormat, IdParameters, Knowledge};
 use synclave::pb;
@@ -89,6 +89,23 @@ pub(crate) fn all() -> Vec<Target> {
         }),
         of("provider_end_session_request", |input| {
             round_trip(input, provider::end_session, |end| Ok(provider::encode_end_session(end.clone())))
+        }),
+        of("range_digests_request", |input| {
+            round_trip(input, range_digests::request, |(key, asked)| Ok(range_digests::encode_request(*key, asked)))
+        }),
+        of("range_digests_response", |input| {
+            round_trip(
+                input,
+                |message, violations| range_digests::digests(message, SCHEMA, violations),
+                |digests| Ok(range_digests::encode_digests(digests.clone())),
+            )
+        }),
+        of("repair_items_request", |input| {
+            round_trip(
+                input,
+                |message, violations| range_digests::repair(message, SCHEMA, violations),
+                |(key, items)| Ok(range_digests::encode_repair(*key, items)),
+            )
         }),
     ];
     targets.extend(requests::all());

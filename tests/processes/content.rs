@@ -37,6 +37,15 @@ impl Random {
         self.below(one_in) == 0
     }
 
+    /// An index into what has `len` elements, and at least one.
+    pub fn index(&mut self, len: usize) -> usize {
+        self.below(len as u64) as usize
+    }
+
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.index(from.len())]
+    }
+
     /// Bytes that no other call makes.
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(len + 8);

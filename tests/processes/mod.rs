@@ -288,6 +288,19 @@ impl Scratch {
         path
     }
 
+    /// Two replicas that were in sync with 150 files, of which the first then lost 100.
+    pub fn mass_deleted(&self, random: &mut content::Random) -> (PathBuf, PathBuf) {
+        let (a, b) = (self.directory("A"), self.path("B"));
+        for index in 0..150 {
+            random.write(&a.join(format!("{index}")), 500);
+        }
+        self.sync(&a, &b, &[]);
+        for index in 0..100 {
+            tree::remove(&a.join(format!("{index}")));
+        }
+        (a, b)
+    }
+
     /// The command line of `sync A B …`, with its own data directory.
     pub fn sync_command(&self, a: &Path, b: &Path, options: &[&str]) -> Command {
         let mut arguments: Vec<OsString> = vec!["sync".into(), a.into(), b.into()];

@@ -49,7 +49,7 @@ checks! {
     KnowledgeShrinks = "knowledge shrinks",
     /// A partner never knows a tick of a replica that the replica does not know itself.
     TickReused = "tick reused",
-    /// What failed in a session is not sent again in it.
+    /// What failed in a session, or was applied, is not sent again in it.
     SkippedAgain = "skipped sent again",
     /// All providers are honest: nobody is blamed for breaking a rule.
     FalseBlame = "false blame",
@@ -84,6 +84,14 @@ pub(crate) struct Violation {
     pub(crate) message: String,
 }
 
+/// A deletion that was forgotten.
+#[derive(Clone, Debug)]
+pub(crate) struct Deletion {
+    pub(crate) version: Version,
+    /// Of the item that was deleted: another item may come to have its name.
+    pub(crate) creation: Version,
+}
+
 /// What an all-seeing observer remembers.
 #[derive(Debug, Default)]
 pub(crate) struct Ghost {
@@ -92,6 +100,10 @@ pub(crate) struct Ghost {
     same: HashMap<(ItemId, Version), BTreeSet<Version>>,
     /// Contents that a user has seen and overwritten, or deleted, at a replica.
     pub(crate) superseded: BTreeSet<(usize, Vec<u8>)>,
+    /// The deletions that a replica has forgotten, where nothing has taken their place.
+    pub(crate) buried: BTreeMap<(usize, ItemId), Deletion>,
+    /// Items that are about to go by a recovery, with the deletion that the source had forgotten.
+    pub(crate) doomed: BTreeMap<(usize, ItemId), Deletion>,
     pub(crate) begins: BTreeMap<(SyncGuid, ProviderRole), u32>,
     /// The last coordinator that sent a call of a session, and the epoch in it.
     pub(crate) epochs: BTreeMap<SyncGuid, (u64, u64)>,
@@ -107,10 +119,10 @@ pub(crate) struct Ghost {
     pub(crate) told: BTreeMap<usize, Arc<Knowledge>>,
     /// What the source of a session had when it gave its last batch.
     pub(crate) source_had: BTreeMap<SyncGuid, Arc<Knowledge>>,
-    /// Versions that failed in a session's batch in hand, of which the coordinator has not heard yet.
-    pub(crate) failing: BTreeMap<SyncGuid, BTreeSet<(ItemId, Version)>>,
-    /// Versions that failed in a session, and the coordinator knows.
-    pub(crate) failed: BTreeMap<SyncGuid, BTreeSet<(ItemId, Version)>>,
+    /// Versions in a session's batch in hand that were applied, or failed, of which the coordinator has not heard yet.
+    pub(crate) settling: BTreeMap<SyncGuid, BTreeSet<(ItemId, Version)>>,
+    /// Versions that were applied, or failed, in a session, and the coordinator knows.
+    pub(crate) settled: BTreeMap<SyncGuid, BTreeSet<(ItemId, Version)>>,
 }
 
 impl Ghost {
@@ -122,6 +134,11 @@ impl Ghost {
         parents: impl IntoIterator<Item = &'a Version>,
     ) {
         self.parents.insert((item.clone(), version.clone()), parents.into_iter().cloned().collect());
+    }
+
+    /// Whoever has taken `version` has seen `older` too, though its maker had not.
+    pub(crate) fn vouch(&mut self, item: &ItemId, version: &Version, older: &Version) {
+        self.parents.entry((item.clone(), version.clone())).or_default().insert(older.clone());
     }
 
     /// Both versions stand for the same state: whoever has seen the one need not see the other.

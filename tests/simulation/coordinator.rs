@@ -40,6 +40,7 @@ pub(crate) struct Operation {
     ends: [usize; 2],
     direction: SyncDirection,
     policy: Policy,
+    action: FullEnumerationAction,
     max_attempts: u32,
     pub(crate) state: OperationState,
     canceled: bool,
@@ -344,7 +345,15 @@ impl World {
         }
     }
 
-    pub(crate) fn operate(&mut self, a: usize, b: usize, direction: SyncDirection, policy: Policy, max_attempts: u32) {
+    pub(crate) fn operate(
+        &mut self,
+        a: usize,
+        b: usize,
+        direction: SyncDirection,
+        policy: Policy,
+        action: FullEnumerationAction,
+        max_attempts: u32,
+    ) {
         if self.coordinator.is_none() {
             return;
         }
@@ -354,6 +363,7 @@ impl World {
             ends: [a, b],
             direction,
             policy,
+            action,
             max_attempts,
             state: OperationState::Running,
             canceled: false,
@@ -447,7 +457,7 @@ impl World {
             source: member(ends[0]),
             destination: member(ends[1]),
             conflict_resolution_policy: self.operations[operation].policy,
-            full_enumeration_action: FullEnumerationAction::Abort,
+            full_enumeration_action: self.operations[operation].action,
             collision_conflict_resolution_policy: Default::default(),
             allow_mass_delete: false,
             state: SyncState::Initialized,
@@ -541,6 +551,7 @@ impl World {
             return;
         }
         match effect {
+            Effect::SpecifyFilter | Effect::AddFilter(_) => unreachable!("no provider of the simulation has a filter"),
             Effect::Identify(role) => self.call(guid, role, Kind::Identify, Body::Identify, deadline),
             Effect::Admit => self.admit(guid),
             Effect::Begin(role) => {
@@ -554,13 +565,17 @@ impl World {
             Effect::GetBatch(request) => {
                 self.call(guid, ProviderRole::Source, Kind::Batch, Body::Batch(request), deadline);
             }
+            Effect::GetFullEnumerationBatch(request, lower_bound) => {
+                let body = Body::FullBatch(request, lower_bound);
+                self.call(guid, ProviderRole::Source, Kind::Batch, body, deadline);
+            }
             Effect::Record(findings) => {
                 let wall = self.clock().wall;
                 let Some(session) = self.session(guid) else { return };
                 let found = found(session.machine.record(), *findings, TIMING.item_retry, wall);
                 session.unwritten.found(found);
             }
-            Effect::Process { batch, referee, resolutions } => {
+            Effect::Process { batch, full_enumeration, referee, resolutions } => {
                 let stream = self.id();
                 let (life, now) = (self.life(), self.instant());
                 let Some(session) = self.session(guid) else { return };
@@ -583,7 +598,11 @@ impl World {
                     let delay = self.delay();
                     return self.queue_in(delay, Happening::Output { coordinator: life, stream, output });
                 }
-                self.send_frame(to, stream, Frame::Start { sync_guid: guid, epoch, start, batch: Box::new(batch) });
+                self.send_frame(
+                    to,
+                    stream,
+                    Frame::Start { sync_guid: guid, epoch, start, full_enumeration, batch: Box::new(batch) },
+                );
             }
             Effect::CancelWork => {
                 let Some(session) = self.session(guid) else { return };
@@ -1029,9 +1048,9 @@ impl World {
         let Some(session) = self.session(guid) else { return };
         let to = session.ends[1];
         let Some(relay) = session.relay.take() else { return };
-        let failing = self.ghost.failing.remove(&guid).unwrap_or_default();
+        let settling = self.ghost.settling.remove(&guid).unwrap_or_default();
         if result.is_ok() {
-            self.ghost.failed.entry(guid).or_default().extend(failing);
+            self.ghost.settled.entry(guid).or_default().extend(settling);
         }
         if let Err(error) = &result {
             self.history.add(self.now, || format!("{} batch: {error:?}", short(guid)));

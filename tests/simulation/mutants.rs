@@ -54,6 +54,15 @@ pub(crate) fn seen_by(mutant: synclave::mutant::Mutant) -> Check {
         Mutant::KeepSettledRow => Check::NoBeginWhileOwed,
         Mutant::CourseStopsEarly => Check::InSync,
         Mutant::HubForgetsProgress => Check::Watcher,
+        Mutant::ForgetSilently => Check::Convergence,
+        Mutant::KeepAbsent => Check::Convergence,
+        Mutant::DeleteUnknown => Check::LostEdit,
+        Mutant::LearnRecoveryTooEarly => Check::FalseBlame,
+        Mutant::ForgetForgotten => Check::Convergence,
+        Mutant::LeaveWholeItemOut => Check::FalseBlame,
+        Mutant::DeletionIgnoresUnits => Check::LostEdit,
+        Mutant::KeepLosersUnitVersion => Check::LostEdit,
+        Mutant::KeepUnlistedUnits => Check::Convergence,
         Mutant::SkipConnecting => Check::Edge,
     }
 }

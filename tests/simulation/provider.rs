@@ -3,28 +3,31 @@
 //! are modelled here, each step an event of its own, so that anything may come between.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, Digest, GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader,
-    ItemId, Knowledge, RecoverableError, Selection,
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, Digest, FilterFlags, GroupKind, IdParameters, ItemChange,
+    ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError, Selection, Version,
 };
 use synclave::provider::sdk::decision::{
-    Action, Commit, Decisions, Ground, Incoming, Obtained, Settlement, Step, Verdict, Winner, change_item, conclusion,
-    intents, learned, leave_out, order, outcome, settle,
+    Absence, Action, Commit, Course, Decisions, Ground, Incoming, Learning, Obtained, Row, Settlement, Step, Verdict,
+    Winner, absence, change_item, conclusion, course, intents, learned, learns_forgotten, leave_out, order, outcome,
+    settle, wanted,
 };
 use synclave::provider::sdk::{ItemError, ItemStore};
 use synclave::provider::{
-    CallError, ChangeBatchRequest, DataPart, Load, ProcessOutput, ProcessResult, ProcessStart, ProviderInfo,
-    ProviderLimits, Refusal, RefusalCode, Renewal, SyncBatchParameters,
+    CallError, ChangeBatchRequest, DataPart, FULL_ENUMERATION, Load, ProcessOutput, ProcessResult, ProcessStart,
+    ProviderInfo, ProviderLimits, Refusal, RefusalCode, Renewal, SyncBatchParameters,
 };
-use synclave::types::{ConflictResolutionPolicy as Policy, Hresult, ProviderRole, SyncGuid};
+use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction, Hresult, ProviderRole, SyncGuid};
 
-use super::checks::Check;
+use super::checks::{Check, Deletion};
 use super::mutants::Fault;
 use super::replica::{Author, Replica, digest};
 use super::scenario::{Scenario, Time};
+use super::units::{self, Want};
 use super::world::{Body, Call, Frame, Happening, Payload, TIMING, World, name, shared, short};
 
 /// Changes that are applied together at most. Small, so that a batch has several sections.
@@ -53,6 +56,8 @@ pub(crate) struct Provider {
     ended: BTreeMap<SyncGuid, (u64, Time)>,
     /// Held while a section is carried out: detection waits.
     gate: bool,
+    /// Tombstones are cleaned up as soon as no session is on.
+    pub(crate) forgets: bool,
     max_source_sessions: u32,
     /// It is in a session of another coordinator's.
     pub(crate) elsewhere: Option<u64>,
@@ -93,14 +98,19 @@ struct Apply {
     decisions: Decisions,
     batch: Box<ChangeBatch>,
     known: Knowledge,
+    forgotten: Arc<Knowledge>,
     has_prerequisite: bool,
+    learning: Learning,
+    learns_forgotten: bool,
+    /// Of a full enumeration: what it does not list comes first.
+    absent: bool,
     group: usize,
     begin: usize,
     end: usize,
     left_out: Selection,
     obtained: Vec<Obtained>,
     /// Which load is of which change.
-    loads: BTreeMap<u64, usize>,
+    loads: BTreeMap<u64, (usize, Want)>,
     next_load: u64,
     carrying: Option<Carrying>,
     applied: u32,
@@ -118,6 +128,8 @@ struct Carrying {
     intended: Vec<ItemId>,
     failures: BTreeMap<usize, RecoverableError>,
     tick: u64,
+    /// Of what a full enumeration does not list: what is learned of it.
+    absence: Option<Knowledge>,
 }
 
 impl Apply {
@@ -134,7 +146,7 @@ impl Provider {
     pub(crate) fn new(index: usize, scenario: &Scenario) -> Self {
         Self {
             index,
-            replica: Replica::new(index),
+            replica: Replica::new(index, scenario.units & 1 << index != 0),
             up: true,
             life: 1,
             reach: Reach::Open,
@@ -143,6 +155,7 @@ impl Provider {
             sessions: BTreeMap::new(),
             ended: BTreeMap::new(),
             gate: false,
+            forgets: false,
             max_source_sessions: scenario.max_source_sessions,
             elsewhere: None,
         }
@@ -191,7 +204,7 @@ impl Provider {
             instance_id: format!("{}{}", name(self.index), self.life),
             member_name: name(self.index).to_string(),
             limits: ProviderLimits { max_source_sessions: self.max_source_sessions, ..ProviderLimits::default() },
-            capabilities: Vec::new(),
+            capabilities: vec![FULL_ENUMERATION.to_owned()],
             busy_roles: ProviderRole::BOTH.into_iter().filter(|role| self.busy(*role, lasts)).collect(),
             incarnation_id: String::new(),
         }
@@ -285,9 +298,15 @@ impl World {
                 };
                 self.reply(to, &call, result);
             }
+            Body::FullBatch(request, lower_bound) => {
+                let found = self.enter(to, key, ProviderRole::Source);
+                let result =
+                    found.map(|()| Payload::Batch(Box::new(self.full_enumeration_batch(to, request, lower_bound))));
+                self.reply(to, &call, result);
+            }
             Body::Load(load) => {
                 let found = self.enter(to, key, ProviderRole::Source);
-                let result = found.map(|()| Payload::Parts(self.load(to, &load)));
+                let result = found.map(|()| Payload::Parts(self.load(to, call.sync_guid, &load)));
                 self.reply(to, &call, result);
             }
             Body::End => self.end_session(to, call),
@@ -370,8 +389,16 @@ impl World {
         let fresh = replica.detect();
         let adopted = before.saturating_sub(replica.intents.len() + fresh.len());
         self.figures.adopted += adopted as u64;
-        for (item, older, version) in fresh {
-            self.ghost.made(&item, &version, older.as_ref());
+        self.bury_removed(index);
+        for (item, before, after) in fresh {
+            self.units_found(index, &item, before.as_ref(), &after);
+            let version = after.version;
+            let older = before.map(|row| row.version);
+            if older.as_ref() != Some(&version) {
+                let buried = || self.ghost.buried.get(&(index, item.clone())).map(|deletion| deletion.version.clone());
+                let older = older.or_else(buried);
+                self.ghost.made(&item, &version, older.as_ref());
+            }
             let mut shelf = self.providers[index].replica.store.shelf();
             let by_user = match shelf.items.get(&item) {
                 Some(entry) => entry.author == Author::User,
@@ -484,6 +511,33 @@ impl World {
         for later in ends {
             self.reply(index, &later, Err(not_in_session()));
         }
+        if self.providers[index].forgets {
+            self.forget(index, false);
+        }
+    }
+
+    /// Tombstones are old enough. The SDK waits until no session is on; a source may do it at any time.
+    pub(crate) fn forget(&mut self, index: usize, at_once: bool) {
+        let provider = &mut self.providers[index];
+        let applies = provider.sessions.values().any(|live| live.role == ProviderRole::Destination);
+        provider.forgets = provider.gate || applies || !(at_once || provider.sessions.is_empty());
+        if provider.forgets {
+            return;
+        }
+        for (item, Row { version, creation, .. }) in provider.replica.forget() {
+            self.figures.forgotten += 1;
+            self.history.add(self.now, || format!("{} forgets that {item} was deleted by {version:?}", name(index)));
+            self.ghost.buried.insert((index, item), Deletion { version, creation });
+        }
+    }
+
+    /// What a recovery took away is as forgotten here as it is at the source.
+    fn bury_removed(&mut self, index: usize) {
+        for item in std::mem::take(&mut self.providers[index].replica.removed) {
+            if let Some(deletion) = self.ghost.doomed.get(&(index, item.clone())) {
+                self.ghost.buried.insert((index, item), deletion.clone());
+            }
+        }
     }
 
     /// A destination tells its knowledge.
@@ -513,16 +567,16 @@ impl World {
         let mut batch = ChangeBatch {
             groups: Vec::new(),
             prerequisite_knowledge: shared(known.clone()),
-            forgotten_knowledge: shared(Knowledge::new(IdParameters::BUILT_IN.item_id)),
+            forgotten_knowledge: replica.forgotten.clone(),
             work_estimate: 0,
             remaining_work_estimate: 0,
             remaining_updates: None,
             remaining_deletions: None,
             is_last_batch: true,
+            filter_flags: FilterFlags::NONE,
         };
         if let Some(lower_bound) = known.lowest_uncontained(&made_with) {
-            let missing: Vec<_> =
-                replica.rows.iter().filter(|(id, row)| !known.contains_change(id, &row.version)).collect();
+            let missing: Vec<_> = replica.rows.iter().filter(|(id, row)| !row.is_known_by(id, known)).collect();
             let listed = missing.len().min(request.requested_batch_size.max(1) as usize);
             batch.remaining_updates = Some((missing.len() - listed) as u32);
             batch.is_last_batch = listed == missing.len();
@@ -531,27 +585,8 @@ impl World {
                 Some(Fault::RangeTooWide) => None,
                 _ => last.filter(|_| !batch.is_last_batch),
             };
-            let changes = missing[..listed].iter().map(|(id, row)| {
-                let state = &row.item.state;
-                let alive = !row.item.deleted;
-                let content = replica.store.content(id).filter(|content| digest(content) == state.digest);
-                let inline = content
-                    .filter(|_| alive && self.scenario.inline)
-                    .map(|content| ItemData { header: header(state), content: Bytes::from(content) });
-                ItemChange {
-                    item_id: (*id).clone(),
-                    creation_version: row.creation.clone(),
-                    change_version: Some(row.version.clone()),
-                    flags: if alive { ChangeFlags::NONE } else { ChangeFlags::DELETED },
-                    change_units: Vec::new(),
-                    winner_item_id: None,
-                    work_estimate: 1,
-                    data_size: alive.then_some(state.size),
-                    content_digest: alive.then_some(state.digest),
-                    modification_time: if alive { state.modification_time } else { None },
-                    inline_data: inline,
-                }
-            });
+            let inline = self.scenario.inline;
+            let changes = missing[..listed].iter().map(|(id, row)| item_change(replica, id, row, known, inline));
             let changes: Vec<ItemChange> = changes.collect();
             batch.groups = vec![ChangeGroup {
                 kind: GroupKind::Ordered { lower_bound, upper_bound },
@@ -559,21 +594,63 @@ impl World {
                 changes,
             }];
         }
-        let failed = self.ghost.failed.get(&guid);
-        let again = batch.changes().find_map(|(_, change)| {
-            let version = change.change_version.clone()?;
-            failed?.contains(&(change.item_id.clone(), version.clone())).then(|| (change.item_id.clone(), version))
-        });
+        let settled = self.ghost.settled.get(&guid);
+        let again = batch
+            .changes()
+            .flat_map(|(_, change)| parts_of(change))
+            .find(|of| settled.is_some_and(|it| it.contains(of)));
         if let Some((item, version)) = again {
-            self.fail(Check::SkippedAgain, format!("{item} {version:?} failed in {} and is sent again", short(guid)));
+            self.fail(
+                Check::SkippedAgain,
+                format!("{item} {version:?} failed or was applied in {} and is sent again", short(guid)),
+            );
         }
         self.ghost.source_had.insert(guid, made_with);
         batch
     }
 
-    fn load(&mut self, index: usize, load: &Load) -> Vec<DataPart> {
+    /// One ordered group of all that there is from a bound on, as the SDK's enumeration makes it.
+    fn full_enumeration_batch(
+        &mut self,
+        index: usize,
+        request: ChangeBatchRequest,
+        lower_bound: ItemId,
+    ) -> ChangeBatch {
+        let known = &request.destination_knowledge;
+        self.ticks_are_known(index, known);
+        self.figures.recoveries += 1;
+        let replica = &self.providers[index].replica;
+        let rows: Vec<_> = replica.rows.range(lower_bound.clone()..).collect();
+        let listed = rows.len().min(request.requested_batch_size.max(1) as usize);
+        let is_last_batch = listed == rows.len();
+        let change = |(id, row): &(&ItemId, &Row)| {
+            let is_known = row.is_known_by(id, known);
+            item_change(replica, id, row, known, self.scenario.inline && !is_known)
+        };
+        let upper_bound = rows[..listed].last().map(|(id, _)| (*id).clone()).filter(|_| !is_last_batch);
+        ChangeBatch {
+            groups: vec![ChangeGroup {
+                kind: GroupKind::Ordered { lower_bound, upper_bound },
+                made_with_knowledge: replica.knowledge.clone(),
+                changes: rows[..listed].iter().map(change).collect(),
+            }],
+            prerequisite_knowledge: shared(known.clone()),
+            forgotten_knowledge: replica.forgotten.clone(),
+            work_estimate: 0,
+            remaining_work_estimate: 0,
+            remaining_updates: Some((rows.len() - listed) as u32),
+            remaining_deletions: None,
+            is_last_batch,
+            filter_flags: FilterFlags::NONE,
+        }
+    }
+
+    fn load(&mut self, index: usize, guid: SyncGuid, load: &Load) -> Vec<DataPart> {
         let replica = &self.providers[index].replica;
         let id = &load.item_id;
+        if let Some(row) = replica.rows.get(id).filter(|row| !row.item.deleted && row.units.is_some()) {
+            return units::parts(replica, row, load, self.ghost.source_had.get(&guid).map(|made_with| &**made_with));
+        }
         let row = replica.rows.get(id).filter(|row| !row.item.deleted && row.version == load.version);
         let Some(row) = row else { return vec![DataPart::Failed(changed(id))] };
         let state = &row.item.state;
@@ -588,8 +665,10 @@ impl World {
     }
 
     pub(crate) fn provider_takes(&mut self, to: usize, coordinator: u64, stream: u64, frame: Frame) {
-        let (sync_guid, epoch, start, batch) = match frame {
-            Frame::Start { sync_guid, epoch, start, batch } => (sync_guid, epoch, start, batch),
+        let (sync_guid, epoch, start, full_enumeration, batch) = match frame {
+            Frame::Start { sync_guid, epoch, start, full_enumeration, batch } => {
+                (sync_guid, epoch, start, full_enumeration, batch)
+            }
             frame => return self.frame(to, stream, frame),
         };
         self.ghost.is_stale =
@@ -610,8 +689,23 @@ impl World {
             self.ticks_are_known(to, knowledge);
         }
         let known = (*self.providers[to].replica.knowledge).clone();
+        let learning = match start.full_enumeration_action {
+            _ if full_enumeration => Learning::Recovery,
+            _ if !known.is_out_of_date(&batch) => Learning::All,
+            FullEnumerationAction::PartialSync => Learning::ItemsOnly,
+            FullEnumerationAction::Abort | FullEnumerationAction::FullEnumeration => {
+                let code = Hresult::SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED;
+                let refusal = Refusal::winsync(RefusalCode::FailedPrecondition, code, "out of date");
+                return self.send_output(to, coordinator, stream, Err(CallError::Refused(refusal)));
+            }
+        };
+        self.figures.partial += u64::from(learning == Learning::ItemsOnly);
         let decisions = Decisions::new(start.resolutions.clone());
         let apply = Apply {
+            forgotten: self.providers[to].replica.forgotten.clone(),
+            learning,
+            learns_forgotten: learns_forgotten(learning, &known, &batch),
+            absent: full_enumeration,
             coordinator,
             stream,
             start,
@@ -647,11 +741,11 @@ impl World {
             Frame::Closed => apply.closed = true,
             Frame::Data { load_id, parts } => {
                 live.deadline = now + TIMING.lease;
-                let Some(index) = apply.loads.remove(&load_id) else { return };
+                let Some((index, want)) = apply.loads.remove(&load_id) else { return };
                 let id = apply.changes()[index].item_id.clone();
                 let mut apply = live.apply.take().expect("it was just there");
                 let store = &self.providers[to].replica.store;
-                take_parts(store, &id, &mut apply.obtained[index], parts);
+                take_parts(store, &id, want, &mut apply.obtained[index], parts);
                 if let Some(live) = self.providers[to].sessions.get_mut(&guid) {
                     live.apply = Some(apply);
                 }
@@ -683,26 +777,29 @@ impl World {
             let change = &apply.changes()[at];
             let mut obtained = Obtained { incoming: Incoming::of(change), staged: None, fetched: None, error: None };
             match need(replica, &apply, change, &obtained.incoming) {
-                Ok(false) => {}
-                Ok(true) => match &change.inline_data {
-                    Some(data) => {
-                        let content = data.content.to_vec();
-                        stage(&replica.store, &change.item_id, &data.header, content, &mut obtained);
-                    }
-                    None => {
-                        let version = change.change_version.clone().expect("needed, so it was decided by its version");
-                        let load = Load {
-                            load_id: apply.next_load,
-                            item_id: change.item_id.clone(),
-                            change_unit_ids: Vec::new(),
-                            version,
-                            offset: 0,
-                        };
-                        apply.loads.insert(load.load_id, at);
-                        apply.next_load += 1;
-                        outputs.push(load);
-                    }
-                },
+                Ok(None) => {}
+                Ok(Some(want)) if !take_inline(&replica.store, change, &apply.known, &want, &mut obtained) => {
+                    let change_unit_ids = match &want {
+                        Want::Content => Vec::new(),
+                        Want::Units(units) => units.clone(),
+                    };
+                    let named = |unit: &&ChangeUnitChange| {
+                        change_unit_ids.is_empty() || change_unit_ids.contains(&unit.change_unit_id)
+                    };
+                    let of_unit = change.change_units.iter().find(named).map(|unit| &unit.version);
+                    let version = change.change_version.as_ref().or(of_unit).expect("one of the two").clone();
+                    let load = Load {
+                        load_id: apply.next_load,
+                        item_id: change.item_id.clone(),
+                        change_unit_ids,
+                        version,
+                        offset: 0,
+                    };
+                    apply.loads.insert(load.load_id, (at, want));
+                    apply.next_load += 1;
+                    outputs.push(load);
+                }
+                Ok(Some(_)) => {}
                 Err(error) => obtained.error = Some(error),
             }
             apply.obtained.push(obtained);
@@ -733,7 +830,11 @@ impl World {
             }
             let waits = !apply.loads.is_empty();
             if !waits && !gate {
-                self.settle_section(index, &mut apply);
+                if std::mem::take(&mut apply.absent) {
+                    self.settle_absence(index, &mut apply);
+                } else {
+                    self.settle_section(index, &mut apply);
+                }
             }
             self.put_back(index, guid, apply);
             if !waits {
@@ -748,6 +849,11 @@ impl World {
         }
         // A section is finished also when nobody listens any more.
         live_renewed(&mut self.providers[index], guid, now);
+        if apply.carrying.as_ref().is_some_and(|carrying| carrying.absence.is_some()) {
+            self.conclude_absence(index, &mut apply);
+            self.put_back(index, guid, apply);
+            return self.queue_in(pause, again);
+        }
         let outcomes = self.conclude(index, guid, &mut apply);
         for output in outcomes {
             self.send_output(index, apply.coordinator, apply.stream, Ok(output));
@@ -798,6 +904,7 @@ impl World {
             changes: apply.changes(),
             made_with: &apply.group().made_with_knowledge,
             known: &apply.known,
+            forgotten: &apply.forgotten,
             policy: apply.start.conflict_resolution_policy,
             decisions: &apply.decisions,
         };
@@ -816,8 +923,10 @@ impl World {
         // What the observer must know of the versions that this makes, even if it is never finished.
         for (id, action) in &plan.actions {
             let change = &apply.changes()[action.index];
+            self.units_made(index, change, &apply.known, id, action);
             let theirs = change.change_version.as_ref().filter(|_| change.item_id == *id);
-            let ours = action.before.as_ref().map(|row| &row.version);
+            let buried = self.ghost.buried.get(&(index, id.clone())).map(|deletion| deletion.version.clone());
+            let ours = action.before.as_ref().map(|row| &row.version).or(buried.as_ref());
             let made = &action.after.version;
             if made.replica == self.providers[index].replica.id && Some(made) != ours && Some(made) != theirs {
                 // A copy has seen nothing of what is alive under its name.
@@ -825,9 +934,13 @@ impl World {
                 let ours = ours.filter(|_| !(action.keeps_loser && alive));
                 self.ghost.made(id, made, ours.into_iter().chain(theirs));
             } else if let (Some(ours), Some(theirs)) = (ours, theirs) {
-                let before = action.before.as_ref().expect("it has a version");
-                let same = before.item.deleted == action.after.item.deleted
-                    && (before.item.deleted || before.item.state == action.after.item.state);
+                let same = match &action.before {
+                    Some(before) => {
+                        before.item.deleted == action.after.item.deleted
+                            && (before.item.deleted || before.item.state == action.after.item.state)
+                    }
+                    None => action.after.item.deleted,
+                };
                 if same {
                     self.ghost.same(id, ours, theirs);
                 }
@@ -840,7 +953,86 @@ impl World {
             intended,
             failures: BTreeMap::new(),
             tick: plan.tick,
+            absence: None,
         });
+    }
+
+    /// Settles what a full enumeration does not list, and records what is about to go.
+    fn settle_absence(&mut self, index: usize, apply: &mut Apply) {
+        self.providers[index].gate = true;
+        let replica = &self.providers[index].replica;
+        let GroupKind::Ordered { lower_bound, upper_bound } = &apply.group().kind else { return };
+        let rows = replica.rows.range(lower_bound.clone()..);
+        let rows = rows.take_while(|(id, _)| upper_bound.as_ref().is_none_or(|upper| *id <= upper));
+        let rows = rows.map(|(id, row)| (id.clone(), row.clone()));
+        let knowledge = (&apply.known, &*apply.batch.prerequisite_knowledge);
+        let Absence { actions, learned, tick } =
+            absence(rows, apply.group(), knowledge, (&replica.id.clone(), replica.tick));
+        let intents = intents(&actions, &learned);
+        let intended: Vec<ItemId> = intents.iter().map(|(id, _)| id.clone()).collect();
+        if !intents.is_empty() {
+            self.providers[index].replica.commit(Commit { intents, tick, ..Commit::default() });
+        }
+        for (id, action) in &actions {
+            let row = action.before.as_ref().expect("it is there");
+            // The source may have the deletion's version only by what it learned where that was forgotten.
+            let made_with = &apply.group().made_with_knowledge;
+            let forgotten = self.ghost.buried.iter().filter(|((_, item), _)| item == id).map(|(_, deletion)| deletion);
+            let mut forgotten = forgotten.filter(|deletion| made_with.contains_change(id, &deletion.version));
+            let descends = |deletion: &&Deletion| self.ghost.descends(id, &deletion.version, &row.version);
+            let deletion = forgotten.clone().find(descends).or_else(|| forgotten.next()).cloned();
+            let version = deletion.as_ref().map(|deletion| &deletion.version);
+            if !action.forgets {
+                self.figures.contested += 1;
+                self.ghost.made(id, &action.after.version, [&row.version].into_iter().chain(version));
+                continue;
+            }
+            self.figures.gone += 1;
+            let alive = !row.item.deleted;
+            match deletion {
+                Some(deletion) if !alive || self.ghost.descends(id, &deletion.version, &row.version) => {
+                    self.ghost.doomed.insert((index, id.clone()), deletion);
+                }
+                deletion => {
+                    let message = format!(
+                        "{} takes {id} {:?} away, and what its source can have forgotten is {deletion:?}",
+                        name(index),
+                        row.version
+                    );
+                    self.fail(Check::LostEdit, message);
+                }
+            }
+        }
+        apply.carrying = Some(Carrying {
+            verdicts: Vec::new(),
+            order: order(&actions).into(),
+            actions,
+            intended,
+            failures: BTreeMap::new(),
+            tick,
+            absence: Some(learned),
+        });
+    }
+
+    fn conclude_absence(&mut self, index: usize, apply: &mut Apply) {
+        self.providers[index].gate = false;
+        let Some(Carrying { actions, order: _, intended, failures, tick, absence: Some(learned), .. }) =
+            apply.carrying.take()
+        else {
+            return;
+        };
+        if !failures.is_empty() {
+            // Those are not among the actions any more.
+            let failed = intended.iter().filter(|id| !actions.contains_key(*id));
+            failed.for_each(|id| apply.left_out.add_item(id.clone()));
+        }
+        let learned = learned.project_onto_items(actions.keys());
+        let replica = &mut self.providers[index].replica;
+        let knowledge = replica.knowledge.clone();
+        let mut commit = conclusion(actions, intended, (&replica.id.clone(), &knowledge), &learned, tick);
+        commit.forgotten = Some(apply.batch.forgotten_knowledge.intersection(&learned));
+        replica.commit(commit);
+        self.bury_removed(index);
     }
 
     /// Does what is to be done to one item.
@@ -862,8 +1054,9 @@ impl World {
             carrying.actions.remove(id);
             return;
         }
-        let verdict = &carrying.verdicts[action.index];
-        let conflict = matches!(verdict, Verdict::Planned { conflict: true }) && !action.keeps_loser;
+        let verdict = carrying.verdicts.get(action.index);
+        let conflict = matches!(verdict, Some(Verdict::Planned { conflict: true } | Verdict::Partly { .. }));
+        let conflict = conflict && !action.keeps_loser;
         let (row, made) = (action.before.clone(), action.after.clone());
         self.figures.copies += u64::from(action.keeps_loser);
         if does_something {
@@ -883,13 +1076,37 @@ impl World {
         index: usize,
         id: &ItemId,
         before: Option<Vec<u8>>,
-        row: Option<synclave::provider::sdk::decision::Row>,
-        made: &synclave::provider::sdk::decision::Row,
+        row: Option<Row>,
+        made: &Row,
         conflict: bool,
         policy: Policy,
     ) {
+        if self.scenario.units != 0 {
+            if let Some(row) = &row {
+                self.units_replaced(index, id, before.as_deref(), (row, made), conflict, policy);
+            }
+            return;
+        }
         let after = self.providers[index].replica.store.content(id);
-        let Some(row) = row else { return };
+        let Some(row) = row else {
+            let Some(Deletion { version, creation }) = self.ghost.buried.get(&(index, id.clone())).cloned() else {
+                return;
+            };
+            if made.item.deleted || conflict || self.ghost.descends(id, &made.version, &version) {
+                return;
+            }
+            // Another item of that name, whose maker knew nothing of the one that was deleted here.
+            if made.creation != creation {
+                return self.ghost.vouch(id, &made.version, &version);
+            }
+            let message = format!(
+                "{} brings {id} back with {:?}, which knows nothing of {version:?}, and has forgotten that",
+                name(index),
+                made.version
+            );
+            self.fail(Check::Resurrection, message);
+            return;
+        };
         let descends = self.ghost.descends(id, &made.version, &row.version);
         if row.item.deleted && !made.item.deleted && !conflict && !descends {
             let message = format!(
@@ -944,15 +1161,11 @@ impl World {
         let changes: Vec<ItemChange> = apply.changes().to_vec();
         for (change, verdict) in changes.iter().zip(&verdicts) {
             leave_out(change, verdict, &mut apply.left_out);
-            if let Some(version) = &change.change_version
-                && matches!(verdict, Verdict::Failed(_) | Verdict::Deferred(_))
-            {
-                self.ghost.failing.entry(guid).or_default().insert((change.item_id.clone(), version.clone()));
-            }
+            self.ghost.settling.entry(guid).or_default().extend(parts_of(change));
             let loser_lost = matches!(verdict, Verdict::Planned { conflict: true })
                 && apply.start.conflict_resolution_policy == Policy::KeepBoth
                 && actions.get(&change.item_id).is_some_and(|action| {
-                    let there = |row: &synclave::provider::sdk::decision::Row| !row.item.deleted;
+                    let there = |row: &Row| !row.item.deleted;
                     action.before.as_ref().is_some_and(there) && there(&action.after)
                 });
             if let Some(digest) = change.content_digest.filter(|_| loser_lost)
@@ -969,7 +1182,11 @@ impl World {
         }
         let replica = &mut self.providers[index].replica;
         let knowledge = replica.knowledge.clone();
-        let commit = conclusion(actions, intended, (&replica.id.clone(), &knowledge), &learned, tick);
+        let mut commit = conclusion(actions, intended, (&replica.id.clone(), &knowledge), &learned, tick);
+        commit.forgotten = apply.learns_forgotten.then(|| apply.batch.forgotten_knowledge.intersection(&learned));
+        for (id, _) in &commit.rows {
+            self.ghost.buried.remove(&(index, id.clone()));
+        }
         replica.commit(commit);
         let outcomes: Vec<_> = changes.iter().zip(verdicts).map(|(change, verdict)| outcome(change, verdict)).collect();
         for outcome in &outcomes {
@@ -1003,35 +1220,94 @@ fn header(state: &synclave::provider::sdk::ItemState) -> ItemDataHeader {
     }
 }
 
+/// What a change is about, as the observer names it: its units, or the item as a whole.
+fn parts_of(change: &ItemChange) -> Vec<(ItemId, Version)> {
+    match &change.change_version {
+        Some(version) => vec![(change.item_id.clone(), version.clone())],
+        None => change.change_units.iter().map(|unit| part_of(change, unit)).collect(),
+    }
+}
+
+fn part_of(change: &ItemChange, unit: &ChangeUnitChange) -> (ItemId, Version) {
+    let name = String::from_utf8_lossy(unit.change_unit_id.as_bytes());
+    (units::part(&change.item_id, &name), unit.version.clone())
+}
+
+fn item_change(replica: &Replica, id: &ItemId, row: &Row, known: &Knowledge, inline: bool) -> ItemChange {
+    let state = &row.item.state;
+    let alive = !row.item.deleted;
+    let content = replica.store.content(id).filter(|content| digest(content) == state.digest);
+    let (change_units, content) = units::outgoing(id, row, known, content.filter(|_| alive));
+    let whole = change_units.is_empty();
+    let inline_data = content.filter(|_| inline).map(|content| {
+        let (content_size, content_digest) = (content.len() as u64, Some(digest(&content)));
+        let header = ItemDataHeader { content_size, content_digest, ..header(state) };
+        ItemData { header, content: Bytes::from(content) }
+    });
+    ItemChange {
+        item_id: id.clone(),
+        creation_version: row.creation.clone(),
+        change_version: whole.then(|| row.version.clone()),
+        flags: if alive { ChangeFlags::NONE } else { ChangeFlags::DELETED },
+        change_units,
+        winner_item_id: None,
+        work_estimate: 1,
+        data_size: alive.then_some(state.size),
+        content_digest: (alive && whole).then_some(state.digest),
+        modification_time: if alive { state.modification_time } else { None },
+        inline_data,
+    }
+}
+
 fn section_learned(apply: &Apply) -> Knowledge {
     let prerequisite = (!apply.has_prerequisite).then_some((&*apply.batch.prerequisite_knowledge, &apply.known));
-    learned(apply.group(), apply.end, prerequisite)
+    learned(apply.group(), apply.end, prerequisite, apply.learning)
 }
 
 /// Whether a change's data is needed. (The SDK saves some of it: by its headers, and by copies of what is here already.)
-fn need(replica: &Replica, apply: &Apply, change: &ItemChange, incoming: &Incoming) -> Result<bool, RecoverableError> {
+fn need(
+    replica: &Replica,
+    apply: &Apply,
+    change: &ItemChange,
+    incoming: &Incoming,
+) -> Result<Option<Want>, RecoverableError> {
     let id = &change.item_id;
-    let Some(version) = &change.change_version else { return Err(changed(id)) };
+    let is_known = |unit: &ChangeUnitChange| apply.known.contains_change_unit(id, &unit.change_unit_id, &unit.version);
+    let is_known = match &change.change_version {
+        Some(version) => apply.known.contains_change(id, version),
+        None => change.change_units.iter().all(is_known),
+    };
     let prerequisite = &apply.batch.prerequisite_knowledge;
-    if !apply.has_prerequisite
-        && !apply.known.contains_change(id, version)
-        && !apply.known.contains_for_item(prerequisite, id)
-    {
+    if !apply.has_prerequisite && !is_known && !apply.known.contains_for_item(prerequisite, id) {
         return Err(RecoverableError {
             hresult: Hresult::SYNC_E_CHANGE_NEEDS_KNOWLEDGE,
             item_display_name: id.to_string(),
             error_description: "an earlier change of it was left out".to_owned(),
         });
     }
-    let knowledge = (&*apply.group().made_with_knowledge, &apply.known);
-    let policy = apply.decisions.whole(change, replica.rows.get(id), apply.start.conflict_resolution_policy);
-    match settle(change, version, knowledge, replica.rows.get(id), incoming, policy) {
-        Settlement::NeedsHeader | Settlement::NeedsContent => Ok(true),
+    let knowledge = (&*apply.group().made_with_knowledge, &apply.known, &*apply.forgotten);
+    let row = replica.rows.get(id);
+    if change.change_version.is_none() {
+        match course(change, knowledge.0, knowledge.1, row) {
+            Course::Obsolete => return Ok(None),
+            Course::Units(courses) => {
+                let units = wanted(&courses);
+                return Ok((!units.is_empty()).then_some(Want::Units(units)));
+            }
+            Course::Whole => {}
+        }
+    }
+    let version = change.change_version.as_ref().unwrap_or(&change.creation_version);
+    let divided = change.change_version.is_none() || replica.store.has_change_units();
+    let all = || Some(if divided { Want::Units(Vec::new()) } else { Want::Content });
+    let policy = apply.decisions.whole(change, row, apply.start.conflict_resolution_policy);
+    match settle(change, version, knowledge, row, incoming, policy) {
+        Settlement::NeedsHeader | Settlement::NeedsContent => Ok(all()),
         Settlement::Failed(error) => Err(error),
-        Settlement::Obsolete | Settlement::Deferred => Ok(false),
+        Settlement::Obsolete | Settlement::Deferred => Ok(None),
         Settlement::Settled { winner, .. } => Ok(match winner {
-            Winner::Source | Winner::SourceAndCopy | Winner::DestinationAndCopy => true,
-            Winner::Destination | Winner::Deletion => false,
+            Winner::Source | Winner::SourceAndCopy | Winner::DestinationAndCopy => all(),
+            Winner::Destination | Winner::Deletion => None,
         }),
     }
 }
@@ -1050,7 +1326,26 @@ fn stage(store: &impl ItemStore, id: &ItemId, header: &ItemDataHeader, content: 
     }
 }
 
-fn take_parts(store: &impl ItemStore, id: &ItemId, into: &mut Obtained, parts: Vec<DataPart>) {
+/// Takes what came with a change; false when it is not what is wanted.
+fn take_inline(
+    store: &impl ItemStore,
+    change: &ItemChange,
+    known: &Knowledge,
+    want: &Want,
+    into: &mut Obtained,
+) -> bool {
+    let Some(data) = &change.inline_data else { return false };
+    match want {
+        Want::Content => stage(store, &change.item_id, &data.header, data.content.to_vec(), into),
+        Want::Units(wanted) => match units::inline(change, known, wanted) {
+            Some(units) => units::take(&change.item_id, &data.content, units, into),
+            None => return false,
+        },
+    }
+    true
+}
+
+fn take_parts(store: &impl ItemStore, id: &ItemId, want: Want, into: &mut Obtained, parts: Vec<DataPart>) {
     let mut header = None;
     let mut content = Vec::new();
     for part in parts {
@@ -1062,7 +1357,13 @@ fn take_parts(store: &impl ItemStore, id: &ItemId, into: &mut Obtained, parts: V
                 let Some(header) = header.take() else { continue };
                 into.incoming.size = Some(header.content_size);
                 into.incoming.properties = Some(header.properties.clone());
-                stage(store, id, &header, std::mem::take(&mut content), into);
+                match &want {
+                    Want::Content => stage(store, id, &header, std::mem::take(&mut content), into),
+                    Want::Units(units) => {
+                        let units = (!units.is_empty()).then(|| units.iter().cloned().collect());
+                        units::take(id, &content, units, into);
+                    }
+                }
             }
         }
     }

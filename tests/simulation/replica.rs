@@ -5,12 +5,14 @@ use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use sha2::{Digest as _, Sha256};
-use synclave::knowledge::{Digest, IdParameters, ItemDataHeader, ItemId, Knowledge, ReplicaId, Version};
+use synclave::knowledge::{ClockVector, Digest, IdParameters, ItemDataHeader, ItemId, Knowledge, ReplicaId, Version};
 use synclave::provider::sdk::decision::{Book, Commit, Intent, Row, Snapshot, fold};
 use synclave::provider::sdk::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Staged,
     Staging, StoreError,
 };
+
+use super::units::{self, UNITS};
 
 /// Who wrote an item last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub(crate) fn digest(content: &[u8]) -> Digest {
 
 #[derive(Debug, Default)]
 pub(crate) struct Shelf {
+    /// Its items have change units.
+    pub(crate) divided: bool,
     pub(crate) items: BTreeMap<ItemId, Entry>,
     /// Items that a user deleted since a provider last wrote them.
     pub(crate) deleted_by_user: BTreeSet<ItemId>,
@@ -127,6 +131,10 @@ impl Staging for MemoryStaging {
 }
 
 impl ItemStore for MemoryStore {
+    fn has_change_units(&self) -> bool {
+        self.shelf().divided
+    }
+
     fn detect(&self, known: &dyn Known) -> Result<Detection, StoreError> {
         let shelf = self.shelf();
         let mut observations = Vec::new();
@@ -251,18 +259,23 @@ pub(crate) struct Replica {
     pub(crate) rows: BTreeMap<ItemId, Row>,
     pub(crate) intents: BTreeMap<ItemId, Intent>,
     pub(crate) knowledge: Arc<Knowledge>,
+    pub(crate) forgotten: Arc<Knowledge>,
     pub(crate) tick: u64,
+    /// Items that went without a tombstone, for the observer.
+    pub(crate) removed: Vec<ItemId>,
 }
 
 impl Replica {
-    pub(crate) fn new(index: usize) -> Self {
+    pub(crate) fn new(index: usize, divided: bool) -> Self {
         Self {
-            store: MemoryStore::default(),
+            store: MemoryStore(Arc::new(Mutex::new(Shelf { divided, ..Shelf::default() }))),
             id: ReplicaId::from(vec![b'A' + index as u8; 16]),
             rows: BTreeMap::new(),
             intents: BTreeMap::new(),
             knowledge: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
+            forgotten: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
             tick: 0,
+            removed: Vec::new(),
         }
     }
 
@@ -274,6 +287,14 @@ impl Replica {
         for id in &commit.dropped_intents {
             self.intents.remove(id);
         }
+        for id in commit.removed {
+            self.intents.remove(&id);
+            self.rows.remove(&id);
+            self.removed.push(id);
+        }
+        if let Some(forgotten) = commit.forgotten {
+            self.forgotten = Arc::new(self.forgotten.union(&forgotten));
+        }
         self.intents.extend(commit.intents);
         if let Some(knowledge) = commit.knowledge {
             self.knowledge = Arc::new(knowledge);
@@ -281,20 +302,36 @@ impl Replica {
         self.tick = self.tick.max(commit.tick);
     }
 
-    /// Local changes become versions. Gives the items that got a new one, with the version before.
-    pub(crate) fn detect(&mut self) -> Vec<(ItemId, Option<Version>, Version)> {
+    /// The versions of live items, and of their units.
+    pub(crate) fn versions(&self) -> BTreeMap<&ItemId, [&Version; UNITS.len()]> {
+        let alive = self.rows.iter().filter(|(_, row)| !row.item.deleted);
+        alive.map(|(id, row)| (id, UNITS.map(|unit| units::version(row, unit)))).collect()
+    }
+
+    /// Cleans every tombstone up, as the SDK's metadata do; the versions that are forgotten.
+    pub(crate) fn forget(&mut self) -> Vec<(ItemId, Row)> {
+        let old = |(id, row): &(&ItemId, &Row)| row.item.deleted && !row.lingering && !self.intents.contains_key(*id);
+        let old: Vec<_> = self.rows.iter().filter(old).map(|(id, row)| (id.clone(), row.clone())).collect();
+        let mut versions = ClockVector::new();
+        old.iter().for_each(|(_, row)| versions.learn(&row.version));
+        self.forgotten = Arc::new(self.forgotten.forget_to_versions(&self.knowledge, &versions));
+        old.iter().for_each(|(id, _)| drop(self.rows.remove(id)));
+        old
+    }
+
+    /// Local changes become versions. Gives the items that got a new one, or a unit of theirs, with the row before.
+    pub(crate) fn detect(&mut self) -> Vec<(ItemId, Option<Row>, Row)> {
         let snapshot = Snapshot::new(self.rows.iter().map(|(id, row)| (id.clone(), row.clone())).collect());
         let Ok(detection) = self.store.detect(&snapshot) else { return Vec::new() };
         let book = Book { replica: &self.id, knowledge: &self.knowledge, tick: self.tick, snapshot: &snapshot };
         let folded = fold(&self.store, book, self.intents.clone(), detection.observations);
         let Some(commit) = folded.commit else { return Vec::new() };
-        let fresh = |version: &Version| version.replica == self.id && version.tick > self.tick;
-        let fresh = commit
-            .rows
-            .iter()
-            .filter(|(_, row)| fresh(&row.version))
-            .map(|(id, row)| (id.clone(), self.rows.get(id).map(|row| row.version.clone()), row.version.clone()))
-            .collect();
+        let fresh = |row: &Row| {
+            let mut versions = row.units.iter().flatten().map(|(_, unit)| &unit.version).chain([&row.version]);
+            versions.any(|version| version.replica == self.id && version.tick > self.tick)
+        };
+        let fresh = commit.rows.iter().filter(|(_, row)| fresh(row));
+        let fresh = fresh.map(|(id, row)| (id.clone(), self.rows.get(id).cloned(), row.clone())).collect();
         self.commit(commit);
         fresh
     }

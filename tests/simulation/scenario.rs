@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use synclave::store::SyncDirection;
-use synclave::types::ConflictResolutionPolicy as Policy;
+use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction as Action};
 
 use super::random::Random;
 
@@ -22,6 +22,9 @@ pub(crate) struct Scenario {
     pub(crate) weather: Weather,
     pub(crate) batch_size: u32,
     pub(crate) inline: bool,
+    /// Of each replica, by its bit, whether the items of its store have change units. Where none has, items are texts; else they
+    /// are objects.
+    pub(crate) units: u8,
     pub(crate) steps: Vec<(Time, Step)>,
 }
 
@@ -67,7 +70,13 @@ pub(crate) enum Step {
         b: usize,
         direction: SyncDirection,
         policy: Policy,
+        action: Action,
         max_attempts: u32,
+    },
+    /// Every tombstone of the replica is old enough to be cleaned up; `at_once`: also while it is the source of a session.
+    Forget {
+        replica: usize,
+        at_once: bool,
     },
     /// Of the operations that run, the one with that index, modulo their number.
     Cancel {
@@ -112,8 +121,8 @@ impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} replicas, batches of {}, inline data {}, max_source_sessions {}, {:?}",
-            self.seed, self.replicas, self.batch_size, self.inline, self.max_source_sessions, self.weather
+            "seed {}: {} replicas, batches of {}, inline data {}, units {:b}, max_source_sessions {}, {:?}",
+            self.seed, self.replicas, self.batch_size, self.inline, self.units, self.max_source_sessions, self.weather
         )?;
         self.steps.iter().try_for_each(|(time, step)| writeln!(f, "  {time:>12.3?}  {step:?}"))
     }
@@ -150,6 +159,7 @@ impl Scenario {
             1 => (0..replicas).map(|one| (one, (one + 1) % replicas)).collect(),
             _ => (0..replicas).flat_map(|one| (one + 1..replicas).map(move |other| (one, other))).collect(),
         };
+        let forgetful = random.below(2) == 0;
         let mut steps = Vec::new();
         for _ in 0..count {
             // Much happens at nearly the same time, so that it meets.
@@ -160,8 +170,17 @@ impl Scenario {
             let (one, other) = random.pick(&topology);
             let (a, b) = if random.below(2) == 0 { (one, other) } else { (other, one) };
             let short = Duration::from_millis(random.pick(&[50, 800, 4_000, 20_000, 90_000, 200_000]));
+            if forgetful && random.below(3) == 0 {
+                let step = match random.below(2) {
+                    0 => Step::Delete { replica, item },
+                    _ => Step::Forget { replica, at_once: random.below(3) == 0 },
+                };
+                steps.push((time, step));
+                continue;
+            }
             let step = match random.below(if stormy { 100 } else { 82 }) {
-                0..=29 => Step::Write { replica, item, same: random.below(12) == 0 },
+                0..=4 => Step::Forget { replica, at_once: random.below(3) == 0 },
+                5..=29 => Step::Write { replica, item, same: random.below(12) == 0 },
                 30..=33 => Step::SetMode { replica, item },
                 34..=41 => Step::Delete { replica, item },
                 42..=67 => Step::Operate {
@@ -175,6 +194,12 @@ impl Scenario {
                         SyncDirection::Download,
                     ]),
                     policy: random.pick(policies),
+                    action: random.pick(&[
+                        Action::FullEnumeration,
+                        Action::FullEnumeration,
+                        Action::PartialSync,
+                        Action::Abort,
+                    ]),
                     max_attempts: random.between(1, 4) as u32,
                 },
                 68..=71 => Step::Cancel { index: random.index(4) },
@@ -188,6 +213,8 @@ impl Scenario {
             };
             steps.push((time, step));
         }
+        let begun = |(time, step): &(Time, Step)| matches!(step, Step::Operate { .. }).then_some(*time);
+        let operations: Vec<Time> = steps.iter().filter_map(begun).collect();
         // Of a stream of their own: a seed's other steps stay what they were before these came to be.
         let beside = &mut Random::new(seed ^ 0x7461_6b65_6f76_6572);
         for _ in 0..beside.below(4) {
@@ -196,8 +223,28 @@ impl Scenario {
             let late = Duration::from_millis(beside.pick(&[20, 2_000, 20_000]));
             let replica = beside.index(replicas);
             match beside.below(if stormy { 2 } else { 1 }) {
-                0 => steps.push((time, Step::BusyElsewhere { replica, span })),
+                0 => {
+                    // Half of them when a session may just have been told that the provider is free.
+                    let time = match operations.is_empty() || beside.below(2) == 0 {
+                        true => time,
+                        false => beside.pick(&operations) + Duration::from_millis(beside.below(300)),
+                    };
+                    steps.push((time, Step::BusyElsewhere { replica, span }));
+                }
                 _ => steps.push((time, Step::TakeOver { late })),
+            }
+        }
+        let beside = &mut Random::new(seed ^ 0x756e_6974_7300_0000);
+        let units = if beside.below(3) == 0 { beside.between(1, (1 << replicas) - 1) as u8 } else { 0 };
+        if units != 0 {
+            steps.retain(|(_, step)| !matches!(step, Step::Forget { .. }));
+            // Few items, so that changes meet in their units, and conflicts that wait.
+            for (_, step) in &mut steps {
+                match step {
+                    Step::Write { item, .. } | Step::SetMode { item, .. } | Step::Delete { item, .. } => *item %= 2,
+                    Step::Operate { policy, .. } if beside.below(4) == 0 => *policy = Policy::None,
+                    _ => {}
+                }
             }
         }
         steps.sort_by_key(|(time, _)| *time);
@@ -208,6 +255,7 @@ impl Scenario {
             weather,
             batch_size: random.pick(&[1, 2, 3, 100]),
             inline: random.below(2) == 0,
+            units,
             steps,
         }
     }

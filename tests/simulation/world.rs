@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use synclave::knowledge::{ChangeBatch, ItemId};
+use synclave::provider::sdk::ItemState;
 use synclave::provider::{
     CallError, ChangeBatchRequest, DataPart, Load, ProcessOutput, ProcessStart, ProviderInfo, Renewal,
     SyncBatchParameters,
 };
 use synclave::session::Timing;
 use synclave::session::machine::{Now, Timer};
-use synclave::types::{ConflictResolutionPolicy, ProviderRole, SyncGuid};
+use synclave::types::{ConflictResolutionPolicy, FullEnumerationAction, ProviderRole, SyncGuid};
 
 use super::checks::{Check, Ghost, Violation};
 use super::coordinator::{Coordinator, Operation};
@@ -20,7 +21,9 @@ use super::history::History;
 use super::mutants::Fault;
 use super::provider::{Provider, Reach};
 use super::random::Random;
+use super::replica::Replica;
 use super::scenario::{Scenario, Step, Time, Weather};
+use super::units::{self, UNITS};
 use super::watcher::Watcher;
 
 /// Events in one history; more means that it does not end.
@@ -60,6 +63,7 @@ pub(crate) enum Body {
     Renew { canceled: bool },
     Parameters,
     Batch(ChangeBatchRequest),
+    FullBatch(ChangeBatchRequest, ItemId),
     Load(Load),
     End,
 }
@@ -72,6 +76,7 @@ impl Body {
             Self::Renew { .. } => "RenewSession",
             Self::Parameters => "GetSyncBatchParameters",
             Self::Batch(_) => "GetChangeBatch",
+            Self::FullBatch(..) => "GetFullEnumerationChangeBatch",
             Self::Load(_) => "LoadChangeData",
             Self::End => "EndSession",
         }
@@ -96,6 +101,7 @@ pub(crate) enum Frame {
         sync_guid: SyncGuid,
         epoch: u64,
         start: ProcessStart,
+        full_enumeration: bool,
         batch: Box<ChangeBatch>,
     },
     Data {
@@ -229,6 +235,14 @@ pub(crate) struct Figures {
     pub(crate) lapsed: u64,
     pub(crate) adopted: u64,
     pub(crate) reconnects: u64,
+    /// Tombstones that were cleaned up.
+    pub(crate) forgotten: u64,
+    /// Batches of full enumerations, items that went by them, and items that they found contested.
+    pub(crate) recoveries: u64,
+    pub(crate) gone: u64,
+    pub(crate) contested: u64,
+    /// Batches of partial syncs.
+    pub(crate) partial: u64,
     pub(crate) taken_over: u64,
     pub(crate) stale: u64,
     pub(crate) found_busy: u64,
@@ -246,6 +260,11 @@ impl std::ops::AddAssign for Figures {
         self.lapsed += other.lapsed;
         self.adopted += other.adopted;
         self.reconnects += other.reconnects;
+        self.forgotten += other.forgotten;
+        self.recoveries += other.recoveries;
+        self.gone += other.gone;
+        self.contested += other.contested;
+        self.partial += other.partial;
         self.taken_over += other.taken_over;
         self.stale += other.stale;
         self.found_busy += other.found_busy;
@@ -312,7 +331,8 @@ impl World {
             self.history.add(self.now, || format!("--- closing round {rounds}"));
             for other in 1..self.scenario.replicas {
                 let policy = ConflictResolutionPolicy::LastWriterWins;
-                self.operate(0, other, synclave::store::SyncDirection::UploadAndDownload, policy, 3);
+                let action = FullEnumerationAction::FullEnumeration;
+                self.operate(0, other, synclave::store::SyncDirection::UploadAndDownload, policy, action, 3);
                 self.work(None);
             }
         }
@@ -427,7 +447,16 @@ impl World {
                 self.edits += 1;
                 let content = if same { b"the same".to_vec() } else { format!("edit {}", self.edits).into_bytes() };
                 let item = self.item(replica, item);
-                self.supersede(replica, &item);
+                let content = match self.scenario.units {
+                    0 => content,
+                    _ => {
+                        let before = self.providers[replica].replica.store.content(&item);
+                        // Of one unit, equal values are rare enough.
+                        let content = if self.random.below(3) == 0 { b"the same".to_vec() } else { content };
+                        units::edited(before.as_deref(), &String::from_utf8_lossy(&content), &mut self.random)
+                    }
+                };
+                self.supersede(replica, &item, Some(&content));
                 self.providers[replica].replica.store.write(&item, content, seconds);
             }
             Step::SetMode { replica, item } => {
@@ -437,7 +466,7 @@ impl World {
             }
             Step::Delete { replica, item } => {
                 let item = self.item(replica, item);
-                self.supersede(replica, &item);
+                self.supersede(replica, &item, None);
                 self.providers[replica].replica.store.delete_by_user(&item);
             }
             Step::Unwritable { replica, item } => {
@@ -445,9 +474,10 @@ impl World {
                 self.providers[replica].replica.store.shelf().unwritable.insert(item);
             }
             Step::Writable { replica } => self.providers[replica].replica.store.shelf().unwritable.clear(),
-            Step::Operate { a, b, direction, policy, max_attempts } => {
-                self.operate(a, b, direction, policy, max_attempts)
+            Step::Operate { a, b, direction, policy, action, max_attempts } => {
+                self.operate(a, b, direction, policy, action, max_attempts)
             }
+            Step::Forget { replica, at_once } => self.forget(replica, at_once),
             Step::Cancel { index } => self.cancel_operation(index),
             Step::CrashProvider { replica, down } => {
                 if self.providers[replica].up {
@@ -499,7 +529,10 @@ impl World {
         }
     }
 
-    fn supersede(&mut self, replica: usize, item: &ItemId) {
+    fn supersede(&mut self, replica: usize, item: &ItemId, after: Option<&[u8]>) {
+        if self.scenario.units != 0 {
+            return self.supersede_values(replica, item, after);
+        }
         if let Some(content) = self.providers[replica].replica.store.content(item) {
             self.ghost.superseded.insert((replica, content));
         }
@@ -683,9 +716,18 @@ impl World {
 
     fn has_converged(&self) -> bool {
         let first = &self.providers[0].replica;
+        // Of an item with change units the values are versioned, and nothing else.
+        let versioned = |state: ItemState| match self.scenario.units {
+            0 => state,
+            _ => ItemState { properties: BTreeMap::new(), modification_time: None, ..state },
+        };
+        let held = |replica: &Replica| -> BTreeMap<ItemId, ItemState> {
+            replica.store.contents().into_iter().map(|(id, state)| (id, versioned(state))).collect()
+        };
         self.providers[1..].iter().all(|other| {
             let other = &other.replica;
-            other.store.contents() == first.store.contents()
+            held(other) == held(first)
+                && other.versions() == first.versions()
                 && other.knowledge.contains(&first.knowledge)
                 && first.knowledge.contains(&other.knowledge)
         })
@@ -703,10 +745,17 @@ impl World {
                         .store
                         .content(id)
                         .map(|content| String::from_utf8_lossy(&content).into_owned());
-                    format!("{id}={content:?}@{:?}", row.version)
+                    format!("{id}={content:?}@{:?}", UNITS.map(|unit| units::version(row, unit)))
                 })
                 .collect();
-            format!("{}: {} (knows {:?})", name(provider.index), items.join(" "), provider.replica.knowledge)
+            let replica = &provider.replica;
+            format!(
+                "{}: {} (knows {:?}, forgot {:?})",
+                name(provider.index),
+                items.join(" "),
+                replica.knowledge,
+                replica.forgotten
+            )
         };
         let all: Vec<String> = self.providers.iter().map(held).collect();
         format!("after {MAX_ROUNDS} rounds the replicas differ\n    {}", all.join("\n    "))

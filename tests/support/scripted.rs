@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ClockVector, Digest, GroupKind, IdFormat, IdParameters,
-    ItemChange, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Version,
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ClockVector, Digest, FilterFlags, GroupKind, IdFormat,
+    IdParameters, ItemChange, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Version,
 };
 use synclave::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, Load, ProcessInput, ProcessInputs,
@@ -496,6 +496,7 @@ impl Provider for Scripted {
             remaining_updates: None,
             remaining_deletions: None,
             is_last_batch: is_last && self.twist != Twist::NeverLast,
+            filter_flags: FilterFlags::NONE,
         })
     }
 

@@ -283,6 +283,8 @@ pub(super) async fn prerequisite(bench: &Bench) -> Held {
 pub(super) async fn out_of_date(bench: &Bench) -> Held {
     let rule = Rule::OutOfDate;
     let partner = bench.new_partner()?;
+    // They have met: a destination that knows nothing of what the source knows has nothing that it can have deleted.
+    bench.create_one(&partner, "known to one that will forget").await?;
     // A deletion that is forgotten, and an item that is there.
     partner.next();
     let changes = new_items(bench, &partner, &["of a source that forgot"])?;

@@ -10,9 +10,9 @@ use super::knowledge::{
 use super::resolution::{conflicting_change, encode_conflicting_change};
 use super::{Path, Violations, enums, time};
 use crate::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ChangeUnitChange, ConstraintConflict, Digest, GroupKind,
-    IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId,
-    Version,
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ChangeUnitChange, ConstraintConflict, Digest, FilterFlags,
+    GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError,
+    ReplicaId, Version,
 };
 use crate::pb;
 use crate::provider::Refusal;
@@ -52,6 +52,7 @@ pub fn encode_batch(
         remaining_updates: batch.remaining_updates,
         remaining_deletions: batch.remaining_deletions,
         is_last_batch: batch.is_last_batch,
+        filter_flags: batch.filter_flags.0,
     };
     Ok((encoded, keys))
 }
@@ -120,6 +121,7 @@ pub fn batch(
         remaining_updates,
         is_last_batch,
         remaining_deletions,
+        filter_flags,
     } = batch;
     let keys = ReplicaKeys::decode(&replica_ids, schema.replica_id, at.field("replica_ids"), violations);
     let groups_at = at.field("groups");
@@ -142,6 +144,7 @@ pub fn batch(
         remaining_updates,
         remaining_deletions,
         is_last_batch,
+        filter_flags: FilterFlags(filter_flags),
     };
     Some((batch, keys))
 }

@@ -1,7 +1,7 @@
 //! Enums. A missing or unknown value of an enum that mirrors a Windows enum is a violation: zero is a value there like any other.
 
 use super::{Path, Violations};
-use crate::knowledge::OutcomeKind;
+use crate::knowledge::{FilteringType, OutcomeKind};
 use crate::pb;
 use crate::store::{OperationState, SyncDirection};
 use crate::types::{
@@ -71,6 +71,7 @@ mirrored!(
     SyncProgressStage,
     SyncProgressStage { ChangeDetection, ChangeEnumeration, ChangeApplication }
 );
+mirrored!(filtering_type, FilteringType, FilteringType { CurrentItemsOnly, CurrentItemsAndVersionsForMovedOutItems });
 mirrored!(
     full_enumeration_action,
     FullEnumerationAction,

@@ -16,7 +16,8 @@ pub fn encode_replica_version(version: &Version) -> pb::ReplicaVersion {
     pb::ReplicaVersion { replica_id: Bytes::copy_from_slice(version.replica.as_bytes()), tick_count: version.tick }
 }
 
-fn replica_version(
+/// Decodes a version that names its replica.
+pub fn replica_version(
     version: pb::ReplicaVersion,
     schema: &IdParameters,
     at: Path<'_>,

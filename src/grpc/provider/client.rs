@@ -15,15 +15,15 @@ use tonic::transport::{Channel, Endpoint};
 use super::{Identity, LastIdentity, LatestKeys, within_message};
 use crate::grpc::address::{self, AddressError};
 use crate::grpc::convert::knowledge::ReplicaKeys;
-use crate::grpc::convert::{self, Violations, batch, exchange, provider, time};
+use crate::grpc::convert::{self, Path, Violations, batch, exchange, filter, provider, range_digests, time};
 use crate::grpc::{MESSAGE_LIMIT, status};
-use crate::knowledge::{ChangeBatch, ItemId};
+use crate::knowledge::{ChangeBatch, FilterRequest, ItemId};
 use crate::pb;
 use crate::pb::knowledge_sync_provider_service_client::KnowledgeSyncProviderServiceClient;
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, FRAMES_IN_FLIGHT, Load,
-    ProcessInputs, ProcessOutput, ProcessOutputs, ProcessStart, Provider, ProviderInfo, Renewal, SessionKey,
-    SyncBatchParameters,
+    ProcessInputs, ProcessOutput, ProcessOutputs, ProcessStart, Provider, ProviderInfo, RangeDigests,
+    RangeDigestsRequest, Renewal, RepairItems, SessionKey, SyncBatchParameters,
 };
 use crate::types::Hresult;
 
@@ -107,7 +107,7 @@ impl DialOut {
     async fn batch(&self, key: SessionKey, batch: Option<pb::ChangeBatch>) -> Result<ChangeBatch, CallError> {
         let identity = self.identity().await?;
         let (batch, keys) = decode(|violations| {
-            let at = convert::Path::ROOT.field("batch");
+            let at = Path::ROOT.field("batch");
             batch::batch(violations.required(batch, at)?, &identity.schema, at, violations)
         })?;
         self.keys.set(key.sync_guid, keys);
@@ -282,6 +282,28 @@ impl Provider for DialOut {
         decode(|violations| provider::renewal(response, violations))
     }
 
+    async fn specify_filter(&self, key: SessionKey) -> Result<Vec<FilterRequest>, CallError> {
+        let identity = self.identity().await?;
+        let request = pb::SpecifyFilterRequest { sync_guid: key.sync_guid.to_string(), epoch: key.epoch };
+        let response = unary(self.client.clone().specify_filter(request)).await?;
+        let at = Path::ROOT.field("filter_requests");
+        decode(|violations| {
+            let requests = response.filter_requests.into_iter().enumerate();
+            let decode = |(index, pb::FilterRequest { filter: wanted, filtering_type })| {
+                filter::filter_request(wanted, filtering_type, &identity.schema, at.index(index), violations)
+            };
+            requests.map(decode).collect::<Vec<_>>().into_iter().collect()
+        })
+    }
+
+    async fn add_filter(&self, key: SessionKey, request: FilterRequest) -> Result<(), CallError> {
+        let pb::FilterRequest { filter, filtering_type } = filter::encode_filter_request(request);
+        let (sync_guid, epoch) = (key.sync_guid.to_string(), key.epoch);
+        let request = pb::AddFilterRequest { sync_guid, epoch, filter, filtering_type };
+        unary(self.client.clone().add_filter(request)).await?;
+        Ok(())
+    }
+
     async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError> {
         let identity = self.identity().await?;
         let request = pb::GetSyncBatchParametersRequest { sync_guid: key.sync_guid.to_string(), epoch: key.epoch };
@@ -342,6 +364,23 @@ impl Provider for DialOut {
             relay(client.load_change_data(request), sender, exchange::data_part, is_last).await
         });
         Ok(receiver)
+    }
+
+    async fn get_range_digests(
+        &self,
+        key: SessionKey,
+        request: RangeDigestsRequest,
+    ) -> Result<RangeDigests, CallError> {
+        let identity = self.identity().await?;
+        let request = range_digests::encode_request(key, &request);
+        let response = unary(self.client.clone().get_range_digests(request)).await?;
+        decode(|violations| range_digests::digests(response, &identity.schema, violations))
+    }
+
+    async fn repair_items(&self, key: SessionKey, items: RepairItems) -> Result<RepairItems, CallError> {
+        let identity = self.identity().await?;
+        let response = unary(self.client.clone().repair_items(range_digests::encode_repair(key, &items))).await?;
+        decode(|violations| Some(range_digests::repaired(response, &identity.schema, violations)))
     }
 
     async fn end_session(&self, request: EndSession) -> Result<(), CallError> {

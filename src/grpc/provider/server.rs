@@ -8,7 +8,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Identity, LastIdentity, LatestKeys, within_message};
-use crate::grpc::convert::{Path, batch, exchange, provider};
+use crate::grpc::convert::{Path, batch, exchange, filter, provider, range_digests};
 use crate::grpc::stream::Frames;
 use crate::grpc::{MESSAGE_LIMIT, parse, status};
 use crate::knowledge::ChangeBatch;
@@ -191,6 +191,32 @@ impl KnowledgeSyncProviderService for ProviderServer {
         Ok(Response::new(provider::encode_renewal(renewal)))
     }
 
+    async fn specify_filter(
+        &self,
+        request: Request<pb::SpecifyFilterRequest>,
+    ) -> Result<Response<pb::SpecifyFilterResponse>, Status> {
+        let pb::SpecifyFilterRequest { sync_guid, epoch } = request.into_inner();
+        let key = parse(|violations| provider::session_key(&sync_guid, epoch, Path::ROOT, violations))?;
+        let requests = self.provider.specify_filter(key).await.map_err(failed)?;
+        let filter_requests = requests.into_iter().map(filter::encode_filter_request).collect();
+        Ok(Response::new(pb::SpecifyFilterResponse { filter_requests }))
+    }
+
+    async fn add_filter(
+        &self,
+        request: Request<pb::AddFilterRequest>,
+    ) -> Result<Response<pb::AddFilterResponse>, Status> {
+        let pb::AddFilterRequest { sync_guid, epoch, filter: wanted, filtering_type } = request.into_inner();
+        let identity = self.identity().await?;
+        let (key, wanted) = parse(|violations| {
+            let key = provider::session_key(&sync_guid, epoch, Path::ROOT, violations);
+            let wanted = filter::filter_request(wanted, filtering_type, &identity.schema, Path::ROOT, violations);
+            key.zip(wanted)
+        })?;
+        self.provider.add_filter(key, wanted).await.map_err(failed)?;
+        Ok(Response::new(pb::AddFilterResponse {}))
+    }
+
     async fn get_sync_batch_parameters(
         &self,
         request: Request<pb::GetSyncBatchParametersRequest>,
@@ -256,6 +282,26 @@ impl KnowledgeSyncProviderService for ProviderServer {
         let render = |part| Ok(exchange::encode_data_part(part));
         let is_last = |part: &DataPart| matches!(part, DataPart::End { .. } | DataPart::Failed(_));
         Ok(Response::new(Frames::new(parts, render, is_last, &self.stop)))
+    }
+
+    async fn get_range_digests(
+        &self,
+        request: Request<pb::GetRangeDigestsRequest>,
+    ) -> Result<Response<pb::GetRangeDigestsResponse>, Status> {
+        let (key, request) = parse(|violations| range_digests::request(request.into_inner(), violations))?;
+        let digests = self.provider.get_range_digests(key, request).await.map_err(failed)?;
+        Ok(Response::new(range_digests::encode_digests(digests)))
+    }
+
+    async fn repair_items(
+        &self,
+        request: Request<pb::RepairItemsRequest>,
+    ) -> Result<Response<pb::RepairItemsResponse>, Status> {
+        let identity = self.identity().await?;
+        let (key, items) =
+            parse(|violations| range_digests::repair(request.into_inner(), &identity.schema, violations))?;
+        let items = self.provider.repair_items(key, items).await.map_err(failed)?;
+        Ok(Response::new(range_digests::encode_repaired(items)))
     }
 
     async fn end_session(

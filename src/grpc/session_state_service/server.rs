@@ -2,15 +2,13 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{FULL_ENUMERATION, load_info, on_progress, set_provider_with_error, token};
+use super::{load_info, on_progress, set_provider_with_error, token};
 use crate::grpc::convert::time;
 use crate::grpc::{MESSAGE_LIMIT, status};
+use crate::knowledge::ItemId;
 use crate::pb;
 use crate::pb::session_state_service_server::{SessionStateService, SessionStateServiceServer};
-use crate::session::{Sessions, StateError};
-
-/// The feature that carries a change applier's state across a process boundary.
-const CHANGE_APPLICATION_INFO: &str = "CHANGE_APPLICATION_INFO";
+use crate::session::{Sessions, StateAnswer, StateCall, StateError};
 
 /// Serves the state of the sessions of this process to their providers.
 #[derive(Clone, Debug)]
@@ -77,30 +75,46 @@ impl SessionStateService for SessionStateServer {
 
     async fn set_forgotten_knowledge_recovery_range(
         &self,
-        _: Request<pb::SetForgottenKnowledgeRecoveryRangeRequest>,
+        request: Request<pb::SetForgottenKnowledgeRecoveryRangeRequest>,
     ) -> Result<Response<pb::SetForgottenKnowledgeRecoveryRangeResponse>, Status> {
-        Err(status::unimplemented(FULL_ENUMERATION))
+        let pb::SetForgottenKnowledgeRecoveryRangeRequest { token, lower_bound, upper_bound } = request.into_inner();
+        let token = self::token(token)?;
+        let upper_bound = Some(upper_bound).filter(|bound| !bound.is_empty()).map(|bound| ItemId::from(&bound[..]));
+        let call = StateCall::SetRecoveryRange(ItemId::from(&lower_bound[..]), upper_bound);
+        self.sessions.state(&token, call).await.map_err(refused)?;
+        Ok(Response::new(pb::SetForgottenKnowledgeRecoveryRangeResponse {}))
     }
 
     async fn get_forgotten_knowledge_recovery_range(
         &self,
-        _: Request<pb::GetForgottenKnowledgeRecoveryRangeRequest>,
+        request: Request<pb::GetForgottenKnowledgeRecoveryRangeRequest>,
     ) -> Result<Response<pb::GetForgottenKnowledgeRecoveryRangeResponse>, Status> {
-        Err(status::unimplemented(FULL_ENUMERATION))
+        let token = token(request.into_inner().token)?;
+        let answer = self.sessions.state(&token, StateCall::GetRecoveryRange).await.map_err(refused)?;
+        let StateAnswer::RecoveryRange(lower, upper) = answer else { return Err(refused(StateError::NoRecovery)) };
+        let bytes = |id: &ItemId| bytes::Bytes::copy_from_slice(id.as_bytes());
+        Ok(Response::new(pb::GetForgottenKnowledgeRecoveryRangeResponse {
+            lower_bound: bytes(&lower),
+            upper_bound: upper.as_ref().map(bytes).unwrap_or_default(),
+        }))
     }
 
     async fn get_info_for_change_application(
         &self,
-        _: Request<pb::GetInfoForChangeApplicationRequest>,
+        request: Request<pb::GetInfoForChangeApplicationRequest>,
     ) -> Result<Response<pb::GetInfoForChangeApplicationResponse>, Status> {
-        Err(status::unimplemented(CHANGE_APPLICATION_INFO))
+        let token = token(request.into_inner().token)?;
+        let answer = self.sessions.state(&token, StateCall::GetInfo).await.map_err(refused)?;
+        let StateAnswer::Info(info) = answer else { return Err(refused(StateError::NoSession)) };
+        Ok(Response::new(pb::GetInfoForChangeApplicationResponse { info }))
     }
 
     async fn load_info_from_change_application(
         &self,
         request: Request<pb::LoadInfoFromChangeApplicationRequest>,
     ) -> Result<Response<pb::LoadInfoFromChangeApplicationResponse>, Status> {
-        load_info(request.into_inner())?;
-        Err(status::unimplemented(CHANGE_APPLICATION_INFO))
+        let (token, info) = load_info(request.into_inner())?;
+        self.sessions.state(&token, StateCall::LoadInfo(info)).await.map_err(refused)?;
+        Ok(Response::new(pb::LoadInfoFromChangeApplicationResponse {}))
     }
 }

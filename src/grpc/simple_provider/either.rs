@@ -6,10 +6,11 @@ use std::time::Duration;
 use super::{Calls, Members, lock};
 use crate::grpc::address::AddressError;
 use crate::grpc::provider::{DialOptions, DialOut};
-use crate::knowledge::{ChangeBatch, ItemId};
+use crate::knowledge::{ChangeBatch, FilterRequest, ItemId};
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, Load, ProcessInputs, ProcessOutputs,
-    ProcessStart, Provider, ProviderInfo, Renewal, SessionKey, SyncBatchParameters,
+    ProcessStart, Provider, ProviderInfo, RangeDigests, RangeDigestsRequest, Renewal, RepairItems, SessionKey,
+    SyncBatchParameters,
 };
 use crate::types::Hresult;
 
@@ -82,6 +83,14 @@ impl Provider for Either {
         self.provider().await?.renew_session(key, lease, canceled).await
     }
 
+    async fn specify_filter(&self, key: SessionKey) -> Result<Vec<FilterRequest>, CallError> {
+        self.provider().await?.specify_filter(key).await
+    }
+
+    async fn add_filter(&self, key: SessionKey, request: FilterRequest) -> Result<(), CallError> {
+        self.provider().await?.add_filter(key, request).await
+    }
+
     async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError> {
         self.provider().await?.get_sync_batch_parameters(key).await
     }
@@ -121,6 +130,18 @@ impl Provider for Either {
 
     async fn load_change_data(&self, key: SessionKey, load: Load) -> Result<DataParts, CallError> {
         self.provider().await?.load_change_data(key, load).await
+    }
+
+    async fn get_range_digests(
+        &self,
+        key: SessionKey,
+        request: RangeDigestsRequest,
+    ) -> Result<RangeDigests, CallError> {
+        self.provider().await?.get_range_digests(key, request).await
+    }
+
+    async fn repair_items(&self, key: SessionKey, items: RepairItems) -> Result<RepairItems, CallError> {
+        self.provider().await?.repair_items(key, items).await
     }
 
     async fn end_session(&self, request: EndSession) -> Result<(), CallError> {

@@ -26,7 +26,9 @@ fn columns<'a, const N: usize>(knowledges: [&'a Knowledge; N]) -> Vec<Column<'a,
 }
 
 /// Each common range of each column, in ascending order within a column.
-fn cells<const N: usize>(knowledges: [&Knowledge; N]) -> impl Iterator<Item = (&ItemId, [&Arc<ClockVector>; N])> {
+pub(super) fn cells<const N: usize>(
+    knowledges: [&Knowledge; N],
+) -> impl Iterator<Item = (&ItemId, [&Arc<ClockVector>; N])> {
     columns(knowledges).into_iter().flat_map(|(_, lists)| ranges::walk(lists))
 }
 
@@ -83,7 +85,7 @@ fn union_of([a, b]: [&Arc<ClockVector>; 2]) -> Arc<ClockVector> {
     }
 }
 
-fn contains([a, b]: [&Arc<ClockVector>; 2]) -> bool {
+pub(super) fn contains([a, b]: [&Arc<ClockVector>; 2]) -> bool {
     Arc::ptr_eq(a, b) || a.contains_vector(b)
 }
 
@@ -123,6 +125,13 @@ impl Knowledge {
     /// vector.
     pub fn union(&self, other: &Self) -> Self {
         combine(self.item_format, [self, other], union_of)
+    }
+
+    /// Every change that is in both: of each replica the lower tick. Linear.
+    pub fn intersection(&self, other: &Self) -> Self {
+        combine(self.item_format, [self, other], |[a, b]| {
+            if Arc::ptr_eq(a, b) { Arc::clone(a) } else { Arc::new(a.intersection(b)) }
+        })
     }
 
     /// The union of all; knows nothing when there are none. O(n log n) in the ranges together.

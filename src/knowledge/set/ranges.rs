@@ -93,20 +93,22 @@ pub(super) fn keep<'a>(format: IdFormat, ranges: &[Range], items: impl IntoItera
     kept.finish()
 }
 
-/// What `ranges` know, but nothing of `items` (ascending).
+/// What `ranges` know, but nothing of the items from the first to the last of each of `spans`, which ascend and do not overlap.
+/// Linear.
 pub(super) fn exclude<'a>(
     format: IdFormat,
     ranges: &[Range],
-    items: impl IntoIterator<Item = &'a ItemId>,
+    spans: impl IntoIterator<Item = (&'a ItemId, &'a ItemId)>,
 ) -> Vec<Range> {
     let mut rest = Builder::default();
     let mut next = 0;
-    for (start, end) in items.into_iter().filter_map(|item| point(format, item)) {
+    for (first, last) in spans {
+        let Some(((start, _), (_, end))) = point(format, first).zip(point(format, last)) else { continue };
         while let Some(range) = ranges.get(next).filter(|range| range.lower_bound < start) {
             rest.push(range.lower_bound.clone(), Arc::clone(&range.vector));
             next += 1;
         }
-        if ranges.get(next).is_some_and(|range| range.lower_bound == start) {
+        while ranges.get(next).is_some_and(|range| end.as_ref().is_none_or(|end| range.lower_bound < *end)) {
             next += 1;
         }
         rest.push(start, nothing());

@@ -98,7 +98,14 @@ impl Knowledge {
     /// Forgets some items, in any order. Linear for ascending items, whatever their number.
     pub fn exclude_items<'a>(&mut self, items: impl IntoIterator<Item = &'a ItemId>) {
         let items = ascending(items);
-        *self = self.map_ranges(|list| ranges::exclude(self.item_format, list, items.iter().copied()));
+        *self =
+            self.map_ranges(|list| ranges::exclude(self.item_format, list, items.iter().map(|item| (*item, *item))));
+    }
+
+    /// Forgets the items from the first to the last of each of `spans`, which ascend and do not overlap. Linear.
+    pub fn exclude_ranges(&mut self, spans: &[(ItemId, ItemId)]) {
+        let spans = || spans.iter().map(|(first, last)| (first, last));
+        *self = self.map_ranges(|list| ranges::exclude(self.item_format, list, spans()));
     }
 
     /// Forgets one change unit of an item (ExcludeChangeUnit).
@@ -110,7 +117,9 @@ impl Knowledge {
 
     /// Forgets the selected parts.
     pub fn exclude(&mut self, selection: &Selection) {
-        *self = self.map_selected(selection, |list, items| ranges::exclude(self.item_format, list, items));
+        *self = self.map_selected(selection, |list, items| {
+            ranges::exclude(self.item_format, list, items.map(|item| (item, item)))
+        });
     }
 
     /// What a destination that has the prerequisite learns from a group when all of it is applied (5.6).

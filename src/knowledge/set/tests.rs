@@ -1,5 +1,6 @@
 use super::*;
 use crate::knowledge::fixtures::*;
+use crate::knowledge::{ChangeBatch, ChangeGroup, GroupKind};
 
 mod laws;
 
@@ -141,6 +142,40 @@ fn tv_20_out_of_date() {
     assert!(!all(&[("A", 5), ("C", 1)]).contains(&forgotten));
     assert!(all(&[("A", 7)]).contains(&forgotten));
     assert!(!except(&all(&[("A", 8)]), "i6", &[("A", 2)]).contains(&forgotten));
+}
+
+/// A batch of a source that knows {A:8,B:3} and has forgotten {A:7}, asked for with `prerequisite`.
+fn forgetful(prerequisite: &Knowledge) -> ChangeBatch {
+    let mut batch = batch(prerequisite, vec![ordered("", None, &all(&[("A", 8), ("B", 3)]), Vec::new())]);
+    batch.forgotten_knowledge = Arc::new(all(&[("A", 7)]));
+    batch
+}
+
+#[test]
+fn tv_20_and_who_may_go_on_all_the_same() {
+    let from = |destination: &Knowledge| destination.out_of_date_from(&forgetful(destination));
+    assert_eq!(from(&all(&[("A", 5), ("C", 1)])), Some(item("")));
+    assert_eq!(from(&all(&[("A", 7)])), None);
+    assert_eq!(from(&except(&all(&[("A", 8)]), "i6", &[("A", 2)])), Some(item("i6")));
+    // A new replica, empty or with items of its own, has nothing that the source can have deleted; one that has heard of B has.
+    assert_eq!(from(&all(&[])), None);
+    assert_eq!(from(&all(&[("C", 4)])), None);
+    assert_eq!(from(&all(&[("B", 1)])), Some(item("")));
+    // What was skipped in the session waits for the next.
+    let skipped = except(&all(&[("A", 8)]), "i6", &[("A", 2)]);
+    assert_eq!(skipped.out_of_date_from(&forgetful(&all(&[("A", 8)]))), None);
+    // A batch without groups does not say what its source knows.
+    let silent = ChangeBatch { groups: Vec::new(), ..forgetful(&all(&[("C", 1)])) };
+    assert!(all(&[("C", 1)]).is_out_of_date(&silent));
+    assert!(!all(&[]).is_out_of_date(&ChangeBatch { prerequisite_knowledge: Arc::new(all(&[])), ..silent }));
+}
+
+#[test]
+fn forgotten_knowledge_covers_all_items_up_to_the_version_and_never_more_than_is_known() {
+    let known = except(&all(&[("A", 8), ("B", 3)]), "i6", &[("A", 2)]);
+    let forgotten = all(&[("B", 1)]).forget_to_versions(&known, &vector(&[("A", 7)]));
+    assert_same(&forgotten, &except(&all(&[("A", 7), ("B", 1)]), "i6", &[("A", 2), ("B", 1)]));
+    assert_same(&forgotten, &forgotten.forget_to_versions(&known, &vector(&[("A", 3), ("D", 9)])));
 }
 
 #[test]

@@ -24,45 +24,67 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use super::detection::{is_mass_delete, mass_delete};
+use super::metadata::Row;
 use super::session::{Session, Work};
 use super::{Shared, canceled, lock, metadata_failed, panicked};
 use crate::knowledge::{
     ChangeBatch, ChangeGroup, ChangeOutcome, ConstraintConflict, Digest, GroupKind, ItemChange, Knowledge, OutcomeKind,
     Selection,
 };
+use crate::mutant::{self, Mutant};
 use crate::provider::{
     CallError, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Refusal, RefusalCode,
 };
 use crate::types::{FullEnumerationAction, Hresult};
 
+pub(super) mod absent;
 pub(super) mod carry_out;
 pub(super) mod constraint;
 pub(super) mod decisions;
 pub(super) mod fetch;
 pub(super) mod merge;
 pub(super) mod plan;
+mod recovery;
+mod section;
 pub(super) mod settle;
 
 use decisions::Decisions;
 use fetch::Wire;
+use section::Section;
 
-/// Changes that are applied together at most.
-const SECTION_CHANGES: usize = 1_000;
-/// Bytes of content that are staged before a section is applied; a larger item is a section of its own.
-const SECTION_BYTES: u64 = 256 * 1024 * 1024;
-/// What a change of some units counts for in a section at least: it may bring more than it says.
-const DIVIDED_BYTES: u64 = 256 * 1024;
 /// Outcomes and loads that may wait for the coordinator: small ones, so many that the end of a section is not a hand-over of
 /// each from thread to thread.
 const OUTPUTS_IN_FLIGHT: usize = 256;
 /// Between two signs of life while a batch is applied; the coordinator wants one every 10 s.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
+/// What sort of batch it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Processing {
+    /// Of ProcessChangeBatch.
+    ChangeBatch,
+    /// Of ProcessFullEnumerationChangeBatch.
+    FullEnumeration,
+}
+
+/// How a destination learns from a batch (`windows-sync.md` 4.9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learning {
+    /// Also of items that a group does not list and speaks for.
+    All,
+    /// SFEA_PARTIAL_SYNC: of the items that are applied, and of no others; the destination is out of date and stays so.
+    ItemsOnly,
+    /// As `All`, of a full enumeration: range by range. The last batch teaches its range like every other, and not all that the
+    /// source knows by then: what the source changed meanwhile below that range was not sent.
+    Recovery,
+}
+
 /// Starts to process a batch. It stops soon when its session is cancelled or either channel is dropped.
 pub(super) fn process(
     shared: &Arc<Shared>,
     work: Work,
     turn: OwnedMutexGuard<()>,
+    processing: Processing,
     start: ProcessStart,
     batch: ChangeBatch,
     inputs: ProcessInputs,
@@ -75,7 +97,9 @@ pub(super) fn process(
         let wire = Wire::new(Handle::current(), inputs, outputs.clone(), session.clone());
         let mut applying = {
             let (session, progress) = (session.clone(), progress.clone());
-            tokio::task::spawn_blocking(move || Applier::new(&shared, &session, start, &batch, &progress)?.run(wire))
+            tokio::task::spawn_blocking(move || {
+                Applier::new(&shared, &session, (processing, start), &batch, &progress)?.run(wire)
+            })
         };
         let mut alive = tokio::time::interval(PROGRESS_INTERVAL);
         alive.reset();
@@ -140,8 +164,13 @@ struct Applier<'a> {
     progress: &'a Progress,
     /// The destination's knowledge before the batch: all decisions rest on it.
     known: Arc<Knowledge>,
+    /// Its forgotten knowledge then.
+    forgotten: Arc<Knowledge>,
     /// Whether `known` contains the whole prerequisite, so that no item has to be asked for (R19).
     has_prerequisite: bool,
+    learning: Learning,
+    /// What the source has forgotten of what is learned is forgotten here too: its tombstones were never seen.
+    learns_forgotten: bool,
     /// Bytes of change units in memory, of the section that is fetched.
     held: AtomicU64,
 }
@@ -153,24 +182,15 @@ struct Counts {
     failed: u32,
 }
 
-/// Some changes of one group that are applied together.
-#[derive(Clone, Copy)]
-struct Section<'a> {
-    group: &'a ChangeGroup,
-    /// Index of the first change behind it.
-    end: usize,
-    changes: &'a [ItemChange],
-}
-
 impl<'a> Applier<'a> {
     fn new(
         shared: &'a Shared,
         session: &'a Session,
-        mut start: ProcessStart,
+        (processing, mut start): (Processing, ProcessStart),
         batch: &'a ChangeBatch,
         progress: &'a Progress,
     ) -> Result<Self, CallError> {
-        let known = {
+        let (known, forgotten) = {
             let mut metadata = shared.metadata();
             let made_with = batch.groups.iter().map(|group| &group.made_with_knowledge);
             let seen = made_with
@@ -181,24 +201,49 @@ impl<'a> Applier<'a> {
             if seen > metadata.tick() {
                 return Err(shared.went_back(&mut metadata, seen).into());
             }
-            metadata.knowledge().clone()
+            (metadata.knowledge().clone(), metadata.forgotten().clone())
         };
-        if !known.contains(&batch.forgotten_knowledge) {
-            return Err(out_of_date(start.full_enumeration_action).into());
-        }
+        let learning = match processing {
+            Processing::FullEnumeration => {
+                recovery::only_group(batch)?;
+                Learning::Recovery
+            }
+            Processing::ChangeBatch if !known.is_out_of_date(batch) => Learning::All,
+            Processing::ChangeBatch if start.full_enumeration_action == FullEnumerationAction::PartialSync => {
+                Learning::ItemsOnly
+            }
+            Processing::ChangeBatch => return Err(out_of_date().into()),
+        };
+        let learns_forgotten = learns_forgotten(learning, &known, batch);
         let has_prerequisite = known.contains(&batch.prerequisite_knowledge);
-        let held = AtomicU64::new(0);
         let decisions = Decisions::new(std::mem::take(&mut start.resolutions));
-        Ok(Self { shared, session, start, decisions, batch, progress, known, has_prerequisite, held })
+        Ok(Self {
+            shared,
+            session,
+            start,
+            decisions,
+            batch,
+            progress,
+            known,
+            forgotten,
+            has_prerequisite,
+            learning,
+            learns_forgotten,
+            held: AtomicU64::new(0),
+        })
     }
 
     fn run(self, mut wire: Wire) -> Result<ProcessResult, CallError> {
         if !self.session.allow_mass_delete {
             self.check_mass_delete()?;
         }
+        let mut not_gone = match self.learning {
+            Learning::Recovery => self.let_absent_go(&wire)?,
+            Learning::All | Learning::ItemsOnly => Selection::default(),
+        };
         let mut counts = Counts::default();
         for group in &self.batch.groups {
-            self.apply_group(group, &mut wire, &mut counts)?;
+            self.apply_group(group, std::mem::take(&mut not_gone), &mut wire, &mut counts)?;
         }
         self.empty_containers()?;
         let learned_knowledge = (**self.shared.metadata().knowledge()).clone();
@@ -212,15 +257,18 @@ impl<'a> Applier<'a> {
 
     /// Fetches each section while the one before it is carried out. Returns when nothing of the group is under way, also with
     /// an error.
-    fn apply_group(&self, group: &ChangeGroup, wire: &mut Wire, counts: &mut Counts) -> Result<(), CallError> {
+    fn apply_group(
+        &self,
+        group: &ChangeGroup,
+        mut left_out: Selection,
+        wire: &mut Wire,
+        counts: &mut Counts,
+    ) -> Result<(), CallError> {
         std::thread::scope(|scope| {
-            // What of the group is not learned.
-            let mut left_out = Selection::default();
             let mut before: Option<(Section<'_>, ScopedJoinHandle<'_, _>)> = None;
             let mut begin = 0;
             loop {
-                let end = section_end(group, begin);
-                let section = Section { group, end, changes: &group.changes[begin..end] };
+                let section = Section::of(group, begin, &*self.shared.store);
                 let obtained = self.fetch(&section, wire)?;
                 // No load is outstanding now: outcomes can be sent, see `fetch`.
                 if let Some((section, carrying)) = before.take() {
@@ -229,7 +277,7 @@ impl<'a> Applier<'a> {
                     self.report(&section, outcomes, wire, counts)?;
                 }
                 wire.check()?;
-                begin = end;
+                begin = section.end;
                 if begin >= group.changes.len() {
                     let (outcomes, _) = self.carry_out(&section, obtained, left_out)?;
                     return self.report(&section, outcomes, wire, counts);
@@ -287,7 +335,7 @@ impl<'a> Applier<'a> {
 
     fn learned(&self, section: &Section<'_>) -> Knowledge {
         let prerequisite = (!self.has_prerequisite).then_some((&*self.batch.prerequisite_knowledge, &*self.known));
-        learned(section.group, section.end, prerequisite)
+        learned(section.group, section.end, prerequisite, self.learning)
     }
 
     /// The safety stop, before anything of the batch is carried out. What is still to come counts where the source says.
@@ -296,6 +344,7 @@ impl<'a> Applier<'a> {
         let alive = counters.alive.load(Ordering::Relaxed);
         let coming = match self.batch.remaining_deletions {
             Some(remaining) => remaining,
+            None if self.learning == Learning::Recovery => self.deletions_of_batch()?.max(self.foreseen_deletions()?),
             None => self.deletions_of_batch()?,
         };
         // What the source announces with its first batch covers the session; what it does not announce adds up.
@@ -321,15 +370,18 @@ impl<'a> Applier<'a> {
             *coming.entry(digest).or_default() += 1;
         }
         let mut deletions = 0;
-        for (_, change) in self.batch.changes().filter(|(_, change)| change.flags.is_deleted()) {
-            let Some(row) = metadata.row(&change.item_id).map_err(metadata_failed)? else { continue };
-            if row.item.deleted {
-                continue;
-            }
-            let state = &row.item.state;
-            let reappears =
-                coming.get_mut(&state.digest).filter(|count| **count > 0).map(|count| *count -= 1).is_some();
+        let mut count = |row: &Row| {
+            let digest = &row.item.state.digest;
+            let reappears = coming.get_mut(digest).filter(|count| **count > 0).map(|count| *count -= 1).is_some();
             deletions += u64::from(!reappears);
+        };
+        for (_, change) in self.batch.changes().filter(|(_, change)| change.flags.is_deleted()) {
+            let row = metadata.row(&change.item_id).map_err(metadata_failed)?;
+            row.filter(|row| !row.item.deleted).iter().for_each(&mut count);
+        }
+        drop(metadata);
+        if self.learning == Learning::Recovery {
+            Self::rows_that_go(&self.absence()?).for_each(&mut count);
         }
         Ok(deletions)
     }
@@ -339,7 +391,15 @@ impl<'a> Applier<'a> {
 /// which failed in an earlier section is in reach again, to be left out again.
 ///
 /// `prerequisite` is the batch's, with what the destination has, unless it is known to have all of it (R19).
-pub fn learned(group: &ChangeGroup, end: usize, prerequisite: Option<(&Knowledge, &Knowledge)>) -> Knowledge {
+pub fn learned(
+    group: &ChangeGroup,
+    end: usize,
+    prerequisite: Option<(&Knowledge, &Knowledge)>,
+    learning: Learning,
+) -> Knowledge {
+    if learning == Learning::Recovery && mutant::is(Mutant::LearnRecoveryTooEarly) {
+        return (*group.made_with_knowledge).clone();
+    }
     let whole = end == group.changes.len();
     let listed = &group.changes[..end];
     let (kind, changes) = match &group.kind {
@@ -355,37 +415,34 @@ pub fn learned(group: &ChangeGroup, end: usize, prerequisite: Option<(&Knowledge
     };
     let made_with_knowledge = group.made_with_knowledge.clone();
     let learned = Knowledge::learned_from(&ChangeGroup { kind, made_with_knowledge, changes });
-    match prerequisite {
+    let learned = match prerequisite {
         None => learned,
         Some((prerequisite, known)) => learned.project_with_prerequisite(prerequisite, known),
-    }
-}
-
-fn section_end(group: &ChangeGroup, begin: usize) -> usize {
-    let mut bytes: u64 = 0;
-    let fits = |change: &&ItemChange| {
-        let first = bytes == 0;
-        let least = if change.change_units.is_empty() { 0 } else { DIVIDED_BYTES };
-        bytes = bytes.saturating_add(change.data_size.unwrap_or(0).max(least));
-        first || bytes <= SECTION_BYTES
     };
-    begin + group.changes[begin..].iter().take(SECTION_CHANGES).take_while(fits).count()
+    match learning {
+        Learning::All | Learning::Recovery => learned,
+        Learning::ItemsOnly => learned.project_onto_items(listed.iter().map(|change| &change.item_id)),
+    }
 }
 
-/// R18. Full enumeration and partial sync are not offered.
-fn out_of_date(action: FullEnumerationAction) -> Refusal {
-    match action {
-        FullEnumerationAction::Abort => Refusal::winsync(
-            RefusalCode::FailedPrecondition,
-            Hresult::SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED,
-            "this replica is out of date: the source has forgotten deletions that it has not seen",
-        ),
-        FullEnumerationAction::FullEnumeration | FullEnumerationAction::PartialSync => Refusal::winsync(
-            RefusalCode::Unimplemented,
-            Hresult::E_NOTIMPL,
-            "this replica is out of date, and full enumeration and partial sync are not offered; use ABORT",
-        ),
+/// Whether a destination takes over what the source has forgotten of what it learns: it never saw those tombstones. One that
+/// knows all of the source's forgotten knowledge has seen them.
+pub fn learns_forgotten(learning: Learning, known: &Knowledge, batch: &ChangeBatch) -> bool {
+    match learning {
+        Learning::All => !known.contains(&batch.forgotten_knowledge),
+        Learning::ItemsOnly => false,
+        Learning::Recovery => true,
     }
+}
+
+/// R18.
+fn out_of_date() -> Refusal {
+    Refusal::winsync(
+        RefusalCode::FailedPrecondition,
+        Hresult::SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED,
+        "this replica is out of date: the source has forgotten deletions that it has not seen; \
+         compare all items, by full enumeration",
+    )
 }
 
 /// A stream that nobody holds any more, or a cancelled session.

@@ -271,6 +271,8 @@ struct Fold<'a> {
     /// What of `learned` is not.
     left_out: Selection,
     dropped: Vec<ItemId>,
+    /// Items that went without a tombstone.
+    removed: Vec<ItemId>,
     seen: HashSet<ItemId>,
     /// Live items gained or lost.
     alive: i64,
@@ -291,6 +293,7 @@ impl<'a> Fold<'a> {
             learned: BTreeMap::new(),
             left_out: Selection::default(),
             dropped: Vec::new(),
+            removed: Vec::new(),
             seen: HashSet::new(),
             alive: 0,
             unread: false,
@@ -422,6 +425,11 @@ impl<'a> Fold<'a> {
     fn missing(&mut self, id: ItemId) {
         let Some(before) = self.snapshot.row(&id).cloned() else { return };
         if let Some(intent) = self.intents.remove(&id) {
+            if intent.forgets {
+                self.alive -= i64::from(!before.item.deleted);
+                self.learned.insert(id.clone(), Arc::new(intent.learned));
+                return self.removed.push(id);
+            }
             if intent.row.item.deleted {
                 return self.adopt(id, intent, Fingerprint::default());
             }
@@ -483,9 +491,13 @@ impl<'a> Fold<'a> {
     }
 
     fn commit(self) -> Option<Commit> {
-        if self.rows.is_empty() && self.dropped.is_empty() {
+        if self.rows.is_empty() && self.dropped.is_empty() && self.removed.is_empty() {
             return None;
         }
+        // What the source had forgotten of them is within what was learned of them.
+        let forgotten = self.removed.iter().filter_map(|id| Some((id.clone(), self.learned.get(id)?.clone())));
+        let forgotten = (!self.removed.is_empty())
+            .then(|| Knowledge::from_items(self.knowledge.item_format(), forgotten.collect::<Vec<_>>()));
         let mut knowledge = if self.learned.is_empty() {
             (*self.knowledge).clone()
         } else {
@@ -500,8 +512,10 @@ impl<'a> Fold<'a> {
         }
         Some(Commit {
             rows: self.rows.into_iter().collect(),
+            removed: self.removed,
             dropped_intents: self.dropped,
             knowledge: Some(knowledge),
+            forgotten,
             tick: self.tick,
             ..Commit::default()
         })

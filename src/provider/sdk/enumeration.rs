@@ -9,18 +9,21 @@ use std::sync::atomic::Ordering;
 
 use sha2::{Digest as _, Sha256};
 
+use super::filtering::Restricted;
 use super::metadata::{Candidate, Metadata, Row, encode_knowledge};
 use super::session::{Session, Work};
 use super::{ItemState, Shared, canceled, loading, lock, metadata_failed, units};
 use crate::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, ChangeUnitId, Digest, GroupKind, ItemChange, ItemData,
-    ItemDataHeader, ItemId, Knowledge, ReplicaId,
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, ChangeUnitId, Digest, FilterFlags, GroupKind, ItemChange,
+    ItemData, ItemDataHeader, ItemId, Knowledge, ReplicaId,
 };
 use crate::provider::{CallError, ChangeBatchRequest, MAX_KNOWLEDGE_BYTES, MAX_MESSAGE_BYTES, Refusal, RefusalCode};
 use crate::types::Hresult;
 
+mod full;
 mod read_ahead;
 
+pub(super) use full::full_enumeration_batch;
 pub(super) use read_ahead::ReadAhead;
 use read_ahead::{Coming, Ready};
 
@@ -40,8 +43,6 @@ pub(super) struct Enumeration {
     generation: u64,
     known: Knowledge,
     candidates: Vec<Candidate>,
-    /// Of the latest batch.
-    pub(super) made_with: Arc<Knowledge>,
 }
 
 pub(super) fn knowledge_too_large(bytes: usize) -> Refusal {
@@ -77,6 +78,8 @@ struct Listed {
 /// Everything of a batch but its inline data, read under the metadata's lock.
 struct Listing {
     made_with: Arc<Knowledge>,
+    forgotten: Arc<Knowledge>,
+    filter_flags: FilterFlags,
     lower_bound: ItemId,
     listed: Vec<Listed>,
     remaining_updates: u64,
@@ -86,6 +89,56 @@ struct Listing {
     coming: Coming,
 }
 
+/// What a destination lacks.
+enum Found {
+    Nothing(Scope),
+    Changes(Listing),
+}
+
+/// What may be said of what the metadata knows, and whether a filter holds some of it back.
+struct Scope {
+    made_with: Arc<Knowledge>,
+    forgotten: Arc<Knowledge>,
+    filter_flags: FilterFlags,
+}
+
+impl Scope {
+    fn of(session: &Session, metadata: &Metadata) -> Result<Self, CallError> {
+        match &mut *lock(&session.sieve) {
+            None => Ok(Self::whole(metadata)),
+            Some(sieve) => {
+                let Restricted { made_with, forgotten } = sieve.restrict(metadata).map_err(metadata_failed)?;
+                Ok(Self { made_with, forgotten, filter_flags: sieve.flags() })
+            }
+        }
+    }
+
+    fn whole(metadata: &Metadata) -> Self {
+        Self {
+            made_with: metadata.knowledge().clone(),
+            forgotten: metadata.forgotten().clone(),
+            filter_flags: FilterFlags::NONE,
+        }
+    }
+}
+
+impl Listing {
+    fn new(metadata: &Metadata, scope: Scope, lower_bound: ItemId) -> Self {
+        let Scope { made_with, forgotten, filter_flags } = scope;
+        Self {
+            made_with,
+            forgotten,
+            filter_flags,
+            lower_bound,
+            listed: Vec::new(),
+            remaining_updates: 0,
+            remaining_work: 0,
+            remaining_deletions: 0,
+            coming: Coming { generation: metadata.generation(), ..Coming::default() },
+        }
+    }
+}
+
 /// The next batch for a destination with the requested knowledge.
 pub(super) fn change_batch(
     shared: &Arc<Shared>,
@@ -93,15 +146,24 @@ pub(super) fn change_batch(
     request: ChangeBatchRequest,
 ) -> Result<ChangeBatch, CallError> {
     let session = &entered.session;
-    let listing = list(shared, session, &request)?;
-    let Some(mut listing) = listing else { return Ok(nothing(shared, request)) };
+    let mut listing = match list(shared, session, &request)? {
+        Found::Nothing(scope) => return Ok(nothing(scope, request)),
+        Found::Changes(listing) => listing,
+    };
     if session.cancel.is_cancelled() {
         return Err(canceled().into());
     }
-    read_inline(shared, &mut listing.listed);
     if !listing.coming.items.is_empty() {
-        *lock(&session.read_ahead) = Some(ReadAhead::begin(shared, entered.again(), listing.coming));
+        let coming = std::mem::take(&mut listing.coming);
+        *lock(&session.read_ahead) = Some(ReadAhead::begin(shared, entered.again(), coming));
     }
+    Ok(batch_of(shared, entered, request, listing))
+}
+
+/// The batch of what was listed: its inline data is read, and its work counted.
+fn batch_of(shared: &Shared, entered: &Work, request: ChangeBatchRequest, mut listing: Listing) -> ChangeBatch {
+    let session = &entered.session;
+    read_inline(shared, &mut listing.listed);
     let is_last_batch = listing.remaining_updates == 0;
     let upper_bound = if is_last_batch { None } else { listing.listed.last().map(|last| last.id.clone()) };
     let mut work_estimate = 0;
@@ -117,40 +179,39 @@ pub(super) fn change_batch(
     let work_done = session.counters.completed_work.fetch_add(saturated(work_estimate), Ordering::Relaxed);
     let total = u64::from(work_done).saturating_add(work_estimate).saturating_add(listing.remaining_work);
     session.counters.total_work.store(saturated(total), Ordering::Relaxed);
-    let item_format = listing.made_with.item_format();
-    Ok(ChangeBatch {
+    ChangeBatch {
         groups: vec![ChangeGroup {
             kind: GroupKind::Ordered { lower_bound: listing.lower_bound, upper_bound },
             made_with_knowledge: listing.made_with,
             changes,
         }],
         prerequisite_knowledge: Arc::new(request.destination_knowledge),
-        forgotten_knowledge: Arc::new(Knowledge::new(item_format)),
+        forgotten_knowledge: listing.forgotten,
         work_estimate: saturated(work_estimate),
         remaining_work_estimate: saturated(listing.remaining_work),
         remaining_updates: Some(saturated(listing.remaining_updates)),
         remaining_deletions: Some(listing.remaining_deletions),
         is_last_batch,
-    })
+        filter_flags: listing.filter_flags,
+    }
 }
 
 /// The destination knows all that there is.
-fn nothing(shared: &Shared, request: ChangeBatchRequest) -> ChangeBatch {
-    let item_format = shared.metadata().knowledge().item_format();
+fn nothing(scope: Scope, request: ChangeBatchRequest) -> ChangeBatch {
     ChangeBatch {
         groups: Vec::new(),
         prerequisite_knowledge: Arc::new(request.destination_knowledge),
-        forgotten_knowledge: Arc::new(Knowledge::new(item_format)),
+        forgotten_knowledge: scope.forgotten,
         work_estimate: 0,
         remaining_work_estimate: 0,
         remaining_updates: Some(0),
         remaining_deletions: Some(0),
         is_last_batch: true,
+        filter_flags: scope.filter_flags,
     }
 }
 
-/// `None` when the destination lacks nothing.
-fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Result<Option<Listing>, CallError> {
+fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Result<Found, CallError> {
     let known = &request.destination_knowledge;
     // Before the metadata is locked, which the reading thread needs for its rows.
     let ahead = lock(&session.read_ahead).take().map(ReadAhead::finish).unwrap_or_default();
@@ -159,8 +220,8 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
     if seen > metadata.tick() {
         return Err(shared.went_back(&mut metadata, seen).into());
     }
-    let made_with = metadata.knowledge().clone();
-    let Some(lower_bound) = known.lowest_uncontained(&made_with) else { return Ok(None) };
+    let scope = Scope::of(session, &metadata)?;
+    let Some(lower_bound) = known.lowest_uncontained(&scope.made_with) else { return Ok(Found::Nothing(scope)) };
 
     let mut enumeration = lock(&session.enumeration);
     let usable = enumeration
@@ -168,30 +229,21 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
         .is_some_and(|earlier| earlier.generation == metadata.generation() && known.contains(&earlier.known));
     if !usable {
         let candidates = metadata.uncontained(known).map_err(metadata_failed)?;
-        *enumeration = Some(Enumeration {
-            generation: metadata.generation(),
-            known: known.clone(),
-            candidates,
-            made_with: made_with.clone(),
-        });
+        *enumeration = Some(Enumeration { generation: metadata.generation(), known: known.clone(), candidates });
     }
-    if let Some(enumeration) = &mut *enumeration {
-        enumeration.made_with = made_with.clone();
-    }
+    *lock(&session.made_with) = Some(scope.made_with.clone());
     let candidates = enumeration.as_ref().map_or(&[][..], |enumeration| &enumeration.candidates);
-    let mut missing = candidates.iter().filter(|candidate| candidate.is_missing(known)).peekable();
+    // Of what the filter holds back the batch knows nothing.
+    let made_with = scope.made_with.clone();
+    let is_sent = |candidate: &&Candidate| {
+        candidate.is_missing(known) && !made_with.vector_for_item(&candidate.item_id).is_empty()
+    };
+    let mut missing = candidates.iter().filter(is_sent).peekable();
 
     let meeting = *session.meeting.get_or_init(|| Meeting::of(known, metadata.replica()));
-    let mut limits = Limits::of(shared, request, &made_with, meeting)?;
-    let mut listing = Listing {
-        made_with,
-        lower_bound,
-        listed: Vec::new(),
-        remaining_updates: 0,
-        remaining_work: 0,
-        remaining_deletions: 0,
-        coming: Coming { generation: metadata.generation(), inline: limits.inline, items: Vec::new() },
-    };
+    let mut limits = Limits::of(shared, request, &scope.made_with, meeting)?;
+    let mut listing = Listing::new(&metadata, scope, lower_bound);
+    listing.coming.inline = limits.inline;
     let mut ahead = ahead.of(metadata.generation());
     // Only what the destination has had can be deleted there; tombstones of items that it never knew do not count.
     let deletes = |candidate: &Candidate| {
@@ -215,7 +267,7 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
         listing.remaining_work += if candidate.deleted { 1 } else { work(candidate.size) };
         listing.remaining_deletions += deletes(candidate);
     }
-    Ok(Some(listing))
+    Ok(Found::Changes(listing))
 }
 
 /// How well source and destination know each other when their session begins.
@@ -304,15 +356,18 @@ impl<'a> Limits<'a> {
         }
     }
 
+    /// Changes that still fit.
+    fn changes_left(&self) -> u32 {
+        self.changes
+    }
+
+    /// The next change of the batch; `None` when it does not fit any more.
     fn take(
         &mut self,
         metadata: &Metadata,
         candidate: &Candidate,
         ready: Option<Ready>,
     ) -> rusqlite::Result<Option<Listed>> {
-        if self.changes == 0 {
-            return Ok(None);
-        }
         // The candidate was listed under this very generation; without its row there would be nothing to say.
         let (row, content) = match ready {
             Some(Ready { row, content }) => (row, content),
@@ -321,14 +376,30 @@ impl<'a> Limits<'a> {
                 None => return Ok(None),
             },
         };
+        let listed = self.take_row(metadata, candidate.item_id.clone(), row, false)?;
+        Ok(listed.map(|listed| Listed { content: content.filter(|_| listed.inline), ..listed }))
+    }
+
+    /// As `take`, with the row at hand. Of what the destination knows (`is_known`) no data is sent.
+    fn take_row(
+        &mut self,
+        metadata: &Metadata,
+        id: ItemId,
+        row: Row,
+        is_known: bool,
+    ) -> rusqlite::Result<Option<Listed>> {
+        if self.changes == 0 {
+            return Ok(None);
+        }
         let state = &row.item.state;
-        let units = if row.units.is_some() { units::missing(&candidate.item_id, &row, self.known) } else { Vec::new() };
+        let units = if row.units.is_some() { units::missing(&id, &row, self.known) } else { Vec::new() };
         // Values of units are needed in any case.
         let mut inline = !row.item.deleted
+            && !is_known
             && self.inline > 0
             && state.size <= self.inline
-            && (!units.is_empty() || !self.is_likely_there(metadata, &candidate.item_id, state)?);
-        let mut bytes = CHANGE_OVERHEAD + candidate.item_id.as_bytes().len() as u64;
+            && (!units.is_empty() || !self.is_likely_there(metadata, &id, state)?);
+        let mut bytes = CHANGE_OVERHEAD + id.as_bytes().len() as u64;
         bytes += units.iter().map(|unit| UNIT_OVERHEAD + unit.as_bytes().len() as u64).sum::<u64>();
         let properties: usize = state.properties.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
         let data = properties as u64 + state.size;
@@ -344,8 +415,7 @@ impl<'a> Limits<'a> {
         self.bytes = self.bytes.saturating_sub(bytes);
         self.changes -= 1;
         self.empty = false;
-        let content = content.filter(|_| inline);
-        Ok(Some(Listed { id: candidate.item_id.clone(), row, units, inline, content }))
+        Ok(Some(Listed { id, row, units, inline, content: None }))
     }
 }
 

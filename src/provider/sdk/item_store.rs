@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::ItemFilter;
 use crate::knowledge::{Digest, ItemDataHeader, ItemId, RecoverableError};
 use crate::types::Hresult;
 
@@ -264,6 +265,14 @@ pub trait ItemStore: fmt::Debug + Send + Sync + 'static {
     /// come with it: their ids begin with its own. `attempt` counts from 1. `None`: the store has no name for it.
     fn other_id(&self, id: &ItemId, item: &ItemState, attempt: u32) -> Option<ItemId> {
         self.conflict_copy_id(id, item, attempt)
+    }
+
+    /// Understands a custom filter of the kind `name`, whose definition is in the language that the name stands for.
+    ///
+    /// # Errors
+    /// One line: why it does not.
+    fn custom_filter(&self, name: &str, _definition: &[u8]) -> Result<ItemFilter, String> {
+        Err(format!("filters of kind {name} are not known here"))
     }
 
     /// Containers of `id`, from the nearest outwards: a deletion of one is carried out when nothing is left in it.

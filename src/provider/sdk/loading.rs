@@ -106,7 +106,7 @@ fn content(shared: &Shared, session: &Session, load: &Load, parts: &Parts) -> Re
 /// Some units of an item, or all of them, in canonical form.
 fn parts_of(shared: &Shared, session: &Session, load: &Load, row: &Row, parts: &Parts) -> Result<(), Stop> {
     let id = &load.item_id;
-    let made_with = lock(&session.enumeration).as_ref().map(|enumeration| enumeration.made_with.clone());
+    let made_with = lock(&session.made_with).clone();
     if !is_named(row, load, made_with.as_deref()) {
         return Err(ItemError::Changed.into_recoverable(id).into());
     }

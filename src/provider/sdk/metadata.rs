@@ -3,7 +3,7 @@
 //! One SQLite file, `metadata.db`, held exclusively. Every method is one statement or one transaction, so that a crash at any
 //! point leaves either all of a change or nothing of it. Versions name replicas by small integers of the `replicas` table.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,88 +14,28 @@ use crate::knowledge::{ChangeUnitId, Digest, IdParameters, ItemId, Knowledge, Re
 use crate::provider::sdk::{Fingerprint, ItemState, KnownItem};
 
 mod codec;
+mod forgetting;
+mod incarnation;
 mod row;
+mod schema;
 
 pub(super) use codec::encode_knowledge;
 pub(super) use row::Candidate;
 pub use row::{Commit, Intent, Row, Snapshot, Unit, Units};
+use schema::{APPLICATION_ID, SCHEMA_VERSION};
 
 const FILE_NAME: &str = "metadata.db";
-/// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.
-const APPLICATION_ID: i32 = 0x5379_6e63;
-const SCHEMA_VERSION: i32 = 2;
-
-const SCHEMA: &str = "
-CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE replicas (key INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE);
-CREATE TABLE items (
-    item_id BLOB PRIMARY KEY,
-    properties TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    digest BLOB NOT NULL,
-    modified_s INTEGER,
-    modified_ns INTEGER,
-    fingerprint BLOB NOT NULL,
-    deleted INTEGER NOT NULL,
-    lingering INTEGER NOT NULL,
-    creation_replica INTEGER NOT NULL,
-    creation_tick INTEGER NOT NULL,
-    version_replica INTEGER NOT NULL,
-    version_tick INTEGER NOT NULL,
-    units BLOB
-) WITHOUT ROWID;
-CREATE INDEX items_by_digest ON items (digest);
-CREATE INDEX items_by_version ON items (version_replica, version_tick);
-CREATE INDEX items_lingering ON items (item_id) WHERE lingering = 1;
-CREATE TABLE intents (
-    item_id BLOB PRIMARY KEY,
-    properties TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    digest BLOB NOT NULL,
-    modified_s INTEGER,
-    modified_ns INTEGER,
-    fingerprint BLOB NOT NULL,
-    deleted INTEGER NOT NULL,
-    lingering INTEGER NOT NULL,
-    creation_replica INTEGER NOT NULL,
-    creation_tick INTEGER NOT NULL,
-    version_replica INTEGER NOT NULL,
-    version_tick INTEGER NOT NULL,
-    learned BLOB NOT NULL,
-    units BLOB,
-    left_out BLOB NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE unit_versions (
-    item_id BLOB NOT NULL,
-    change_unit_id BLOB NOT NULL,
-    version_replica INTEGER NOT NULL,
-    version_tick INTEGER NOT NULL,
-    PRIMARY KEY (item_id, change_unit_id)
-) WITHOUT ROWID;
-CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
-";
-
-/// What leads from the schema of each version, from 1 on, to that of the next.
-const MIGRATIONS: &[&str] = &["
-ALTER TABLE items ADD COLUMN units BLOB;
-ALTER TABLE intents ADD COLUMN units BLOB;
-ALTER TABLE intents ADD COLUMN left_out BLOB NOT NULL DEFAULT x'';
-CREATE TABLE unit_versions (
-    item_id BLOB NOT NULL,
-    change_unit_id BLOB NOT NULL,
-    version_replica INTEGER NOT NULL,
-    version_tick INTEGER NOT NULL,
-    PRIMARY KEY (item_id, change_unit_id)
-) WITHOUT ROWID;
-CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
-"];
-
 macro_rules! columns {
     () => {
         "item_id, properties, size, digest, modified_s, modified_ns, fingerprint, deleted, lingering, \
          creation_replica, creation_tick, version_replica, version_tick, units"
     };
 }
+use columns;
+
+// Behind the macro, which they use.
+mod range;
+mod write;
 
 /// Why the metadata cannot be opened. The file is left as it was.
 #[derive(Debug, thiserror::Error)]
@@ -139,6 +79,7 @@ pub(super) struct Metadata {
     replica: ReplicaId,
     tick: u64,
     knowledge: Arc<Knowledge>,
+    forgotten: Arc<Knowledge>,
     generation: u64,
     replica_of_key: HashMap<i64, ReplicaId>,
     key_of_replica: HashMap<ReplicaId, i64>,
@@ -181,15 +122,16 @@ impl Metadata {
             .map_err(broken)?;
         connection.set_prepared_statement_cache_capacity(32);
         if tables == 0 {
-            create(&connection, identity).map_err(broken)?;
+            schema::create(&connection, identity).map_err(broken)?;
         } else {
-            migrate(&connection, version).map_err(broken)?;
+            schema::migrate(&connection, version).map_err(broken)?;
         }
         let mut metadata = Self {
             connection,
             replica: ReplicaId::default(),
             tick: 0,
             knowledge: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
+            forgotten: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
             generation: 0,
             replica_of_key: HashMap::new(),
             key_of_replica: HashMap::new(),
@@ -218,6 +160,12 @@ impl Metadata {
             knowledge.set_local_tick(&self.replica, self.tick);
         }
         self.knowledge = Arc::new(knowledge);
+        self.forgotten = Arc::new(match self.meta("forgotten")? {
+            Some(bytes) => {
+                codec::decode_knowledge(&bytes).ok_or_else(|| corrupt("the forgotten knowledge does not parse"))?
+            }
+            None => Knowledge::new(IdParameters::BUILT_IN.item_id),
+        });
         self.replica_of_key.clear();
         self.key_of_replica.clear();
         let mut statement = self.connection.prepare("SELECT key, id FROM replicas")?;
@@ -251,6 +199,11 @@ impl Metadata {
     /// What the replica knows, with its local tick.
     pub(super) fn knowledge(&self) -> &Arc<Knowledge> {
         &self.knowledge
+    }
+
+    /// Upper bound of the tombstones that were cleaned up; never more than the knowledge.
+    pub(super) fn forgotten(&self) -> &Arc<Knowledge> {
+        &self.forgotten
     }
 
     /// Where the store's next look begins. A new replica has none.
@@ -314,6 +267,13 @@ impl Metadata {
         rows.collect::<rusqlite::Result<_>>().map(Snapshot::new)
     }
 
+    /// The ids of all items, tombstones too, ascending.
+    pub(super) fn ids(&self) -> rusqlite::Result<Vec<ItemId>> {
+        let mut statement = self.connection.prepare_cached("SELECT item_id FROM items ORDER BY item_id")?;
+        let ids = statement.query_map([], |row| Ok(ItemId::from(row.get_ref(0)?.as_blob()?)))?;
+        ids.collect()
+    }
+
     /// All items.
     pub(super) fn snapshot(&self) -> rusqlite::Result<Snapshot> {
         let mut statement =
@@ -372,14 +332,18 @@ impl Metadata {
     /// What was about to be done when the last commit was made.
     pub(super) fn intents(&self) -> rusqlite::Result<Vec<(ItemId, Intent)>> {
         self.connection
-            .prepare_cached(concat!("SELECT ", columns!(), ", learned, left_out FROM intents ORDER BY item_id"))?
+            .prepare_cached(concat!(
+                "SELECT ",
+                columns!(),
+                ", learned, left_out, forgets FROM intents ORDER BY item_id"
+            ))?
             .query_map([], |row| {
                 let (id, read) = self.read(row)?;
                 let learned = codec::decode_vector(row.get_ref(14)?.as_blob()?)
                     .ok_or_else(|| corrupt("an intent's vector does not parse"))?;
                 let left_out = codec::decode_unit_ids(row.get_ref(15)?.as_blob()?)
                     .ok_or_else(|| corrupt("an intent's change units do not parse"))?;
-                Ok((id, Intent { row: read, learned, left_out }))
+                Ok((id, Intent { row: read, learned, left_out, forgets: row.get(16)? }))
             })?
             .collect()
     }
@@ -464,86 +428,6 @@ impl Metadata {
         Ok(())
     }
 
-    /// Carries a commit out, whole or not at all.
-    pub(super) fn commit(&mut self, commit: Commit) -> rusqlite::Result<()> {
-        debug_assert!(commit.tick >= self.tick, "ticks never go back");
-        let mut interned = Vec::new();
-        let transaction = self.connection.transaction()?;
-        {
-            let mut key = |replica: &ReplicaId| -> rusqlite::Result<i64> {
-                if let Some(key) = self.key_of_replica.get(replica) {
-                    return Ok(*key);
-                }
-                if let Some((_, key)) = interned.iter().find(|(id, _)| id == replica) {
-                    return Ok(*key);
-                }
-                transaction.prepare_cached("INSERT INTO replicas (id) VALUES (?1)")?.execute([replica.as_bytes()])?;
-                let key = transaction.last_insert_rowid();
-                interned.push((replica.clone(), key));
-                Ok(key)
-            };
-            let mut put = transaction.prepare_cached(concat!(
-                "INSERT OR REPLACE INTO items (",
-                columns!(),
-                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
-            ))?;
-            let mut merge = transaction.prepare_cached("DELETE FROM unit_versions WHERE item_id = ?1")?;
-            let mut divide = transaction.prepare_cached("INSERT INTO unit_versions VALUES (?1, ?2, ?3, ?4)")?;
-            // Most stores have no change units, and their rows none to take away.
-            let divided = transaction.prepare_cached("SELECT 1 FROM unit_versions LIMIT 1")?.exists([])?;
-            for (id, row) in &commit.rows {
-                let versions = (key(&row.creation.replica)?, key(&row.version.replica)?);
-                let units = encode_units(row, &mut key)?;
-                write(&mut put, id, row, versions, units)?;
-                put.raw_execute()?;
-                if divided {
-                    merge.execute([id.as_bytes()])?;
-                }
-                // Those that are no newer than the item are found with it.
-                for (unit, Unit { version, .. }) in row.units.iter().flatten() {
-                    if *version != row.version {
-                        let replica = key(&version.replica)?;
-                        divide.execute(params![id.as_bytes(), unit.as_bytes(), replica, version.tick as i64])?;
-                    }
-                }
-            }
-            let settled = commit.rows.iter().map(|(id, _)| id).chain(&commit.dropped_intents);
-            end_intents(&transaction, &settled.collect())?;
-            let mut intend = transaction.prepare_cached(concat!(
-                "INSERT OR REPLACE INTO intents (",
-                columns!(),
-                ", learned, left_out) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)"
-            ))?;
-            for (id, intent) in &commit.intents {
-                let versions = (key(&intent.row.creation.replica)?, key(&intent.row.version.replica)?);
-                let units = encode_units(&intent.row, &mut key)?;
-                write(&mut intend, id, &intent.row, versions, units)?;
-                intend.raw_bind_parameter(15, codec::encode_vector(&intent.learned))?;
-                intend.raw_bind_parameter(16, codec::encode_unit_ids(&intent.left_out))?;
-                intend.raw_execute()?;
-            }
-        }
-        if let Some(knowledge) = &commit.knowledge {
-            set_meta(&transaction, "knowledge", &encode_knowledge(knowledge))?;
-        }
-        if let Some(anchor) = &commit.anchor {
-            set_meta(&transaction, "anchor", anchor)?;
-        }
-        set_meta(&transaction, "tick", &commit.tick.to_le_bytes())?;
-        transaction.commit()?;
-        for (replica, key) in interned {
-            self.replica_of_key.insert(key, replica.clone());
-            self.key_of_replica.insert(replica, key);
-        }
-        if let Some(knowledge) = commit.knowledge {
-            self.knowledge = Arc::new(knowledge);
-        }
-        self.tick = commit.tick;
-        self.generation += 1;
-        Ok(())
-    }
-
     /// Remembers that a partner knows more of this replica than it does itself: it becomes a new replica at the next
     /// [`Self::renew`] or open.
     pub(super) fn mark_went_back(&mut self) -> rusqlite::Result<()> {
@@ -565,7 +449,8 @@ impl Metadata {
     fn start_anew(&mut self, identity: &str) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         transaction.execute_batch(
-            "DELETE FROM meta; DELETE FROM replicas; DELETE FROM items; DELETE FROM intents; DELETE FROM unit_versions;",
+            "DELETE FROM meta; DELETE FROM replicas; DELETE FROM items; DELETE FROM intents; DELETE FROM unit_versions; \
+             DELETE FROM tombstones;",
         )?;
         begin_replica(&transaction, identity)?;
         transaction.commit()
@@ -612,27 +497,6 @@ fn corrupt(what: &str) -> rusqlite::Error {
     rusqlite::Error::ToSqlConversionFailure(what.into())
 }
 
-fn create(connection: &Connection, identity: &str) -> rusqlite::Result<()> {
-    let transaction = connection.unchecked_transaction()?;
-    transaction.execute_batch(SCHEMA)?;
-    begin_replica(&transaction, identity)?;
-    transaction
-        .execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"))?;
-    transaction.commit()
-}
-
-/// Brings the schema of an earlier version of this program up to date.
-fn migrate(connection: &Connection, version: i32) -> rusqlite::Result<()> {
-    let passed = usize::try_from(version - 1).map_err(|_| corrupt("it has no schema version"))?;
-    if passed >= MIGRATIONS.len() {
-        return Ok(());
-    }
-    let transaction = connection.unchecked_transaction()?;
-    MIGRATIONS[passed..].iter().try_for_each(|step| transaction.execute_batch(step))?;
-    transaction.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION};"))?;
-    transaction.commit()
-}
-
 fn begin_replica(transaction: &Transaction<'_>, identity: &str) -> rusqlite::Result<()> {
     set_meta(transaction, "identity", identity.as_bytes())?;
     set_meta(transaction, "replica_id", Uuid::new_v4().as_bytes())?;
@@ -644,56 +508,6 @@ fn set_meta(transaction: &Transaction<'_>, key: &str, value: &[u8]) -> rusqlite:
         .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
         .execute(params![key, value])
         .map(drop)
-}
-
-/// Ends the intents of these items. Mostly these are all that there are, and all or nothing costs next to nothing.
-fn end_intents(transaction: &Transaction<'_>, settled: &HashSet<&ItemId>) -> rusqlite::Result<()> {
-    let mut intended = transaction.prepare_cached("SELECT item_id FROM intents")?;
-    let intended: Vec<ItemId> =
-        intended.query_map([], |row| Ok(ItemId::from(row.get_ref(0)?.as_blob()?)))?.collect::<rusqlite::Result<_>>()?;
-    if intended.iter().all(|id| settled.contains(id)) {
-        return if intended.is_empty() { Ok(()) } else { transaction.execute("DELETE FROM intents", []).map(drop) };
-    }
-    let mut end = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
-    for id in intended.iter().filter(|id| settled.contains(id)) {
-        end.execute([id.as_bytes()])?;
-    }
-    Ok(())
-}
-
-/// The versions of a row's change units name replicas by `key`.
-fn encode_units(
-    row: &Row,
-    key: &mut impl FnMut(&ReplicaId) -> rusqlite::Result<i64>,
-) -> rusqlite::Result<Option<Vec<u8>>> {
-    row.units.as_ref().map(|units| codec::encode_units(units, key)).transpose()
-}
-
-/// Binds the fourteen columns that `items` and `intents` share. Sizes and ticks above `i64::MAX` are refused before.
-fn write(
-    statement: &mut rusqlite::CachedStatement<'_>,
-    id: &ItemId,
-    row: &Row,
-    (creation, version): (i64, i64),
-    units: Option<Vec<u8>>,
-) -> rusqlite::Result<()> {
-    let state = &row.item.state;
-    let properties = serde_json::to_string(&state.properties)
-        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    statement.raw_bind_parameter(1, id.as_bytes())?;
-    statement.raw_bind_parameter(2, properties)?;
-    statement.raw_bind_parameter(3, state.size as i64)?;
-    statement.raw_bind_parameter(4, state.digest.0.as_slice())?;
-    statement.raw_bind_parameter(5, state.modification_time.map(|time| time.as_second()))?;
-    statement.raw_bind_parameter(6, state.modification_time.map(|time| time.subsec_nanosecond()))?;
-    statement.raw_bind_parameter(7, row.item.fingerprint.0.as_slice())?;
-    statement.raw_bind_parameter(8, row.item.deleted)?;
-    statement.raw_bind_parameter(9, row.lingering)?;
-    statement.raw_bind_parameter(10, creation)?;
-    statement.raw_bind_parameter(11, row.creation.tick as i64)?;
-    statement.raw_bind_parameter(12, version)?;
-    statement.raw_bind_parameter(13, row.version.tick as i64)?;
-    statement.raw_bind_parameter(14, units)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! then waits for the tokens. So no work can slip in behind an end, and EndSession is answered only when nothing runs.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
@@ -16,8 +16,10 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::enumeration::{Enumeration, Meeting, ReadAhead};
-use super::{KnownItem, Shared, canceled, detection, lock, panicked};
-use crate::knowledge::{Digest, ItemId};
+use super::filtering::Sieve;
+use super::range_digests::Checked;
+use super::{KnownItem, Shared, canceled, detection, forgetting, lock, panicked};
+use crate::knowledge::{Digest, ItemId, Knowledge};
 use crate::provider::{
     BeginSession, CallError, EndSession, ProgressReport, ProgressTotals, Refusal, RefusalCode, Renewal, SessionKey,
 };
@@ -76,10 +78,16 @@ pub(super) struct Session {
     pub(super) meeting: OnceLock<Meeting>,
     /// What the source still has to send; kept from batch to batch.
     pub(super) enumeration: Mutex<Option<Enumeration>>,
+    /// What its latest batch was made with, of either kind: what is loaded is of that batch.
+    pub(super) made_with: Mutex<Option<Arc<Knowledge>>>,
+    /// What it was told to hold back.
+    pub(super) sieve: Mutex<Option<Sieve>>,
     /// What it sends next, being read.
     pub(super) read_ahead: Mutex<Option<ReadAhead>>,
     /// Contents that this session deleted or displaced, which the store may still have until its end.
     pub(super) deleted: Mutex<HashMap<Digest, (ItemId, KnownItem)>>,
+    /// What it has read of the replica's content, to compare it.
+    pub(super) checked: Mutex<Checked>,
     standing: Mutex<Standing>,
     work: TaskTracker,
     /// It has left the registry.
@@ -101,6 +109,8 @@ pub(super) struct Counters {
     pub(super) announced_deletions: AtomicU64,
     /// Live items when it began.
     pub(super) alive: AtomicU64,
+    /// The deletions of a recovery have been foreseen.
+    pub(super) foreseen: AtomicBool,
 }
 
 impl Session {
@@ -162,9 +172,14 @@ pub(super) async fn begin(shared: &Arc<Shared>, request: BeginSession) -> Result
     tokio::spawn(async move {
         let detected = {
             let (shared, allow_mass_delete) = (shared.clone(), request.allow_mass_delete);
-            let look = move || match detection::recent(&shared, request.operation_age)? {
-                Some(alive) => Ok(alive),
-                None => detection::detect(&shared, allow_mass_delete),
+            let look = move || {
+                if let Some(partner) = &request.partner {
+                    shared.meet(partner)?;
+                }
+                match detection::recent(&shared, request.operation_age)? {
+                    Some(alive) => Ok(alive),
+                    None => detection::detect(&shared, allow_mass_delete),
+                }
             };
             tokio::task::spawn_blocking(look).await.map_err(panicked).and_then(|result| result.map_err(CallError::from))
         };
@@ -223,8 +238,11 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
         counters: Counters::default(),
         meeting: OnceLock::new(),
         enumeration: Mutex::new(None),
+        made_with: Mutex::new(None),
+        sieve: Mutex::new(None),
         read_ahead: Mutex::new(None),
         deleted: Mutex::new(HashMap::new()),
+        checked: Mutex::default(),
         standing: Mutex::new(Standing {
             phase: Phase::Beginning,
             epoch,
@@ -420,18 +438,29 @@ async fn finish(shared: &Arc<Shared>, session: &Arc<Session>) -> bool {
             tracing::error!(%error, "cannot start as a new replica");
         }
     }
-    let mut registry = lock(&shared.registry);
-    registry.live.remove(&session.sync_guid);
-    let (epoch, lease) = {
-        let standing = lock(&session.standing);
-        (standing.epoch, standing.lease)
-    };
-    registry.remember(session.sync_guid, epoch, lease.max(REMEMBER_ENDED));
+    {
+        let mut registry = lock(&shared.registry);
+        registry.live.remove(&session.sync_guid);
+        let (epoch, lease) = {
+            let standing = lock(&session.standing);
+            (standing.epoch, standing.lease)
+        };
+        registry.remember(session.sync_guid, epoch, lease.max(REMEMBER_ENDED));
+    }
+    let shared = shared.clone();
+    if let Err(error) = tokio::task::spawn_blocking(move || forgetting::clean_up(&shared)).await {
+        tracing::error!(%error, "cannot clean up tombstones");
+    }
     session.gone.cancel();
     true
 }
 
 impl Registry {
+    /// True while the provider is in any session.
+    pub(super) fn is_in_use(&self) -> bool {
+        !self.live.is_empty()
+    }
+
     fn remember(&mut self, sync_guid: SyncGuid, epoch: Epoch, span: Duration) {
         let now = Instant::now();
         if self.ended.len() >= MAX_ENDED {

@@ -3,6 +3,7 @@
 mod conflicts;
 mod convergence;
 mod crashes;
+mod filters;
 mod harness;
 mod life_cycle;
 mod memory;

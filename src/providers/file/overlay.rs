@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use super::attributes::{Attributes, MAX_TARGET_BYTES};
 use super::change::{expect_known, still_holds, unreached};
 use super::facts::{Facts, Kind};
+use super::filter;
 use super::holding::{not_of_kind, too_long, too_short};
 use super::path::{self, ItemPath};
 use super::reading::read_digest;
@@ -31,8 +32,8 @@ use super::tree::Tree;
 use super::{identity, lock_existing_state};
 use crate::knowledge::{Digest, ItemDataHeader, ItemId};
 use crate::provider::sdk::{
-    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, MAX_DIVIDED_BYTES, Replaces,
-    Staged, Staging, StoreError, conflict_copy_id,
+    Applied, Detection, Fingerprint, ItemError, ItemFilter, ItemState, ItemStore, Known, KnownItem, MAX_DIVIDED_BYTES,
+    Replaces, Staged, Staging, StoreError, conflict_copy_id,
 };
 
 /// Begins the fingerprint of what was written here. No fingerprint of a file is as short.
@@ -474,6 +475,10 @@ impl ItemStore for Overlay {
 
     fn other_id(&self, id: &ItemId, item: &ItemState, attempt: u32) -> Option<ItemId> {
         conflict_copy_id(id, item, attempt)
+    }
+
+    fn custom_filter(&self, name: &str, definition: &[u8]) -> Result<ItemFilter, String> {
+        filter::custom(name, definition)
     }
 
     fn containers(&self, id: &ItemId) -> Vec<ItemId> {

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::{Effect, Machine, Now, RelayError, Relayed, Step};
-use crate::knowledge::ChangeBatch;
+use crate::knowledge::{ChangeBatch, ItemId};
 use crate::provider::{CallError, ChangeBatchRequest, SyncBatchParameters};
 use crate::referee::{BatchReport, Referee};
 use crate::session::blame::Failure;
-use crate::types::{Hresult, ProviderRole};
+use crate::types::ProviderRole;
 
 /// Items up to this size may carry their data inline in a batch.
 const MAX_INLINE_BYTES: u64 = 64 * 1024;
@@ -17,12 +17,14 @@ const MAX_INLINE_BYTES: u64 = 64 * 1024;
 const MAX_BATCH_BYTES: u64 = 32 * 1024 * 1024;
 
 /// What the counters must be added to, and what the batch in hand will bring.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct BatchInHand {
     pub(super) base: crate::store::Counters,
     pub(super) changes: u64,
     pub(super) remaining: u64,
     pub(super) is_last: bool,
+    /// Of a full enumeration; and the bound of the next one, if another follows.
+    pub(super) enumeration: Option<Option<ItemId>>,
 }
 
 /// Bytes over the last few seconds.
@@ -57,6 +59,7 @@ impl Machine {
                 source.replica_id.clone(),
                 destination.replica_id.clone(),
                 self.record.full_enumeration_action,
+                self.filtering.accepted().cloned(),
             ));
             let [source, destination] = [source.replica_id.clone(), destination.replica_id.clone()];
             self.begin_with_standing(&mut referee, &source, &destination, &parameters.knowledge, effects);
@@ -82,36 +85,37 @@ impl Machine {
             max_inline_bytes: smallest(MAX_INLINE_BYTES, |limits| limits.max_inline_bytes),
         };
         self.step = Step::Enumerating;
-        effects.push(Effect::GetBatch(request));
+        effects.push(match self.recovery.lower_bound() {
+            Some(bound) => Effect::GetFullEnumerationBatch(request, bound.clone()),
+            None => Effect::GetBatch(request),
+        });
     }
 
     pub(super) fn enumerated(&mut self, result: Result<ChangeBatch, CallError>, now: Now, effects: &mut Vec<Effect>) {
         let batch = match result {
             Ok(batch) => batch,
-            Err(error) => return self.call_failed(ProviderRole::Source, "GetChangeBatch", error, now, effects),
+            Err(error) => {
+                let full = self.recovery.lower_bound().is_some();
+                let call = if full { "GetFullEnumerationChangeBatch" } else { "GetChangeBatch" };
+                return self.call_failed(ProviderRole::Source, call, error, now, effects);
+            }
         };
-        let Some(mut referee) = self.referee.take() else { return };
-        match referee.batch(&batch) {
-            Ok(verdict) if verdict.out_of_date => {
-                self.referee = Some(referee);
-                let failure = Failure::mismatch(
-                    "OUT_OF_DATE",
-                    Hresult::SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED,
-                    "the destination is out of date: the source has cleaned up deletions that it never saw; \
-                     the session was aborted, as full_enumeration_action says",
-                );
-                return self.conclude(failure, now, effects);
+        let Some(referee) = self.referee.as_mut() else { return };
+        let judged = match self.recovery.lower_bound() {
+            Some(bound) => referee.full_enumeration_batch(&batch, bound),
+            None => referee.batch(&batch),
+        };
+        match judged {
+            Ok(verdict) if verdict.out_of_date_from.is_some() => {
+                if !self.out_of_date(&verdict, now, effects) {
+                    return;
+                }
             }
-            Ok(verdict) if verdict.ask_destination_again => {
-                self.referee = Some(referee);
-                return self.ask(effects);
-            }
+            Ok(verdict) if verdict.ask_destination_again => return self.ask(effects),
             Ok(_) => {}
-            Err(breach) => {
-                self.referee = Some(referee);
-                return self.conclude(Failure::breach(breach), now, effects);
-            }
+            Err(breach) => return self.conclude(Failure::breach(breach), now, effects),
         }
+        let Some(referee) = self.referee.take() else { return };
         if self.failure.is_some() {
             self.referee = Some(referee);
             return self.stop(now, effects);
@@ -122,17 +126,19 @@ impl Machine {
             changes,
             remaining: batch.remaining_updates.unwrap_or(0).into(),
             is_last: batch.is_last_batch,
+            enumeration: self.enumeration_of(&batch),
         };
         self.record.counters.updates_not_transferred = changes + self.batch.remaining;
         self.record.counters.updates_to_be_transferred = changes + self.batch.remaining + self.left_out;
         self.record.phase = "APPLYING".to_owned();
         self.step = Step::Processing;
         effects.push(Effect::Publish);
+        let full_enumeration = self.batch.enumeration.is_some();
         let collisions = self.record.collision_conflict_resolution_policy;
         let source = self.infos[0].as_ref().map(|info| &info.replica_id);
         let resolutions =
             source.map(|source| self.standing.resolutions(source, &batch, collisions)).unwrap_or_default();
-        effects.push(Effect::Process { batch, referee, resolutions });
+        effects.push(Effect::Process { batch, full_enumeration, referee, resolutions });
     }
 
     pub(super) fn relayed(&mut self, relayed: Relayed, now: Now, effects: &mut Vec<Effect>) {
@@ -216,9 +222,13 @@ impl Machine {
         if self.failure.is_some() {
             return self.stop(now, effects);
         }
-        if self.batch.is_last {
-            self.end_with_standing(effects);
-            return self.conclude_well(now, effects);
+        match self.batch.enumeration.take() {
+            Some(next) => self.recovery.go_on_from(next),
+            None if self.batch.is_last => {
+                self.end_with_standing(effects);
+                return self.conclude_well(now, effects);
+            }
+            None => {}
         }
         self.ask(effects);
         effects.push(Effect::Publish);

@@ -102,7 +102,9 @@ impl Machine {
 
     /// The last batch is done.
     pub(super) fn conclude_well(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        let outcome = if self.left_out == 0 { SyncState::InSync } else { SyncState::Completed };
+        // After a partial sync the destination stays out of date, whatever was applied.
+        let in_sync = self.left_out == 0 && !self.recovery.is_partial();
+        let outcome = if in_sync { SyncState::InSync } else { SyncState::Completed };
         if outcome == SyncState::InSync {
             self.record.counters.updates_not_transferred = 0;
             self.record.counters.updates_to_be_transferred = 0;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::knowledge::{ChangeBatch, Resolution};
+use crate::knowledge::{ChangeBatch, FilterRequest, ItemId, Resolution};
 use crate::provider::{
     CallError, ChangeBatchRequest, ProgressReport, ProviderFault, ProviderInfo, Renewal, SyncBatchParameters,
 };
@@ -91,9 +91,13 @@ pub enum Answer {
     Begun(Result<(), CallError>),
     /// RenewSession.
     Renewed(Result<Renewal, CallError>),
+    /// SpecifyFilter.
+    FilterSpecified(Result<Vec<FilterRequest>, CallError>),
+    /// AddFilter.
+    FilterAdded(Result<(), CallError>),
     /// GetSyncBatchParameters.
     Parameters(Result<SyncBatchParameters, CallError>),
-    /// GetChangeBatch.
+    /// GetChangeBatch, or GetFullEnumerationChangeBatch.
     Batch(Result<ChangeBatch, CallError>),
     /// EndSession.
     Ended(Result<(), CallError>),
@@ -150,14 +154,22 @@ pub enum Effect {
         /// With the cancel flag.
         canceled: bool,
     },
+    /// Call SpecifyFilter at the destination.
+    SpecifyFilter,
+    /// Call AddFilter at the source.
+    AddFilter(FilterRequest),
     /// Call GetSyncBatchParameters at the destination.
     GetParameters,
     /// Call GetChangeBatch at the source.
     GetBatch(ChangeBatchRequest),
-    /// Call ProcessChangeBatch at the destination and relay what it loads.
+    /// Call GetFullEnumerationChangeBatch at the source, from this bound on; answered like `GetBatch`.
+    GetFullEnumerationBatch(ChangeBatchRequest, ItemId),
+    /// Call ProcessChangeBatch, or ProcessFullEnumerationChangeBatch, at the destination and relay what it loads.
     Process {
         /// The batch.
         batch: ChangeBatch,
+        /// Which of the two.
+        full_enumeration: bool,
         /// Judges the frames; comes back with `Processed`.
         referee: Box<Referee>,
         /// Decisions about items of the batch.

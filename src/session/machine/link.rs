@@ -133,7 +133,7 @@ impl Machine {
             return;
         }
         match self.step {
-            Step::Asking | Step::Enumerating | Step::Processing => {
+            Step::Filtering | Step::Asking | Step::Enumerating | Step::Processing => {
                 self.failure = Some(failure);
                 self.record.phase = "CANCELING".to_owned();
                 effects.push(Effect::Publish);

@@ -8,10 +8,13 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::knowledge::{ChangeBatch, ChangeGroup, ClockVector, GroupKind, IdFormat, ItemId, Knowledge, ReplicaId};
+use crate::knowledge::{
+    ChangeBatch, ChangeGroup, ClockVector, FilterFlags, FilterRequest, FilteringType, GroupKind, IdFormat, ItemId,
+    Knowledge, ReplicaId, SyncFilter,
+};
 use crate::provider::{
-    ChangeBatchRequest, ProgressTotals, ProviderFault, ProviderLimits, Refusal, RefusalCode, Renewal,
-    SyncBatchParameters,
+    ChangeBatchRequest, ProgressTotals, ProviderFault, ProviderLimits, REQUEST_FILTERED_SYNC, Refusal, RefusalCode,
+    Renewal, SUPPORT_FILTERED_SYNC, SyncBatchParameters,
 };
 use crate::store::{Counters, Member};
 use crate::types::{
@@ -89,7 +92,7 @@ fn info(role: ProviderRole) -> ProviderInfo {
         instance_id: "1".to_owned(),
         member_name: role.to_string(),
         limits: ProviderLimits::default(),
-        capabilities: Vec::new(),
+        capabilities: [REQUEST_FILTERED_SYNC, SUPPORT_FILTERED_SYNC].map(str::to_owned).into(),
         busy_roles: Vec::new(),
         incarnation_id: String::new(),
     }
@@ -100,6 +103,11 @@ fn busy() -> Refusal {
     Refusal::own(RefusalCode::Unavailable, "BUSY", Hresult::SYNC_E_INVALID_OPERATION, "in a session elsewhere")
 }
 
+fn filter(name: &str) -> FilterRequest {
+    let filter = SyncFilter::Custom { name: name.to_owned(), definition: Default::default() };
+    FilterRequest { filter, filtering_type: FilteringType::CurrentItemsOnly }
+}
+
 fn replica(role: ProviderRole) -> ReplicaId {
     ReplicaId::from(vec![role as u8; 16])
 }
@@ -108,7 +116,7 @@ fn knowledge(role: ProviderRole, tick: u64) -> Knowledge {
     Knowledge::from_vector(FORMAT, ClockVector::from_iter([(replica(role), tick)]))
 }
 
-fn batch(request: &ChangeBatchRequest, is_last_batch: bool) -> ChangeBatch {
+fn batch(request: &ChangeBatchRequest, is_last_batch: bool, filter_flags: FilterFlags) -> ChangeBatch {
     ChangeBatch {
         groups: vec![ChangeGroup {
             kind: GroupKind::Ordered { lower_bound: ItemId::default(), upper_bound: None },
@@ -122,6 +130,7 @@ fn batch(request: &ChangeBatchRequest, is_last_batch: bool) -> ChangeBatch {
         remaining_updates: None,
         remaining_deletions: None,
         is_last_batch,
+        filter_flags,
     }
 }
 
@@ -141,6 +150,8 @@ struct World {
     /// Who said last that it would refuse BeginSession.
     busy: [bool; 2],
     finished: bool,
+    /// What the source took.
+    filtered: FilterFlags,
 }
 
 impl World {
@@ -159,6 +170,7 @@ impl World {
             held: false,
             busy: [false; 2],
             finished: false,
+            filtered: FilterFlags::NONE,
         };
         world.feed(Event::Started);
         world
@@ -331,6 +343,21 @@ impl World {
             Effect::Renew { role, .. } => {
                 answered(role, Answer::Renewed(error.map_or_else(|| Ok(Renewal::default()), Err)))
             }
+            Effect::SpecifyFilter => {
+                self.filtered = FilterFlags::NONE;
+                let wishes = if choice.is_multiple_of(2) { Vec::new() } else { vec![filter("a"), filter("b")] };
+                answered(ProviderRole::Destination, Answer::FilterSpecified(error.map_or(Ok(wishes), Err)))
+            }
+            Effect::AddFilter(request) if choice == 9 => {
+                let refusal = CallError::Refused(Refusal::filter_not_supported(&request.filter));
+                answered(ProviderRole::Source, Answer::FilterAdded(Err(refusal)))
+            }
+            Effect::AddFilter(request) => {
+                if error.is_none() {
+                    self.filtered = request.filter.flags();
+                }
+                answered(ProviderRole::Source, Answer::FilterAdded(error.map_or(Ok(()), Err)))
+            }
             Effect::GetParameters => {
                 let parameters = SyncBatchParameters {
                     knowledge: knowledge(ProviderRole::Destination, 5),
@@ -339,7 +366,7 @@ impl World {
                 answered(ProviderRole::Destination, Answer::Parameters(error.map_or(Ok(parameters), Err)))
             }
             Effect::GetBatch(request) => {
-                let batch = batch(&request, choice.is_multiple_of(2));
+                let batch = batch(&request, choice.is_multiple_of(2), self.filtered);
                 answered(ProviderRole::Source, Answer::Batch(error.map_or(Ok(batch), Err)))
             }
             Effect::Process { mut referee, .. } => {
@@ -622,4 +649,68 @@ proptest! {
         }
         world.calm_down();
     }
+}
+
+/// Goes to the negotiation of a session's filter.
+fn negotiating() -> World {
+    let mut world = World::new(Shape::Coordinated);
+    while world.machine.step != Step::Filtering {
+        let effect = world.pending.remove(0);
+        let event = world.answer(effect, 0);
+        world.feed(event);
+    }
+    world
+}
+
+/// Answers what the machine asks for at `role`.
+fn tell(world: &mut World, role: ProviderRole, answer: Answer) {
+    world.pending.retain(|effect| !matches!(effect, Effect::SpecifyFilter | Effect::AddFilter(_)));
+    let sent = world.now.instant;
+    world.feed(Event::Answered { role, sent, answer });
+}
+
+fn tried(world: &World) -> Option<&FilterRequest> {
+    world.pending.iter().find_map(|effect| if let Effect::AddFilter(request) = effect { Some(request) } else { None })
+}
+
+#[test]
+fn the_first_filter_that_the_source_knows_governs_the_session() {
+    let mut world = negotiating();
+    tell(&mut world, ProviderRole::Destination, Answer::FilterSpecified(Ok(vec![filter("a"), filter("b")])));
+    assert_eq!(tried(&world), Some(&filter("a")), "the best first");
+    let refusal = CallError::Refused(Refusal::filter_not_supported(&filter("a").filter));
+    tell(&mut world, ProviderRole::Source, Answer::FilterAdded(Err(refusal)));
+    assert_eq!(tried(&world), Some(&filter("b")));
+    tell(&mut world, ProviderRole::Source, Answer::FilterAdded(Ok(())));
+    assert_eq!(world.machine.step, Step::Asking);
+    assert_eq!(world.machine.filtering.accepted(), Some(&filter("b").filter));
+}
+
+#[test]
+fn a_destination_whose_filters_are_all_refused_ends_the_session_and_nobody_is_at_fault() {
+    let mut world = negotiating();
+    tell(&mut world, ProviderRole::Destination, Answer::FilterSpecified(Ok(vec![filter("a")])));
+    let refusal = CallError::Refused(Refusal::filter_not_supported(&filter("a").filter));
+    tell(&mut world, ProviderRole::Source, Answer::FilterAdded(Err(refusal)));
+    assert_eq!(world.machine.step, Step::Concluding);
+    assert_eq!(world.machine.record().hresult, Hresult::SYNC_E_FILTER_NOT_SUPPORTED);
+    assert_eq!(world.machine.record().provider_with_error, None);
+}
+
+#[test]
+fn another_refusal_of_a_filter_is_the_sources_failure() {
+    let mut world = negotiating();
+    tell(&mut world, ProviderRole::Destination, Answer::FilterSpecified(Ok(vec![filter("a"), filter("b")])));
+    let refusal = CallError::Refused(Refusal::own(RefusalCode::Internal, "NO", Hresult::E_FAIL, "no"));
+    tell(&mut world, ProviderRole::Source, Answer::FilterAdded(Err(refusal)));
+    assert_eq!(world.machine.step, Step::Concluding);
+    assert_eq!(world.machine.record().provider_with_error, Some(crate::types::ProviderWithError::Source));
+}
+
+#[test]
+fn a_cancel_reaches_a_session_that_negotiates() {
+    let mut world = negotiating();
+    world.feed(Event::Cancel { cause: "CANCELED".to_owned(), reason: "a test".to_owned() });
+    tell(&mut world, ProviderRole::Destination, Answer::FilterSpecified(Ok(vec![filter("a")])));
+    assert_eq!(world.machine.step, Step::Concluding);
 }

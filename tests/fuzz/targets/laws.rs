@@ -127,13 +127,13 @@ pub(super) fn of_batch(batch: &ChangeBatch, schema: &IdParameters) {
     }
     let learned = batch.learned_knowledge();
     let (source, destination) = (ReplicaId::from(vec![1; 16]), ReplicaId::from(vec![2; 16]));
-    let mut referee = Referee::new(*schema, source, destination, FullEnumerationAction::Abort);
+    let mut referee = Referee::new(*schema, source, destination, FullEnumerationAction::Abort, None);
     if referee.parameters(&batch.prerequisite_knowledge).is_err() {
         return;
     }
     let Ok(verdict) = referee.batch(batch) else { return };
     assert!(checked.is_ok(), "the referee took what breaks a rule: {checked:?}");
-    if verdict.out_of_date {
+    if verdict.out_of_date_from.is_some() {
         return;
     }
     for (_, change) in batch.changes() {

@@ -5,7 +5,7 @@ use super::super::knowledge::tests::arbitrary_knowledge;
 use super::super::{InvalidMessage, decode};
 use super::*;
 use crate::knowledge::fixtures::{SCHEMA, all, change, deletion, ordered, replica, unit_change, version};
-use crate::knowledge::{Version, fixtures};
+use crate::knowledge::{FilterFlags, Version, fixtures};
 
 fn back(wire: pb::ChangeBatch) -> Result<ChangeBatch, InvalidMessage> {
     decode(|violations| batch(wire, &SCHEMA, Path::ROOT, violations)).map(|(batch, _)| batch)
@@ -68,9 +68,9 @@ fn arbitrary_group() -> impl Strategy<Value = ChangeGroup> {
 
 fn arbitrary_batch() -> impl Strategy<Value = ChangeBatch> {
     let knowledges = (arbitrary_knowledge(), arbitrary_knowledge());
-    let numbers = (any::<u32>(), any::<u32>(), any::<Option<u32>>(), any::<Option<u64>>(), any::<bool>());
+    let numbers = (any::<u32>(), any::<u32>(), any::<Option<u32>>(), any::<Option<u64>>(), any::<bool>(), 0..8u32);
     (proptest::collection::vec(arbitrary_group(), 0..3), knowledges, numbers).prop_map(
-        |(groups, (prerequisite, forgotten), (work, remaining_work, updates, deletions, last))| ChangeBatch {
+        |(groups, (prerequisite, forgotten), (work, remaining_work, updates, deletions, last, flags))| ChangeBatch {
             groups,
             prerequisite_knowledge: Arc::new(prerequisite),
             forgotten_knowledge: Arc::new(forgotten),
@@ -79,6 +79,7 @@ fn arbitrary_batch() -> impl Strategy<Value = ChangeBatch> {
             remaining_updates: updates,
             remaining_deletions: deletions,
             is_last_batch: last,
+            filter_flags: FilterFlags(flags),
         },
     )
 }
@@ -105,6 +106,7 @@ proptest! {
         prop_assert_eq!(decoded.remaining_updates, batch.remaining_updates);
         prop_assert_eq!(decoded.remaining_deletions, batch.remaining_deletions);
         prop_assert_eq!(decoded.is_last_batch, batch.is_last_batch);
+        prop_assert_eq!(decoded.filter_flags, batch.filter_flags);
     }
 
     #[test]

@@ -280,6 +280,50 @@ proptest! {
         prop_assert_eq!(a.is_empty(), a_model.0.values().all(ClockVector::is_empty));
     }
 
+    /// Forgotten knowledge, and whom it makes out of date.
+    #[test]
+    fn forgetting_agrees_with_the_model(
+        (universe, [(known, known_model), (forgotten, forgotten_model), (source, source_model)], _) in three(),
+        versions in elements(),
+    ) {
+        let upper = Model::uniform(universe, &vector(&versions));
+        let both = known.intersection(&forgotten);
+        assert_canonical(&both);
+        prop_assert_eq!(Model::of(universe, &both), known_model.zip(&forgotten_model, u64::min));
+        let forgot = forgotten.forget_to_versions(&known, &vector(&versions));
+        assert_canonical(&forgot);
+        let more = known_model.zip(&upper, u64::min);
+        prop_assert_eq!(Model::of(universe, &forgot), forgotten_model.zip(&more, u64::max));
+
+        let made_with = source.union(&forgotten);
+        let group = ChangeGroup {
+            kind: GroupKind::Ordered { lower_bound: ItemId::default(), upper_bound: None },
+            made_with_knowledge: Arc::new(made_with.clone()),
+            changes: Vec::new(),
+        };
+        let mut batch = batch(&source, vec![group]);
+        batch.forgotten_knowledge = Arc::new(forgotten);
+        let made_with = source_model.zip(&forgotten_model, u64::max);
+        let out_of_date = |cell: &Cell| {
+            let ticks = |model: &Model| REPLICAS.map(|name| model.0[cell].get(&replica(name)));
+            let (known, forgotten) = (ticks(&known_model), ticks(&forgotten_model));
+            let (asked, source) = (ticks(&source_model), ticks(&made_with));
+            let all = |of: &dyn Fn(usize) -> bool| (0..REPLICAS.len()).all(of);
+            !all(&|r| forgotten[r] <= known[r])
+                && all(&|r| asked[r] <= known[r])
+                && !all(&|r| known[r].min(source[r]) == 0)
+        };
+        let lowest = known_model.0.keys().filter(|cell| out_of_date(cell)).map(|(item, _)| item).min();
+        let found = known.out_of_date_from(&batch);
+        prop_assert_eq!(found.is_some(), lowest.is_some());
+        // A bound lies at or below the first item of its range, and above every item before it.
+        if let (Some(found), Some(lowest)) = (found, lowest) {
+            prop_assert!(found <= *lowest);
+            let between = known_model.0.keys().map(|(item, _)| item).filter(|item| **item >= found && *item < lowest);
+            prop_assert_eq!(between.count(), 0);
+        }
+    }
+
     #[test]
     fn laws((universe, [(a, _), (b, _), (c, _)], items) in three()) {
         let nothing = Knowledge::new(universe.format);
@@ -303,6 +347,16 @@ proptest! {
         rest.exclude_items(&items);
         prop_assert_eq!(rest.union(&projected), a.clone());
         prop_assert!(!rest.intersects(&projected));
+        let mut bounds = items.clone();
+        bounds.sort();
+        bounds.dedup();
+        let spans: Vec<_> = bounds.chunks(2).map(|span| (span[0].clone(), span[span.len() - 1].clone())).collect();
+        let mut rest = a.clone();
+        rest.exclude_ranges(&spans);
+        let parts = spans.iter().map(|(first, last)| a.project_onto_range(first, Some(last)));
+        let within = Knowledge::union_all(a.item_format(), parts);
+        prop_assert!(!rest.intersects(&within));
+        prop_assert_eq!(rest.union(&within), a.clone());
         prop_assert_eq!(&a.project_with_prerequisite(&nothing, &b), &a);
         prop_assert_eq!(a.lowest_uncontained(&b).is_none(), a.contains(&b));
     }

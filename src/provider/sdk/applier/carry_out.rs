@@ -7,6 +7,7 @@ use super::fetch::Obtained;
 use super::plan::{Action, Deferral, Plan, Step, Verdict};
 use super::{Applier, Section};
 use crate::knowledge::{ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId, Selection};
+use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::{Commit, Intent, Row};
 use crate::provider::sdk::{
@@ -66,7 +67,7 @@ impl Applier<'_> {
     }
 
     /// Commits what is about to be done to the store, and to which items.
-    fn intend(
+    pub(super) fn intend(
         &self,
         actions: &BTreeMap<ItemId, Action>,
         learned: &Knowledge,
@@ -83,7 +84,7 @@ impl Applier<'_> {
 
     /// Changes the store, in [`order`], what is put last and together. What fails leaves the actions and is returned with its
     /// change.
-    fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> BTreeMap<usize, (ItemId, ItemError)> {
+    pub(super) fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> BTreeMap<usize, (ItemId, ItemError)> {
         let mut failures: BTreeMap<usize, (ItemId, ItemError)> = BTreeMap::new();
         let mut together = Vec::new();
         for id in order(actions) {
@@ -156,7 +157,7 @@ impl Applier<'_> {
 
     /// Rows, knowledge and the end of the intents, in one transaction; also of the intents of what failed, where nothing was
     /// changed.
-    fn conclude(
+    pub(super) fn conclude(
         &self,
         actions: BTreeMap<ItemId, Action>,
         intended: Vec<ItemId>,
@@ -164,7 +165,8 @@ impl Applier<'_> {
         tick: u64,
     ) -> Result<(), CallError> {
         let mut metadata = self.shared.metadata();
-        let commit = conclusion(actions, intended, (metadata.replica(), metadata.knowledge()), learned, tick);
+        let mut commit = conclusion(actions, intended, (metadata.replica(), metadata.knowledge()), learned, tick);
+        commit.forgotten = self.learns_forgotten.then(|| self.batch.forgotten_knowledge.intersection(learned));
         metadata.commit(commit).map_err(metadata_failed)?;
         Ok(())
     }
@@ -197,6 +199,7 @@ pub fn leave_out(change: &ItemChange, verdict: &Verdict, left_out: &mut Selectio
     let id = &change.item_id;
     match verdict {
         Verdict::Failed(_) | Verdict::Deferred(_) => left_out.add_item(id.clone()),
+        Verdict::Partly { .. } if mutant::is(Mutant::LeaveWholeItemOut) => left_out.add_item(id.clone()),
         // R21
         Verdict::Partly { left_out: units, .. } => {
             units.iter().for_each(|unit| left_out.add_change_unit(id.clone(), unit.clone()));
@@ -211,7 +214,8 @@ pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(
     let intent = |(id, action): (&ItemId, &Action)| {
         let mut vector = if action.comes_first { Default::default() } else { (**learned.vector_for_item(id)).clone() };
         vector.learn(&action.after.version);
-        (id.clone(), Intent { row: action.after.clone(), learned: vector, left_out: action.left_out.clone() })
+        let (row, left_out) = (action.after.clone(), action.left_out.clone());
+        (id.clone(), Intent { row, learned: vector, left_out, forgets: action.forgets })
     };
     to_store.map(intent).collect()
 }
@@ -292,8 +296,12 @@ pub fn conclusion(
     }
     // The others end with their rows.
     let dropped_intents = intended.into_iter().filter(|id| !actions.contains_key(id)).collect();
-    let rows = actions.into_iter().map(|(id, action)| (id, action.after)).collect();
-    Commit { rows, dropped_intents, knowledge: Some(knowledge), tick, ..Commit::default() }
+    // A container that is not empty yet stays, with a tombstone that waits for its last child.
+    let (forgotten, kept): (Vec<_>, Vec<_>) =
+        actions.into_iter().partition(|(_, action)| action.forgets && !action.after.lingering);
+    let rows = kept.into_iter().map(|(id, action)| (id, action.after)).collect();
+    let removed = forgotten.into_iter().map(|(id, _)| id).collect();
+    Commit { rows, removed, dropped_intents, knowledge: Some(knowledge), tick, ..Commit::default() }
 }
 
 /// What the coordinator is told of a change.

@@ -122,7 +122,8 @@ impl Ground<'_> {
             }
         };
         let left_out = Vec::new();
-        let action = Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out };
+        let action =
+            Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out, forgets: false };
         planned.push((id.clone(), action));
         actions.extend(planned);
         Ok(Some(Verdict::Planned { conflict: true }))
@@ -148,7 +149,8 @@ impl Ground<'_> {
             let step = Step::Delete;
             let before = Some(row.clone());
             let left_out = Vec::new();
-            let action = Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out };
+            let action =
+                Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out, forgets: false };
             planned.push((id.clone(), action));
         }
     }
@@ -197,7 +199,7 @@ impl Ground<'_> {
 /// What must be there before the change itself is carried out.
 fn put_first(index: usize, before: Option<Row>, after: Row, staged: Staged, keeps_loser: bool) -> Action {
     let step = Step::Put(staged);
-    Action { index, before, after, step, comes_first: true, keeps_loser, left_out: Vec::new() }
+    Action { index, before, after, step, comes_first: true, keeps_loser, left_out: Vec::new(), forgets: false }
 }
 
 /// True for an item that others may be within.

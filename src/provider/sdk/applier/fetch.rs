@@ -13,8 +13,9 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::merge::{Course, Fetched, course, too_large, wanted};
+use super::section;
 use super::settle::{Incoming, Settlement, Winner, kind_of, settle};
-use super::{Applier, SECTION_BYTES, Section, stopped};
+use super::{Applier, Section, stopped};
 use crate::knowledge::{
     ChangeUnitId, Digest, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError,
     Version,
@@ -236,7 +237,7 @@ impl Applier<'_> {
         let version = self.check_change(section, change)?;
         let metadata = self.shared.metadata();
         let row = metadata.row(&change.item_id).map_err(|error| Need::Call(metadata_failed(error).into()))?;
-        let knowledge = (&*section.group.made_with_knowledge, &*self.known);
+        let knowledge = (&*section.group.made_with_knowledge, &*self.known, &*self.forgotten);
         let policy = self.decisions.whole(change, row.as_ref(), self.start.conflict_resolution_policy);
         let winner = match settle(change, version, knowledge, row.as_ref(), incoming, policy) {
             Settlement::NeedsHeader | Settlement::NeedsContent if self.shared.store.has_change_units() => {
@@ -287,7 +288,7 @@ impl Applier<'_> {
         self.check_units(section, change)?;
         let row = self.shared.metadata().row(&change.item_id);
         let row = row.map_err(|error| Need::Call(metadata_failed(error).into()))?;
-        let knowledge = (&*section.group.made_with_knowledge, &*self.known);
+        let knowledge = (&*section.group.made_with_knowledge, &*self.known, &*self.forgotten);
         match course(change, knowledge.0, knowledge.1, row.as_ref()) {
             Course::Obsolete => return Ok(None),
             Course::Units(courses) => {
@@ -385,7 +386,7 @@ impl Applier<'_> {
         if size > MAX_DIVIDED_BYTES {
             return Err(too_large(id));
         }
-        if held > SECTION_BYTES {
+        if held > section::BYTES {
             let description = "there are too many change units at once; this item comes with a later session";
             return Err(recoverable(id, Hresult::E_OUTOFMEMORY, description));
         }

@@ -76,7 +76,8 @@ pub fn course(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, row
     }
     let listed: BTreeSet<&ChangeUnitId> = change.change_units.iter().map(|unit| &unit.change_unit_id).collect();
     // Where the base is not known the source lists all units: what it does not list it does not have.
-    let gone = here.keys().filter(|unit| anew && !listed.contains(unit)).map(|unit| {
+    let gone = here.keys().filter(|unit| anew && !listed.contains(unit) && !mutant::is(Mutant::KeepUnlistedUnits));
+    let gone = gone.map(|unit| {
         let unit = ChangeUnitChange {
             change_unit_id: unit.clone(),
             version: change.creation_version.clone(),
@@ -211,7 +212,9 @@ impl Ground<'_> {
                     if both {
                         losers.insert(unit_id.clone(), (None, ours.modification_time));
                     }
-                    after.insert(unit_id.clone(), Unit { version: resolved(ticks), ..theirs });
+                    let version =
+                        if mutant::is(Mutant::KeepLosersUnitVersion) { ours.version.clone() } else { resolved(ticks) };
+                    after.insert(unit_id.clone(), Unit { version, ..theirs });
                     values.insert(unit_id, value);
                 }
                 UnitWinner::Destination => {
@@ -278,6 +281,7 @@ impl Ground<'_> {
                 comes_first: false,
                 keeps_loser: false,
                 left_out: left_out.clone(),
+                forgets: false,
             };
             actions.insert(id.clone(), action);
         }
@@ -341,6 +345,7 @@ impl Ground<'_> {
                     comes_first: true,
                     keeps_loser: true,
                     left_out: Vec::new(),
+                    forgets: false,
                 };
                 actions.insert(name, action);
                 Ok(true)

@@ -56,6 +56,8 @@ pub struct Action {
     pub keeps_loser: bool,
     /// Change units whose conflict waits: nothing of them is learned.
     pub left_out: Vec<ChangeUnitId>,
+    /// Its row goes too: the source has forgotten the item's tombstone.
+    pub forgets: bool,
 }
 
 /// What becomes of one change before the store is touched.
@@ -161,6 +163,8 @@ pub struct Ground<'a> {
     pub made_with: &'a Knowledge,
     /// The destination's knowledge before the batch.
     pub known: &'a Knowledge,
+    /// Its forgotten knowledge.
+    pub forgotten: &'a Knowledge,
     /// How conflicts are settled.
     pub policy: ConflictResolutionPolicy,
     /// And those that people have decided about.
@@ -228,6 +232,7 @@ impl Applier<'_> {
             changes: section.changes,
             made_with: &section.group.made_with_knowledge,
             known: &self.known,
+            forgotten: &self.forgotten,
             policy: self.start.conflict_resolution_policy,
             decisions: &self.decisions,
         })
@@ -302,6 +307,7 @@ impl Ground<'_> {
                         comes_first: true,
                         keeps_loser: false,
                         left_out: Vec::new(),
+                        forgets: false,
                     },
                 );
             }
@@ -343,7 +349,7 @@ impl Ground<'_> {
             reformed = !adopt(&canonical, &mut incoming, row.as_ref());
             content = Some(Content::Bytes(canonical));
         }
-        let knowledge = (self.made_with, self.known);
+        let knowledge = (self.made_with, self.known, self.forgotten);
         let policy = self.decisions.whole(change, row.as_ref(), self.policy);
         let (winner, version, conflict) =
             match settle(change, change_version, knowledge, row.as_ref(), &incoming, policy) {
@@ -408,6 +414,7 @@ impl Ground<'_> {
                         comes_first: true,
                         keeps_loser: true,
                         left_out: Vec::new(),
+                        forgets: false,
                     };
                     actions.insert(name, action);
                 }
@@ -428,8 +435,16 @@ impl Ground<'_> {
         };
         match planned {
             Ok((before, after, step)) => {
-                let action =
-                    Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out: Vec::new() };
+                let action = Action {
+                    index,
+                    before,
+                    after,
+                    step,
+                    comes_first: false,
+                    keeps_loser: false,
+                    left_out: Vec::new(),
+                    forgets: false,
+                };
                 actions.insert(id.clone(), action);
                 Ok(Verdict::Planned { conflict })
             }

@@ -123,31 +123,34 @@ fn resolved(winner: Winner) -> Settlement {
 }
 
 /// What the destination has of an item.
-fn destination_item(row: Option<&Row>) -> DestinationItem {
-    match row {
-        None => DestinationItem::Missing,
-        Some(row) if row.item.deleted => DestinationItem::Deleted(row.version.clone()),
-        Some(Row { units: Some(units), version, .. }) => DestinationItem::Divided {
-            base: version.clone(),
+fn destination_item(row: &Row) -> DestinationItem {
+    match &row.units {
+        _ if row.item.deleted => DestinationItem::Deleted(row.version.clone()),
+        Some(units) => DestinationItem::Divided {
+            base: row.version.clone(),
             units: units.iter().map(|(id, unit)| (id.clone(), unit.version.clone())).collect(),
         },
-        Some(row) => DestinationItem::Alive(row.version.clone()),
+        None => DestinationItem::Alive(row.version.clone()),
     }
 }
 
 /// Settles one change of an item as a whole against the row as it is now. `version` is the change's; of one with change units
-/// its creation version stands for them.
+/// its creation version stands for them. The knowledges are its group's, the destination's, and the destination's forgotten one.
 pub fn settle(
     change: &ItemChange,
     version: &Version,
-    (made_with, known): (&Knowledge, &Knowledge),
+    (made_with, known, forgotten): (&Knowledge, &Knowledge, &Knowledge),
     row: Option<&Row>,
     incoming: &Incoming,
     policy: Policy,
 ) -> Settlement {
     let given = || NewVersion::Given(version.clone());
+    let item = match row {
+        None => DestinationItem::without_metadata(change, made_with, known, forgotten),
+        Some(row) => destination_item(row),
+    };
     let divided = !change.change_units.is_empty() || row.is_some_and(|row| row.units.is_some());
-    let conflict = match decide(change, made_with, known, &destination_item(row)) {
+    let conflict = match decide(change, made_with, known, &item) {
         Decision::Obsolete => return Settlement::Obsolete,
         Decision::MustExist => {
             return Settlement::Failed(RecoverableError {
@@ -164,8 +167,14 @@ pub fn settle(
         Decision::StoreTombstone | Decision::Delete => return settled(Winner::Deletion, given()),
         Decision::Conflict(conflict) => conflict,
     };
-    // A conflict is with something.
-    let Some(row) = row else { return settled(Winner::Source, given()) };
+    // Without a row it is with a deletion whose tombstone is gone: an edit beats it, unless the policy names its side.
+    let Some(row) = row else {
+        return match policy {
+            Policy::None => Settlement::Deferred,
+            Policy::DestinationProviderWins => resolved(Winner::Deletion),
+            Policy::SourceProviderWins | Policy::LastWriterWins | Policy::KeepBoth => resolved(Winner::Source),
+        };
+    };
     let resolved = |winner| match winner {
         _ if !mutant::is(Mutant::KeepWinnersVersion) => resolved(winner),
         Winner::Destination | Winner::DestinationAndCopy => {

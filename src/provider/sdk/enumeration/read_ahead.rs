@@ -18,6 +18,7 @@ use crate::provider::sdk::{Shared, loading};
 const ROWS_AT_ONCE: usize = 64;
 
 /// What is to be read.
+#[derive(Debug, Default)]
 pub(super) struct Coming {
     /// Of the metadata when it was listed.
     pub(super) generation: u64,

@@ -40,6 +40,18 @@ impl Row {
         !self.item.deleted || self.lingering
     }
 
+    /// True when a replica that knows `knowledge` has, or had, all of this state.
+    pub fn is_known_by(&self, id: &ItemId, knowledge: &Knowledge) -> bool {
+        match &self.units {
+            None => knowledge.contains_change(id, &self.version),
+            // The columns of single units leave out what is a matter of those units, and not of the base.
+            Some(units) => {
+                let knows = |(unit, of): (&ChangeUnitId, &Unit)| knowledge.contains_change_unit(id, unit, &of.version);
+                knowledge.vector_for_item(id).contains(&self.version) && units.iter().all(knows)
+            }
+        }
+    }
+
     /// The item as the store must find it; meaningful when it [is there](Self::is_there).
     pub fn in_store(&self) -> KnownItem {
         KnownItem { deleted: false, ..self.item.clone() }
@@ -55,6 +67,8 @@ pub struct Intent {
     pub learned: ClockVector,
     /// Its change units of which nothing will be.
     pub left_out: Vec<ChangeUnitId>,
+    /// Nothing will be left of the item, its tombstone is forgotten at the source: the row is only the one that goes.
+    pub forgets: bool,
 }
 
 /// All that one transaction changes.
@@ -62,12 +76,16 @@ pub struct Intent {
 pub struct Commit {
     /// New or changed rows; an intent for the same item is settled by it and goes.
     pub rows: Vec<(ItemId, Row)>,
+    /// Items of which nothing is left; their intents are settled too.
+    pub removed: Vec<ItemId>,
     /// What is about to be done.
     pub intents: Vec<(ItemId, Intent)>,
     /// Intents that came to nothing.
     pub dropped_intents: Vec<ItemId>,
     /// `None`: unchanged.
     pub knowledge: Option<Knowledge>,
+    /// What is forgotten beyond before; `None`: nothing.
+    pub forgotten: Option<Knowledge>,
     /// The local tick; never lower than before.
     pub tick: u64,
     /// Where the store's next look begins; `None`: as before.

@@ -67,7 +67,12 @@ fn change_units_come_back_as_they_were() {
     let state = ItemState { properties: Default::default(), size: 2, digest: Digest([3; 32]), modification_time: None };
     let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: false };
     let row = Row { item, lingering: false, creation: own.clone(), version: own.clone(), units: Some(units) };
-    let intent = Intent { row: row.clone(), learned: ClockVector::default(), left_out: vec!["b".into(), "ccc".into()] };
+    let intent = Intent {
+        row: row.clone(),
+        learned: ClockVector::default(),
+        left_out: vec!["b".into(), "ccc".into()],
+        forgets: true,
+    };
     let (rows, intents) = (vec![("i".into(), row.clone())], vec![("j".into(), intent.clone())]);
     metadata.commit(Commit { rows, intents, tick: 3, ..Commit::default() }).unwrap();
     drop(metadata);
@@ -75,7 +80,7 @@ fn change_units_come_back_as_they_were() {
     let mut metadata = Metadata::open(directory.path(), "here").unwrap();
     assert_eq!(metadata.row(&"i".into()).unwrap(), Some(row.clone()));
     let found = metadata.intents().unwrap();
-    assert_eq!((&found[0].1.row, &found[0].1.left_out), (&row, &intent.left_out));
+    assert_eq!((&found[0].1.row, &found[0].1.left_out, found[0].1.forgets), (&row, &intent.left_out, true));
     let indexed = |metadata: &Metadata| -> i64 {
         metadata.connection.query_row("SELECT count(*) FROM unit_versions", [], |row| row.get(0)).unwrap()
     };

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::harness::{LEASE, PLAN, Replica, begin, end, key, request, sync};
 use crate::provider::sdk::{Options, lock};
-use crate::provider::{BeginSession, CallError, Load, Provider, RefusalCode, SessionKey};
+use crate::provider::{BeginSession, CallError, Load, Partner, Provider, RefusalCode, SessionKey};
 use crate::types::{Hresult, ProviderRole};
 
 #[track_caller]
@@ -175,4 +175,29 @@ async fn the_second_session_of_an_operation_need_not_look_again() {
     assert_eq!(look(Some(Duration::from_secs(3600))).await, 4, "the operation runs for long");
     a.store.write("i5", "five", 1);
     assert_eq!(look(None).await, 5, "nothing is said of an operation");
+}
+
+#[tokio::test]
+async fn a_partner_that_was_made_again_under_its_id_is_refused() {
+    let replica = Replica::new("a");
+    let meet = async |incarnation: &str| {
+        let session = key();
+        let partner = Partner { replica_id: [7; 16][..].into(), incarnation_id: incarnation.to_owned() };
+        let request = BeginSession { partner: Some(partner), ..begin(ProviderRole::Destination, session, false) };
+        let begun = replica.provider.begin_session(request).await;
+        if begun.is_ok() {
+            replica.provider.end_session(end(session)).await.unwrap();
+        }
+        begun
+    };
+    assert_eq!(meet("first").await, Ok(()));
+    assert_eq!(meet("first").await, Ok(()));
+    let Err(CallError::Refused(refusal)) = meet("second").await else { panic!("it is another one") };
+    assert_eq!(refusal.reason, "REPLICA_REMADE");
+    // One that does not say is taken at its word, and the first one is still known.
+    assert_eq!(meet("").await, Ok(()));
+    assert_eq!(meet("first").await, Ok(()));
+    let told = replica.provider.get_id_parameters().await.unwrap();
+    let again = replica.restart().await.provider.get_id_parameters().await.unwrap();
+    assert_eq!((&told.incarnation_id, told.incarnation_id.is_empty()), (&again.incarnation_id, false));
 }

@@ -1,0 +1,108 @@
+//! The tables of the file, and how those of earlier versions of this program become them.
+
+use rusqlite::Connection;
+
+use super::{begin_replica, corrupt};
+
+/// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.
+pub(super) const APPLICATION_ID: i32 = 0x5379_6e63;
+pub(super) const SCHEMA_VERSION: i32 = 3;
+
+const SCHEMA: &str = "
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE replicas (key INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE);
+CREATE TABLE items (
+    item_id BLOB PRIMARY KEY,
+    properties TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    modified_s INTEGER,
+    modified_ns INTEGER,
+    fingerprint BLOB NOT NULL,
+    deleted INTEGER NOT NULL,
+    lingering INTEGER NOT NULL,
+    creation_replica INTEGER NOT NULL,
+    creation_tick INTEGER NOT NULL,
+    version_replica INTEGER NOT NULL,
+    version_tick INTEGER NOT NULL,
+    units BLOB
+) WITHOUT ROWID;
+CREATE INDEX items_by_digest ON items (digest);
+CREATE INDEX items_by_version ON items (version_replica, version_tick);
+CREATE INDEX items_lingering ON items (item_id) WHERE lingering = 1;
+CREATE TABLE intents (
+    item_id BLOB PRIMARY KEY,
+    properties TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    modified_s INTEGER,
+    modified_ns INTEGER,
+    fingerprint BLOB NOT NULL,
+    deleted INTEGER NOT NULL,
+    lingering INTEGER NOT NULL,
+    creation_replica INTEGER NOT NULL,
+    creation_tick INTEGER NOT NULL,
+    version_replica INTEGER NOT NULL,
+    version_tick INTEGER NOT NULL,
+    learned BLOB NOT NULL,
+    units BLOB,
+    left_out BLOB NOT NULL,
+    forgets INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE unit_versions (
+    item_id BLOB NOT NULL,
+    change_unit_id BLOB NOT NULL,
+    version_replica INTEGER NOT NULL,
+    version_tick INTEGER NOT NULL,
+    PRIMARY KEY (item_id, change_unit_id)
+) WITHOUT ROWID;
+CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
+CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX tombstones_by_age ON tombstones (since);
+";
+
+/// What leads from the schema of each version, from 1 on, to that of the next.
+const MIGRATIONS: &[&str] = &[
+    "
+ALTER TABLE items ADD COLUMN units BLOB;
+ALTER TABLE intents ADD COLUMN units BLOB;
+ALTER TABLE intents ADD COLUMN left_out BLOB NOT NULL DEFAULT x'';
+CREATE TABLE unit_versions (
+    item_id BLOB NOT NULL,
+    change_unit_id BLOB NOT NULL,
+    version_replica INTEGER NOT NULL,
+    version_tick INTEGER NOT NULL,
+    PRIMARY KEY (item_id, change_unit_id)
+) WITHOUT ROWID;
+CREATE INDEX unit_versions_by_version ON unit_versions (version_replica, version_tick);
+",
+    // How old a tombstone is was not recorded, so it is taken to be new.
+    "
+ALTER TABLE intents ADD COLUMN forgets INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX tombstones_by_age ON tombstones (since);
+INSERT INTO tombstones (item_id, since) SELECT item_id, unixepoch() FROM items WHERE deleted = 1;
+",
+];
+
+/// Makes the tables of a new file.
+pub(super) fn create(connection: &Connection, identity: &str) -> rusqlite::Result<()> {
+    let transaction = connection.unchecked_transaction()?;
+    transaction.execute_batch(SCHEMA)?;
+    begin_replica(&transaction, identity)?;
+    transaction
+        .execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"))?;
+    transaction.commit()
+}
+
+/// Brings the schema of an earlier version of this program up to date.
+pub(super) fn migrate(connection: &Connection, version: i32) -> rusqlite::Result<()> {
+    let passed = usize::try_from(version - 1).map_err(|_| corrupt("it has no schema version"))?;
+    if passed >= MIGRATIONS.len() {
+        return Ok(());
+    }
+    let transaction = connection.unchecked_transaction()?;
+    MIGRATIONS[passed..].iter().try_for_each(|step| transaction.execute_batch(step))?;
+    transaction.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION};"))?;
+    transaction.commit()
+}

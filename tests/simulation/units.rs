@@ -1,0 +1,237 @@
+//! Items with change units: what users do to them, what an observer knows of each unit, and what the SDK's threads do around the
+//! decisions about them, which are its own code as of whole items.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use synclave::knowledge::{ChangeUnitChange, ChangeUnitId, ItemChange, ItemDataHeader, ItemId, Knowledge, Version};
+use synclave::provider::sdk::ItemError;
+use synclave::provider::sdk::decision::{Action, Fetched, Object, Obtained, Row, missing};
+use synclave::provider::{DataPart, Load};
+use synclave::types::ConflictResolutionPolicy as Policy;
+
+use super::checks::Check;
+use super::random::Random;
+use super::replica::{Replica, digest};
+use super::world::{World, name};
+
+/// The units that an item can have.
+pub(crate) const UNITS: [&str; 4] = ["a", "b", "c", "d"];
+
+/// What a destination needs of a source.
+#[derive(Clone, Debug)]
+pub(crate) enum Want {
+    /// The content, as it is.
+    Content,
+    /// The values of these units; none: of all.
+    Units(Vec<ChangeUnitId>),
+}
+
+/// A user changes one member of an item, takes one out, or writes all of it anew.
+pub(crate) fn edited(content: Option<&[u8]>, value: &str, random: &mut Random) -> Vec<u8> {
+    let before = content.and_then(|content| serde_json::from_slice(content).ok());
+    let mut members: BTreeMap<String, String> = before.unwrap_or_default();
+    let unit = random.pick(&UNITS);
+    match random.below(9) {
+        0 if members.len() > 1 => drop(members.remove(unit)),
+        2.. if !members.is_empty() => drop(members.insert(unit.to_owned(), value.to_owned())),
+        _ => members = UNITS[..3].iter().map(|unit| ((*unit).to_owned(), format!("{value} {unit}"))).collect(),
+    }
+    serde_json::to_vec(&members).expect("texts have a form in JSON")
+}
+
+/// The values of an item, as they are written.
+pub(crate) fn values(content: Option<&[u8]>) -> BTreeMap<&'static str, String> {
+    let object = content.and_then(Object::parse).unwrap_or_default();
+    let value = |unit: &'static str| Some((unit, object.get(&unit.into())?.to_string()));
+    UNITS.into_iter().filter_map(value).collect()
+}
+
+/// The version of a unit, whether or not the row names it.
+pub(crate) fn version<'a>(row: &'a Row, unit: &str) -> &'a Version {
+    let named = row.units.as_ref().and_then(|units| units.get(&ChangeUnitId::from(unit)));
+    named.map_or(&row.version, |unit| &unit.version)
+}
+
+/// A unit, as the observer keeps its past: as an item of its own.
+pub(crate) fn part(item: &ItemId, unit: &str) -> ItemId {
+    ItemId::from(&*format!("{item}#{unit}"))
+}
+
+/// The version in which a change brings a unit; `None` when it says nothing of it.
+fn brought<'a>(change: &'a ItemChange, known: &Knowledge, unit: &str) -> Option<&'a Version> {
+    let listed = || change.change_units.iter().find(|of| of.change_unit_id.as_bytes() == unit.as_bytes());
+    // What is not listed of an item that is not known is as the item.
+    let anew = || !known.vector_for_item(&change.item_id).contains(&change.creation_version);
+    let of_units = || listed().map(|of| &of.version).or_else(|| anew().then_some(&change.creation_version));
+    change.change_version.as_ref().or_else(of_units)
+}
+
+/// Of an item with units, what goes out of it to a destination with `known`: the units, and their values.
+pub(crate) fn outgoing(
+    id: &ItemId,
+    row: &Row,
+    known: &Knowledge,
+    content: Option<Vec<u8>>,
+) -> (Vec<ChangeUnitChange>, Option<Vec<u8>>) {
+    let Some(units) = &row.units else { return (Vec::new(), content) };
+    let lacking = missing(id, row, known);
+    if lacking.is_empty() {
+        return (Vec::new(), content);
+    }
+    let values = content.and_then(|content| Some(Object::parse(&content)?.part(&lacking).canonical()));
+    let change = |unit: ChangeUnitId| {
+        let at = &units[&unit];
+        let (version, modification_time) = (at.version.clone(), at.modification_time);
+        ChangeUnitChange { change_unit_id: unit, version, modification_time }
+    };
+    (lacking.into_iter().map(change).collect(), values)
+}
+
+/// The answer to a load of units, or of all of an item that has some.
+pub(crate) fn parts(replica: &Replica, row: &Row, load: &Load, made_with: Option<&Knowledge>) -> Vec<DataPart> {
+    let id = &load.item_id;
+    let named = |unit: &&ChangeUnitId| load.change_unit_ids.is_empty() || load.change_unit_ids.contains(unit);
+    let mut units = row.units.iter().flatten().filter(|(unit, _)| named(unit));
+    let as_listed = units
+        .all(|(unit, at)| made_with.is_some_and(|made_with| made_with.contains_change_unit(id, unit, &at.version)));
+    let content = replica.store.content(id).filter(|_| as_listed);
+    let Some(object) =
+        content.filter(|content| digest(content) == row.item.state.digest).and_then(|it| Object::parse(&it))
+    else {
+        return vec![DataPart::Failed(ItemError::Changed.into_recoverable(id))];
+    };
+    let object = if load.change_unit_ids.is_empty() { object } else { object.part(&load.change_unit_ids) };
+    let content = object.canonical();
+    let content_digest = digest(&content);
+    let header = ItemDataHeader {
+        properties: row.item.state.properties.clone(),
+        content_size: content.len() as u64,
+        content_digest: Some(content_digest),
+    };
+    vec![DataPart::Header(header), DataPart::Chunk(Bytes::from(content)), DataPart::End { content_digest }]
+}
+
+/// The units whose values came inline, and whether those are what is wanted; `None`: of all.
+pub(crate) fn inline(
+    change: &ItemChange,
+    known: &Knowledge,
+    wanted: &[ChangeUnitId],
+) -> Option<Option<BTreeSet<ChangeUnitId>>> {
+    let all =
+        change.change_units.is_empty() || !known.vector_for_item(&change.item_id).contains(&change.creation_version);
+    let listed = change.change_units.iter().map(|unit| unit.change_unit_id.clone()).collect();
+    (all || !wanted.is_empty()).then(|| (!all).then_some(listed))
+}
+
+/// Values have come.
+pub(crate) fn take(id: &ItemId, content: &[u8], units: Option<BTreeSet<ChangeUnitId>>, into: &mut Obtained) {
+    into.incoming.digest = Some(digest(content));
+    match Object::parse(content) {
+        Some(object) => into.fetched = Some(Fetched { object, units }),
+        None => into.error = Some(ItemError::Failed("no object".to_owned()).into_recoverable(id)),
+    }
+}
+
+impl World {
+    /// What an observer must know of the versions that an action gives to units.
+    pub(crate) fn units_made(
+        &mut self,
+        index: usize,
+        change: &ItemChange,
+        known: &Knowledge,
+        id: &ItemId,
+        action: &Action,
+    ) {
+        let own = self.providers[index].replica.id.clone();
+        let before = action.before.as_ref();
+        for unit in UNITS {
+            let theirs = brought(change, known, unit).filter(|_| change.item_id == *id);
+            let alive = before.is_some_and(|row| !row.item.deleted);
+            // A copy has seen nothing of what is alive under its name.
+            let ours = before.map(|row| version(row, unit)).filter(|_| !(action.keeps_loser && alive));
+            let made = version(&action.after, unit);
+            if made.replica == own && Some(made) != ours && Some(made) != theirs {
+                self.ghost.made(&part(id, unit), made, ours.into_iter().chain(theirs));
+            } else if let (Some(ours), Some(theirs), Some(before)) = (ours, theirs, before)
+                && before.item.deleted == action.after.item.deleted
+                && (before.item.deleted || value_of(before, unit) == value_of(&action.after, unit))
+            {
+                self.ghost.same(&part(id, unit), ours, theirs);
+            }
+        }
+    }
+
+    /// A user has changed an item: versions of units that detection gave.
+    pub(crate) fn units_found(&mut self, index: usize, id: &ItemId, before: Option<&Row>, after: &Row) {
+        let own = self.providers[index].replica.id.clone();
+        for unit in UNITS {
+            let (older, made) = (before.map(|row| version(row, unit)), version(after, unit));
+            if made.replica == own && Some(made) != older {
+                self.ghost.made(&part(id, unit), made, older);
+            }
+        }
+    }
+
+    /// Looks at one replacement with the eyes of someone who knows the past of each unit.
+    pub(crate) fn units_replaced(
+        &mut self,
+        index: usize,
+        id: &ItemId,
+        before: Option<&[u8]>,
+        (row, made): (&Row, &Row),
+        conflict: bool,
+        policy: Policy,
+    ) {
+        let own = self.providers[index].replica.id.clone();
+        let after = self.providers[index].replica.store.content(id);
+        let (before, after) = (values(before), values(after.as_deref()));
+        let both = matches!(policy, Policy::KeepBoth | Policy::LastWriterWins);
+        for unit in UNITS.into_iter().filter(|unit| before.get(unit) != after.get(unit)) {
+            let (ours, theirs) = (version(row, unit), version(made, unit));
+            let who = format!("{} {id}#{unit} {ours:?} ({:?})", name(index), before.get(unit));
+            // It is the unit's conflict where it was settled here, now.
+            if conflict && theirs.replica == own && theirs != ours {
+                let kept = |value: &String| self.has_value(index, value);
+                let whole = made.version != row.version;
+                match before.get(unit) {
+                    Some(_) if both && (made.item.deleted || !whole && !after.contains_key(unit)) => {
+                        self.fail(Check::KeepBoth, format!("{who}: a deletion beats the edit"));
+                    }
+                    Some(value) if policy == Policy::KeepBoth && !kept(value) => {
+                        self.fail(Check::KeepBoth, format!("{who}: the loser is not kept"));
+                    }
+                    _ => {}
+                }
+            } else if theirs == ours || !self.ghost.descends(&part(id, unit), theirs, ours) {
+                let check = if before.contains_key(unit) { Check::LostEdit } else { Check::Resurrection };
+                let after = after.get(unit);
+                self.fail(check, format!("{who} becomes {theirs:?} ({after:?}), which does not descend from it"));
+            }
+        }
+    }
+
+    /// A value is in some item, or a user has dealt with it.
+    fn has_value(&self, index: usize, value: &str) -> bool {
+        let shelf = self.providers[index].replica.store.shelf();
+        let mut items = shelf.items.values().map(|entry| values(Some(&entry.content)));
+        items.any(|values| values.values().any(|held| held == value))
+            || self.ghost.superseded.contains(&(index, value.as_bytes().to_vec()))
+    }
+
+    /// A user is about to put `after` in the place of an item.
+    pub(crate) fn supersede_values(&mut self, index: usize, item: &ItemId, after: Option<&[u8]>) {
+        let before = self.providers[index].replica.store.content(item);
+        let (before, after) = (values(before.as_deref()), values(after));
+        let gone = before.into_iter().filter(|(unit, value)| after.get(unit) != Some(value));
+        self.ghost.superseded.extend(gone.map(|(_, value)| (index, value.into_bytes())));
+    }
+}
+
+/// Something that is equal for equal values of a unit.
+fn value_of(row: &Row, unit: &str) -> Option<synclave::knowledge::Digest> {
+    match &row.units {
+        Some(units) => units.get(&ChangeUnitId::from(unit)).and_then(|unit| unit.digest),
+        None => Some(row.item.state.digest),
+    }
+}

@@ -18,6 +18,7 @@ pub mod provider;
 pub mod range_digests;
 pub mod resolution;
 pub mod session;
+pub mod simple;
 pub mod sync_info;
 pub mod time;
 

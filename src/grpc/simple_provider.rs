@@ -31,9 +31,11 @@ mod members;
 mod reader;
 mod spool;
 
-pub use calls::{Calls, Schema, StoreOptions};
+pub use calls::{Calls, StoreOptions};
 pub use either::Either;
 pub use members::Members;
+
+pub use crate::grpc::convert::simple::Schema;
 
 use calls::Failure;
 use spool::Spool;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::{ChangeUnitId, ClockVector, IdFormat, ItemId, ReplicaId, Version};
 
 mod algebra;
+mod exceptions;
 mod forgotten;
 mod ranges;
 mod selection;
@@ -163,6 +164,11 @@ impl Knowledge {
         self.fragments[0].vector_for(item)
     }
 
+    /// What is known of `item`, of whichever change units: a vector for each fragment. O(log n) for each.
+    pub fn vectors_for_item(&self, item: &ItemId) -> impl Iterator<Item = &Arc<ClockVector>> {
+        self.fragments.iter().map(move |fragment| fragment.vector_for(item))
+    }
+
     /// What is known of one change unit of `item` (FindClockVectorForChangeUnit). O(log n).
     pub fn vector_for_change_unit(&self, item: &ItemId, unit: &ChangeUnitId) -> &Arc<ClockVector> {
         let ranges = self.ranges_of(unit);
@@ -191,6 +197,11 @@ impl Knowledge {
         let mut seen = HashSet::new();
         let vectors = self.fragments.iter().flat_map(|fragment| &fragment.ranges).map(|range| &range.vector);
         vectors.filter(move |vector| seen.insert(Arc::as_ptr(vector))).map(|vector| &**vector)
+    }
+
+    /// Change units that are known otherwise than all others, of some item.
+    pub fn named_units(&self) -> impl Iterator<Item = &ChangeUnitId> {
+        self.fragments.iter().flat_map(|fragment| &fragment.change_unit_ids)
     }
 
     /// The ranges of one change unit.

@@ -21,7 +21,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -76,11 +76,10 @@ pub mod decision {
     pub use super::applier::{Learning, learned, learns_forgotten};
     pub use super::detection::{Book, Folded, fold};
     pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};
-    pub use super::units::{Object, missing};
+    pub use super::units::{Object, missing, waiting};
 }
 
 use applier::Processing;
-use detection::Look;
 use metadata::Metadata;
 use session::{Registry, Work};
 
@@ -139,8 +138,8 @@ struct Shared {
     metadata: Mutex<Metadata>,
     /// Held by detection and by each group that is applied. Taken before `metadata`, never after.
     gate: Mutex<()>,
-    /// The last look for local changes; `None` when something has shown since that there are more.
-    looked: Mutex<Option<Look>>,
+    /// When the last look for local changes began; `None` when something has shown since that there are more.
+    looked: Mutex<Option<Instant>>,
     /// Set when a partner turned out to know more of this replica than it does itself.
     went_back: AtomicBool,
     registry: Mutex<Registry>,

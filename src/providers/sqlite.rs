@@ -313,7 +313,7 @@ impl SqliteStore {
         inner.seen = Some(newest.unwrap_or(0).max(inner.seen.unwrap_or(0)));
         inner.reported = reported;
         let mut observations = look.observations;
-        observations.sort_unstable_by(|a, b| observed_id(a).cmp(observed_id(b)));
+        observations.sort_unstable_by(|a, b| a.id().cmp(b.id()));
         Ok(Detection { observations, skipped: look.skipped, anchor: None })
     }
 
@@ -394,12 +394,6 @@ impl Look<'_> {
         // A file's time is that of its content, which is another now.
         properties.remove("mtime");
         (properties, change.and_then(|change| change.time))
-    }
-}
-
-fn observed_id(observation: &Observation) -> &ItemId {
-    match observation {
-        Observation::Present { id, .. } | Observation::Missing { id } => id,
     }
 }
 

@@ -6,6 +6,8 @@ mod apply;
 mod laws;
 #[path = "targets/requests.rs"]
 mod requests;
+#[path = "targets/simple.rs"]
+mod simple;
 #[path = "targets/texts.rs"]
 mod texts;
 
@@ -109,6 +111,7 @@ pub(crate) fn all() -> Vec<Target> {
         }),
     ];
     targets.extend(requests::all());
+    targets.extend(simple::all());
     targets.extend(texts::all());
     targets.extend(apply::all());
     targets

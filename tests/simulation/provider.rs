@@ -14,7 +14,7 @@ use synclave::knowledge::{
 use synclave::provider::sdk::decision::{
     Absence, Action, Commit, Course, Decisions, Ground, Incoming, Learning, Obtained, Row, Settlement, Step, Verdict,
     Winner, absence, change_item, conclusion, course, intents, learned, learns_forgotten, leave_out, order, outcome,
-    settle, wanted,
+    settle, waiting, wanted,
 };
 use synclave::provider::sdk::{ItemError, ItemStore};
 use synclave::provider::{
@@ -576,7 +576,8 @@ impl World {
             filter_flags: FilterFlags::NONE,
         };
         if let Some(lower_bound) = known.lowest_uncontained(&made_with) {
-            let missing: Vec<_> = replica.rows.iter().filter(|(id, row)| !row.is_known_by(id, known)).collect();
+            let missing: Vec<_> =
+                replica.rows.iter().filter(|(id, row)| is_missing(id, row, (known, &made_with))).collect();
             let listed = missing.len().min(request.requested_batch_size.max(1) as usize);
             batch.remaining_updates = Some((missing.len() - listed) as u32);
             batch.is_last_batch = listed == missing.len();
@@ -1237,7 +1238,7 @@ fn item_change(replica: &Replica, id: &ItemId, row: &Row, known: &Knowledge, inl
     let state = &row.item.state;
     let alive = !row.item.deleted;
     let content = replica.store.content(id).filter(|content| digest(content) == state.digest);
-    let (change_units, content) = units::outgoing(id, row, known, content.filter(|_| alive));
+    let (change_units, content) = units::outgoing(id, row, (known, &replica.knowledge), content.filter(|_| alive));
     let whole = change_units.is_empty();
     let inline_data = content.filter(|_| inline).map(|content| {
         let (content_size, content_digest) = (content.len() as u64, Some(digest(&content)));
@@ -1257,6 +1258,11 @@ fn item_change(replica: &Replica, id: &ItemId, row: &Row, known: &Knowledge, inl
         modification_time: if alive { state.modification_time } else { None },
         inline_data,
     }
+}
+
+/// Whether a destination lacks something of an item, or left something of it out.
+fn is_missing(id: &ItemId, row: &Row, (known, made_with): (&Knowledge, &Knowledge)) -> bool {
+    !row.is_known_by(id, known) || waiting(id, row, known, made_with).next().is_some()
 }
 
 fn section_learned(apply: &Apply) -> Knowledge {

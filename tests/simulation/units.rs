@@ -71,18 +71,19 @@ fn brought<'a>(change: &'a ItemChange, known: &Knowledge, unit: &str) -> Option<
 pub(crate) fn outgoing(
     id: &ItemId,
     row: &Row,
-    known: &Knowledge,
+    (known, made_with): (&Knowledge, &Knowledge),
     content: Option<Vec<u8>>,
 ) -> (Vec<ChangeUnitChange>, Option<Vec<u8>>) {
     let Some(units) = &row.units else { return (Vec::new(), content) };
-    let lacking = missing(id, row, known);
+    let lacking = missing(id, row, known, made_with);
     if lacking.is_empty() {
         return (Vec::new(), content);
     }
     let values = content.and_then(|content| Some(Object::parse(&content)?.part(&lacking).canonical()));
     let change = |unit: ChangeUnitId| {
-        let at = &units[&unit];
-        let (version, modification_time) = (at.version.clone(), at.modification_time);
+        let at = units.get(&unit);
+        let version = at.map_or(&row.version, |at| &at.version).clone();
+        let modification_time = at.and_then(|at| at.modification_time);
         ChangeUnitChange { change_unit_id: unit, version, modification_time }
     };
     (lacking.into_iter().map(change).collect(), values)

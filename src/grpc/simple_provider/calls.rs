@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -16,7 +15,8 @@ use super::lock;
 use super::reader::Reader;
 use super::spool::Content;
 use crate::grpc::address::{self, AddressError};
-use crate::grpc::convert::{self, Path, Violations, time};
+use crate::grpc::convert::simple::{self, Schema};
+use crate::grpc::convert::{self, Violations, time};
 use crate::grpc::{MESSAGE_LIMIT, status};
 use crate::knowledge::ItemId;
 use crate::pb;
@@ -24,9 +24,6 @@ use crate::pb::simple_sync_provider_service_client::SimpleSyncProviderServiceCli
 use crate::provider::CallError;
 use crate::provider::sdk::{Fingerprint, ItemError, ItemState, StoreError};
 use crate::types::Hresult;
-
-/// Longest item id of the built-in schema.
-const MAX_ITEM_ID_BYTES: usize = 4_096;
 
 /// Chunks that wait for the connection; a slow store makes the reading of the spool wait.
 const CHUNKS_IN_FLIGHT: usize = 2;
@@ -47,39 +44,6 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self { connect_timeout: Duration::from_secs(5), deadline: Duration::from_secs(30) }
     }
-}
-
-/// What a store says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Schema {
-    /// Which store it is, for ever.
-    pub store_id: Vec<u8>,
-    /// Name for people; may be empty.
-    pub member_name: String,
-    /// Bytes of the longest item id that it takes.
-    pub max_item_id_size: usize,
-    /// It lists changes since an anchor.
-    pub supports_anchors: bool,
-    /// It lists digests and modification times.
-    pub supports_digests: bool,
-    /// It keeps and lists properties.
-    pub supports_properties: bool,
-}
-
-impl Schema {
-    /// What tells the store apart from others, as text.
-    pub fn identity(&self) -> String {
-        hex(&self.store_id)
-    }
-
-    /// A name for a directory of the store's own: an id may be long, or look like a path.
-    pub fn directory_name(&self) -> String {
-        hex(&Sha256::digest(&self.store_id)[..16])
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Why a call did not succeed.
@@ -209,7 +173,7 @@ impl Calls {
     async fn ask_schema(&self) -> Result<Schema, Failure> {
         let mut client = self.client.clone();
         let response = self.within(client.get_schema(pb::GetSchemaRequest {})).await?.into_inner();
-        let schema = decode(|violations| schema(response, violations))?;
+        let schema = decode(|violations| simple::schema(response, violations))?;
         *lock(&self.silence) = None;
         Ok(schema)
     }
@@ -462,27 +426,4 @@ fn version(item_version: Bytes) -> Result<Fingerprint, Failure> {
 /// Decodes an answer of the store.
 pub(super) fn decode<T>(decoder: impl FnOnce(&mut Violations) -> Option<T>) -> Result<T, Failure> {
     convert::decode(decoder).map_err(|error| Failure::garbage(format!("the store's answer makes no sense: {error}")))
-}
-
-fn schema(response: pb::GetSchemaResponse, violations: &mut Violations) -> Option<Schema> {
-    let pb::GetSchemaResponse {
-        store_id,
-        instance_id: _,
-        member_name,
-        max_item_id_size,
-        supports_anchors,
-        supports_digests,
-        capabilities: _,
-        supports_properties,
-    } = response;
-    if !(1..=255).contains(&store_id.len()) {
-        violations.add(Path::ROOT.field("store_id"), "must have 1 to 255 bytes");
-    }
-    let max_item_id_size = match max_item_id_size as usize {
-        0 => MAX_ITEM_ID_BYTES,
-        size @ 1..=MAX_ITEM_ID_BYTES => size,
-        _ => return violations.none(Path::ROOT.field("max_item_id_size"), "must be at most 4096"),
-    };
-    let store_id = store_id.to_vec();
-    Some(Schema { store_id, member_name, max_item_id_size, supports_anchors, supports_digests, supports_properties })
 }

@@ -9,9 +9,9 @@ use std::sync::Mutex;
 
 use sha2::{Digest as _, Sha256};
 
-use super::calls::{Calls, Failure, Schema, decode};
+use super::calls::{Calls, Failure, decode};
 use super::lock;
-use crate::grpc::convert::{Path, Violations, time};
+use crate::grpc::convert::simple::{self, Listed, Schema};
 use crate::knowledge::{Digest, ItemId};
 use crate::pb;
 use crate::pb::enumerate_items_response::Event;
@@ -22,15 +22,6 @@ const READ_TOGETHER: usize = 8;
 
 /// The property that says when a file's content was made; of other content it says nothing.
 const CONTENT_TIME: &str = "mtime";
-
-/// An item as the store lists it.
-struct Listed {
-    version: Fingerprint,
-    properties: BTreeMap<String, String>,
-    size: Option<u64>,
-    digest: Option<Digest>,
-    modification_time: Option<jiff::Timestamp>,
-}
 
 /// What became of an item since the metadata was written.
 enum Change {
@@ -90,15 +81,9 @@ pub(super) fn detect(calls: &Calls, schema: &Schema, known: &dyn Known) -> Resul
             }
         }
     }
-    detection.observations.sort_unstable_by(|a, b| id_of(a).cmp(id_of(b)));
+    detection.observations.sort_unstable_by(|a, b| a.id().cmp(b.id()));
     detection.anchor = anchor.filter(|_| schema.supports_anchors && detection.skipped.is_empty());
     Ok(detection)
-}
-
-fn id_of(observation: &Observation) -> &ItemId {
-    match observation {
-        Observation::Present { id, .. } | Observation::Missing { id } => id,
-    }
 }
 
 /// Reads a whole list. `None` when the store does not know the anchor.
@@ -117,7 +102,7 @@ fn list(calls: &Calls, schema: &Schema, known: &dyn Known, since: Option<&[u8]>)
         match events.next()? {
             None => return Ok(None),
             Some(Event::Items(pb::SimpleItems { items })) => {
-                for (id, listed) in decode(|violations| listed_items(items, schema, violations))? {
+                for (id, listed) in decode(|violations| simple::items(items, schema, violations))? {
                     let is_known = |item: KnownItem| !item.deleted && item.fingerprint == listed.version;
                     let unchanged = known.get(&id).is_some_and(is_known);
                     add(id, if unchanged { Change::None } else { Change::Present(listed) })?;
@@ -127,14 +112,7 @@ fn list(calls: &Calls, schema: &Schema, known: &dyn Known, since: Option<&[u8]>)
                 return Err(Failure::garbage("the store listed deletions when it was asked for all items"));
             }
             Some(Event::Deletions(pb::SimpleDeletions { item_ids })) => {
-                let ids = decode(|violations| {
-                    let at = Path::ROOT.field("deletions");
-                    let ids = item_ids
-                        .iter()
-                        .enumerate()
-                        .map(|(index, id)| item_id(id, schema, at.field("item_ids").index(index), violations));
-                    ids.collect::<Option<Vec<_>>>()
-                })?;
+                let ids = decode(|violations| simple::deletions(&item_ids, schema, violations))?;
                 for id in ids {
                     add(id, Change::Deleted)?;
                 }
@@ -242,56 +220,4 @@ fn complete(schema: &Schema, known: &dyn Known, id: &ItemId, listed: Listed, siz
         };
     }
     state
-}
-
-fn item_id(id: &[u8], schema: &Schema, at: Path<'_>, violations: &mut Violations) -> Option<ItemId> {
-    if (1..=schema.max_item_id_size).contains(&id.len()) {
-        Some(ItemId::from(id))
-    } else {
-        violations.none(at, format!("must have 1 to {} bytes", schema.max_item_id_size))
-    }
-}
-
-fn listed_items(
-    items: Vec<pb::SimpleItem>,
-    schema: &Schema,
-    violations: &mut Violations,
-) -> Option<Vec<(ItemId, Listed)>> {
-    let event = Path::ROOT.field("items");
-    let list = event.field("items");
-    // All of them, so that all that is wrong is told.
-    let decoded: Vec<_> = items
-        .into_iter()
-        .enumerate()
-        .map(|(index, item)| listed(item, schema, list.index(index), violations))
-        .collect();
-    decoded.into_iter().collect()
-}
-
-fn listed(
-    item: pb::SimpleItem,
-    schema: &Schema,
-    at: Path<'_>,
-    violations: &mut Violations,
-) -> Option<(ItemId, Listed)> {
-    let pb::SimpleItem { item_id: id, item_version, properties, content_size, content_digest, modification_time } =
-        item;
-    let id = item_id(&id, schema, at.field("item_id"), violations)?;
-    if !(1..=255).contains(&item_version.len()) {
-        violations.add(at.field("item_version"), "must have 1 to 255 bytes");
-    }
-    if content_size.is_some_and(|size| size > i64::MAX as u64) {
-        violations.add(at.field("content_size"), "is out of range");
-    }
-    let digest = match content_digest {
-        None => None,
-        Some(digest) => match <[u8; 32]>::try_from(&digest[..]) {
-            Ok(digest) => Some(Digest(digest)),
-            Err(_) => violations.none(at.field("content_digest"), "must have 32 bytes"),
-        },
-    };
-    let modification_time =
-        modification_time.and_then(|value| time::timestamp(value, at.field("modification_time"), violations));
-    let version = Fingerprint(item_version.to_vec());
-    Some((id, Listed { version, properties, size: content_size, digest, modification_time }))
 }

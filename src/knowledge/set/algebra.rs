@@ -11,7 +11,7 @@ use crate::knowledge::{ChangeUnitId, ClockVector, IdFormat, ItemId, ReplicaId};
 type Column<'a, const N: usize> = (Vec<ChangeUnitId>, [&'a [Range]; N]);
 
 /// The sets of change units that none of the knowledges tells apart; the first is that of all others, without names.
-fn columns<'a, const N: usize>(knowledges: [&'a Knowledge; N]) -> Vec<Column<'a, N>> {
+pub(super) fn columns<'a, const N: usize>(knowledges: [&'a Knowledge; N]) -> Vec<Column<'a, N>> {
     let homes = knowledges.map(Knowledge::homes);
     let units: BTreeSet<_> = homes.iter().flat_map(|homes| homes.keys()).collect();
     let mut groups: BTreeMap<[usize; N], Vec<ChangeUnitId>> = BTreeMap::from([([0; N], Vec::new())]);

@@ -5,18 +5,22 @@
 //! versions. All of it is one transaction.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::metadata::{Commit, Intent, Metadata, Row, Snapshot};
+use super::metadata::{Commit, Intent, Row, Snapshot};
 use super::{
-    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Shared, lock,
+    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Observation, Shared, lock,
     metadata_failed, store_failed, units,
 };
 use crate::knowledge::{ClockVector, Digest, ItemId, Knowledge, ReplicaId, Selection, Version};
 use crate::mutant::{self, Mutant};
 use crate::provider::{Refusal, RefusalCode};
 use crate::types::Hresult;
+
+mod recorded;
+
+use recorded::Recorded;
 
 /// A store with more live items than this is guarded against the deletion of more than half of them.
 const MASS_DELETE_FROM: u64 = 100;
@@ -43,74 +47,12 @@ pub(super) fn mass_delete(message: String) -> Refusal {
 pub(super) fn recent(shared: &Shared, operation_age: Option<Duration>) -> Result<Option<u64>, Refusal> {
     let Some(age) = operation_age.filter(|age| *age <= MAX_LOOK_AGE) else { return Ok(None) };
     // Taken: a look serves two sessions, one for each direction. What makes an operation begin a third may be seen by a new one.
-    let Some(look) = lock(&shared.looked).take().filter(|look| look.began.elapsed() <= age) else { return Ok(None) };
+    if lock(&shared.looked).take().is_none_or(|began| began.elapsed() > age) {
+        return Ok(None);
+    }
     let metadata = shared.metadata();
-    if look.generation == metadata.generation() {
-        return Ok(Some(look.alive));
-    }
-    let (alive, intents) = (metadata.alive().map_err(metadata_failed)?, metadata.intents().map_err(metadata_failed)?);
+    let (alive, intents) = (metadata.alive(), metadata.intents().map_err(metadata_failed)?);
     Ok(intents.is_empty().then_some(alive))
-}
-
-/// A look for local changes that was completed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Look {
-    began: Instant,
-    /// Of the metadata behind it.
-    generation: u64,
-    /// Live items behind it.
-    alive: u64,
-}
-
-/// The metadata, as the store's search sees it: read as it is asked for.
-struct Recorded<'a> {
-    shared: &'a Shared,
-    intents: &'a BTreeMap<ItemId, Intent>,
-    anchor: Option<&'a [u8]>,
-    /// Live items, once all of them were asked for.
-    alive: OnceLock<Vec<(ItemId, Fingerprint)>>,
-    /// The metadata could not be read: what was found is not used.
-    failed: Mutex<Option<rusqlite::Error>>,
-}
-
-impl Recorded<'_> {
-    fn or_failed<T: Default>(&self, read: rusqlite::Result<T>) -> T {
-        read.unwrap_or_else(|error| {
-            *lock(&self.failed) = Some(error);
-            T::default()
-        })
-    }
-
-    /// The number of live items; what failed meanwhile.
-    fn finish(self) -> rusqlite::Result<u64> {
-        if let Some(error) = self.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(error);
-        }
-        self.alive.get().map_or_else(|| self.shared.metadata().alive(), |alive| Ok(alive.len() as u64))
-    }
-}
-
-impl Known for Recorded<'_> {
-    fn get(&self, id: &ItemId) -> Option<KnownItem> {
-        let row = self.shared.metadata().row(id);
-        self.or_failed(row).map(|row| row.item)
-    }
-
-    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &Fingerprint)) {
-        let alive = self.alive.get_or_init(|| {
-            let fingerprints = self.shared.metadata().fingerprints();
-            self.or_failed(fingerprints)
-        });
-        alive.iter().for_each(|(id, fingerprint)| visit(id, fingerprint));
-    }
-
-    fn intended(&self, id: &ItemId) -> Option<ItemState> {
-        self.intents.get(id).map(|intent| &intent.row.item).filter(|item| !item.deleted).map(|item| item.state.clone())
-    }
-
-    fn anchor(&self) -> Option<&[u8]> {
-        self.anchor
-    }
 }
 
 /// Folds local changes into the metadata; the number of live items after it. Refused, nothing is changed.
@@ -118,22 +60,16 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
     let _gate = lock(&shared.gate);
     shared.look_again();
     let began = Instant::now();
-    // The metadata is not locked while the store is searched, which may take minutes; the gate keeps its rows as they are.
-    let (intents, anchor) = {
+    let (intents, anchor, alive, lingers) = {
         let metadata = shared.metadata();
         let intents: BTreeMap<_, _> = metadata.intents().map_err(metadata_failed)?.into_iter().collect();
-        (intents, metadata.anchor().map_err(metadata_failed)?)
+        let lingers = !metadata.lingering().map_err(metadata_failed)?.is_empty();
+        (intents, metadata.anchor().map_err(metadata_failed)?, metadata.alive(), lingers)
     };
-    let recorded = Recorded {
-        shared,
-        intents: &intents,
-        anchor: anchor.as_deref(),
-        alive: OnceLock::new(),
-        failed: Mutex::new(None),
-    };
+    let recorded = Recorded::new(shared, &intents, anchor.as_deref(), alive);
     let detection = shared.store.detect(&recorded).map_err(store_failed)?;
-    let alive = recorded.finish().map_err(metadata_failed)?;
-    let snapshot = rows(&shared.metadata(), &intents, &detection.observations).map_err(metadata_failed)?;
+    let items = detection.observations.iter().map(Observation::id).chain(intents.keys());
+    let snapshot = recorded.rows(items, lingers).map_err(metadata_failed)?;
     for skipped in &detection.skipped {
         tracing::debug!(item = %skipped.display_name, reason = %skipped.reason, "not carried");
     }
@@ -176,24 +112,8 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
         let commit = Commit { anchor: moved, ..commit };
         metadata.commit(commit).map_err(metadata_failed)?;
     }
-    let alive = alive.saturating_add_signed(gained);
-    *lock(&shared.looked) = Some(Look { began, generation: metadata.generation(), alive });
-    Ok(alive)
-}
-
-/// The rows that are in question. Whether a container that waits for its end is inhabited, all rows say.
-fn rows(
-    metadata: &Metadata,
-    intents: &BTreeMap<ItemId, Intent>,
-    observations: &[Observation],
-) -> rusqlite::Result<Snapshot> {
-    if !metadata.lingering()?.is_empty() {
-        return metadata.snapshot();
-    }
-    let observed = observations.iter().map(|observation| match observation {
-        Observation::Present { id, .. } | Observation::Missing { id } => id,
-    });
-    metadata.snapshot_of(observed.chain(intents.keys()))
+    *lock(&shared.looked) = Some(began);
+    Ok(alive.saturating_add_signed(gained))
 }
 
 /// What the metadata says before a detection.
@@ -205,7 +125,7 @@ pub struct Book<'a> {
     pub knowledge: &'a Arc<Knowledge>,
     /// The last tick that it has given out.
     pub tick: u64,
-    /// Its rows: all, or, where no tombstone is lingering, those of what was observed and of intents.
+    /// Its rows: of every item that was observed or that an intent is of; of all items where a tombstone lingers.
     pub snapshot: &'a Snapshot,
 }
 

@@ -22,10 +22,13 @@ use crate::types::Hresult;
 
 mod full;
 mod read_ahead;
+mod rest;
 
 pub(super) use full::full_enumeration_batch;
 pub(super) use read_ahead::ReadAhead;
 use read_ahead::{Coming, Ready};
+pub(super) use rest::Enumeration;
+use rest::Totals;
 
 /// Bytes of content for one unit of work.
 const WORK_UNIT: u64 = 64 * 1024;
@@ -35,15 +38,6 @@ const CHANGE_OVERHEAD: u64 = 192;
 const UNIT_OVERHEAD: u64 = 56;
 /// Room for the framing of a batch.
 const BATCH_OVERHEAD: u64 = 16 * 1024;
-
-/// What a session's source still has to send.
-#[derive(Debug)]
-pub(super) struct Enumeration {
-    /// Of the metadata when it was listed; any commit since makes it useless.
-    generation: u64,
-    known: Knowledge,
-    candidates: Vec<Candidate>,
-}
 
 pub(super) fn knowledge_too_large(bytes: usize) -> Refusal {
     Refusal::own(
@@ -224,48 +218,39 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
     let Some(lower_bound) = known.lowest_uncontained(&scope.made_with) else { return Ok(Found::Nothing(scope)) };
 
     let mut enumeration = lock(&session.enumeration);
-    let usable = enumeration
-        .as_ref()
-        .is_some_and(|earlier| earlier.generation == metadata.generation() && known.contains(&earlier.known));
-    if !usable {
-        let candidates = metadata.uncontained(known).map_err(metadata_failed)?;
-        *enumeration = Some(Enumeration { generation: metadata.generation(), known: known.clone(), candidates });
-    }
+    let earlier = enumeration.take().filter(|earlier| earlier.serves(&metadata, known));
+    let enumeration = enumeration.insert(match earlier {
+        Some(earlier) => earlier,
+        None => Enumeration::new(&metadata, &scope.made_with, known).map_err(metadata_failed)?,
+    });
+    enumeration.advance(known, &lower_bound);
     *lock(&session.made_with) = Some(scope.made_with.clone());
-    let candidates = enumeration.as_ref().map_or(&[][..], |enumeration| &enumeration.candidates);
-    // Of what the filter holds back the batch knows nothing.
-    let made_with = scope.made_with.clone();
-    let is_sent = |candidate: &&Candidate| {
-        candidate.is_missing(known) && !made_with.vector_for_item(&candidate.item_id).is_empty()
-    };
-    let mut missing = candidates.iter().filter(is_sent).peekable();
+    let mut missing = enumeration.missing().iter().peekable();
+    let mut left = enumeration.left();
 
     let meeting = *session.meeting.get_or_init(|| Meeting::of(known, metadata.replica()));
     let mut limits = Limits::of(shared, request, &scope.made_with, meeting)?;
     let mut listing = Listing::new(&metadata, scope, lower_bound);
     listing.coming.inline = limits.inline;
     let mut ahead = ahead.of(metadata.generation());
-    // Only what the destination has had can be deleted there; tombstones of items that it never knew do not count.
-    let deletes = |candidate: &Candidate| {
-        u64::from(candidate.content_gone && known.contains_change(&candidate.item_id, &candidate.creation))
-    };
+    listing.remaining_deletions = left.deletions;
     while let Some(candidate) = missing.peek() {
         let ready = ahead.remove(&candidate.item_id);
         let Some(listed) = limits.take(&metadata, candidate, ready).map_err(metadata_failed)? else { break };
-        listing.remaining_deletions += deletes(candidate);
+        left.subtract(Totals::of(candidate, known));
         listing.listed.push(listed);
         missing.next();
     }
+    listing.remaining_updates = left.updates;
+    listing.remaining_work = left.work;
     let mut room = limits.whole;
     for candidate in missing {
-        if limits.inline > 0 && listing.coming.items.len() < room.changes as usize && room.bytes > 0 {
-            let inline = !candidate.deleted && candidate.size <= limits.inline;
-            room.bytes = room.bytes.saturating_sub(CHANGE_OVERHEAD + if inline { candidate.size } else { 0 });
-            listing.coming.items.push(candidate.item_id.clone());
+        if limits.inline == 0 || listing.coming.items.len() >= room.changes as usize || room.bytes == 0 {
+            break;
         }
-        listing.remaining_updates += 1;
-        listing.remaining_work += if candidate.deleted { 1 } else { work(candidate.size) };
-        listing.remaining_deletions += deletes(candidate);
+        let inline = !candidate.deleted && candidate.size <= limits.inline;
+        room.bytes = room.bytes.saturating_sub(CHANGE_OVERHEAD + if inline { candidate.size } else { 0 });
+        listing.coming.items.push(candidate.item_id.clone());
     }
     Ok(Found::Changes(listing))
 }
@@ -301,6 +286,7 @@ struct Room {
 /// What still fits into the batch.
 struct Limits<'a> {
     known: &'a Knowledge,
+    made_with: Arc<Knowledge>,
     meeting: Meeting,
     whole: Room,
     changes: u32,
@@ -314,11 +300,11 @@ impl<'a> Limits<'a> {
     fn of(
         shared: &Shared,
         request: &'a ChangeBatchRequest,
-        made_with: &Knowledge,
+        made_with: &Arc<Knowledge>,
         meeting: Meeting,
     ) -> Result<Self, Refusal> {
         let mut knowledge = 0;
-        for part in [made_with, &request.destination_knowledge] {
+        for part in [&**made_with, &request.destination_knowledge] {
             let bytes = encode_knowledge(part).len();
             if bytes > MAX_KNOWLEDGE_BYTES {
                 return Err(knowledge_too_large(bytes));
@@ -335,6 +321,7 @@ impl<'a> Limits<'a> {
         };
         Ok(Self {
             known: &request.destination_knowledge,
+            made_with: made_with.clone(),
             meeting,
             whole,
             changes: whole.changes,
@@ -392,7 +379,10 @@ impl<'a> Limits<'a> {
             return Ok(None);
         }
         let state = &row.item.state;
-        let units = if row.units.is_some() { units::missing(&id, &row, self.known) } else { Vec::new() };
+        let units = match row.units {
+            Some(_) => units::missing(&id, &row, self.known, &self.made_with),
+            None => Vec::new(),
+        };
         // Values of units are needed in any case.
         let mut inline = !row.item.deleted
             && !is_known
@@ -449,11 +439,14 @@ fn change(listed: Listed, work_estimate: u32) -> ItemChange {
     let alive = !item.deleted;
     let state = item.state;
     let unit = |change_unit_id: ChangeUnitId| {
-        let unit = units.as_ref()?.get(&change_unit_id)?;
-        let (version, modification_time) = (unit.version.clone(), unit.modification_time);
-        Some(ChangeUnitChange { change_unit_id, version, modification_time })
+        // A unit that the item does not have is at its base, without a value.
+        let (version, modification_time) = match units.as_ref().and_then(|units| units.get(&change_unit_id)) {
+            Some(unit) => (unit.version.clone(), unit.modification_time),
+            None => (version.clone(), None),
+        };
+        ChangeUnitChange { change_unit_id, version, modification_time }
     };
-    let change_units: Vec<_> = listed.units.into_iter().filter_map(unit).collect();
+    let change_units: Vec<_> = listed.units.into_iter().map(unit).collect();
     let whole = change_units.is_empty();
     ItemChange {
         item_id: listed.id,

@@ -131,6 +131,8 @@ pub(super) fn add(shared: &Shared, session: &Session, request: FilterRequest) ->
         SyncFilter::ChangeUnitList(_) => return Err(unsupported("items are sent as a whole".to_owned())),
     };
     *lock(&session.sieve) = Some(Sieve { items, restricted: None });
+    // What was listed before was listed without it.
+    *lock(&session.enumeration) = None;
     Ok(())
 }
 

@@ -88,6 +88,15 @@ pub enum Observation {
     },
 }
 
+impl Observation {
+    /// Which item.
+    pub fn id(&self) -> &ItemId {
+        match self {
+            Self::Present { id, .. } | Self::Missing { id } => id,
+        }
+    }
+}
+
 /// Something that is in the store and is not carried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {

@@ -130,14 +130,18 @@ fn parts_of(shared: &Shared, session: &Session, load: &Load, row: &Row, parts: &
 fn is_named(row: &Row, load: &Load, made_with: Option<&Knowledge>) -> bool {
     let id = &load.item_id;
     let named = |unit: &&ChangeUnitId| load.change_unit_ids.is_empty() || load.change_unit_ids.contains(unit);
-    let mut units = row.units.iter().flatten().filter(|(unit, _)| named(unit)).peekable();
+    let here = || row.units.iter().flatten().map(|(unit, at)| (unit, &at.version));
+    // What the item does not have is at its base.
+    let has = |unit: &&ChangeUnitId| row.units.as_ref().is_some_and(|units| units.contains_key(*unit));
+    let gone = load.change_unit_ids.iter().filter(|unit| !has(unit)).map(|unit| (unit, &row.version));
+    let mut units = here().filter(|(unit, _)| named(unit)).chain(gone).peekable();
     if units.peek().is_none() {
         return row.version == load.version;
     }
     let mut found = false;
-    let known = units.fold(true, |known, (unit, at)| {
-        found |= at.version == load.version;
-        known && made_with.is_none_or(|made_with| made_with.contains_change_unit(id, unit, &at.version))
+    let known = units.fold(true, |known, (unit, version)| {
+        found |= *version == load.version;
+        known && made_with.is_none_or(|made_with| made_with.contains_change_unit(id, unit, version))
     });
     known && found
 }

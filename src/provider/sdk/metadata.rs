@@ -3,16 +3,17 @@
 //! One SQLite file, `metadata.db`, held exclusively. Every method is one statement or one transaction, so that a crash at any
 //! point leaves either all of a change or nothing of it. Versions name replicas by small integers of the `replicas` table.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
-use crate::knowledge::{ChangeUnitId, Digest, IdParameters, ItemId, Knowledge, ReplicaId, Version};
+use crate::knowledge::{Digest, IdParameters, ItemId, Knowledge, ReplicaId, Version};
 use crate::provider::sdk::{Fingerprint, ItemState, KnownItem};
 
+mod candidates;
 mod codec;
 mod forgetting;
 mod incarnation;
@@ -79,6 +80,8 @@ pub(super) struct Metadata {
     replica: ReplicaId,
     tick: u64,
     knowledge: Arc<Knowledge>,
+    /// Counted once, when the file is opened: a count looks at every row.
+    alive: u64,
     forgotten: Arc<Knowledge>,
     generation: u64,
     replica_of_key: HashMap<i64, ReplicaId>,
@@ -131,6 +134,7 @@ impl Metadata {
             replica: ReplicaId::default(),
             tick: 0,
             knowledge: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
+            alive: 0,
             forgotten: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
             generation: 0,
             replica_of_key: HashMap::new(),
@@ -160,6 +164,8 @@ impl Metadata {
             knowledge.set_local_tick(&self.replica, self.tick);
         }
         self.knowledge = Arc::new(knowledge);
+        let count = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
+        self.alive = self.connection.query_row("SELECT count(*) FROM items WHERE deleted = 0", [], count)? as u64;
         self.forgotten = Arc::new(match self.meta("forgotten")? {
             Some(bytes) => {
                 codec::decode_knowledge(&bytes).ok_or_else(|| corrupt("the forgotten knowledge does not parse"))?
@@ -245,11 +251,8 @@ impl Metadata {
     }
 
     /// Number of items that are not tombstones.
-    pub(super) fn alive(&self) -> rusqlite::Result<u64> {
-        self.connection
-            .prepare_cached("SELECT count(*) FROM items WHERE deleted = 0")?
-            .query_row([], |row| row.get::<_, i64>(0))
-            .map(|count| count as u64)
+    pub(super) fn alive(&self) -> u64 {
+        self.alive
     }
 
     /// The fingerprints of all items that are not tombstones, in ascending order.
@@ -258,13 +261,6 @@ impl Metadata {
             .prepare_cached("SELECT item_id, fingerprint FROM items WHERE deleted = 0 ORDER BY item_id")?
             .query_map([], |row| Ok((ItemId::from(row.get_ref(0)?.as_blob()?), Fingerprint(row.get(1)?))))?
             .collect()
-    }
-
-    /// Those of these items that are known.
-    pub(super) fn snapshot_of<'i>(&self, ids: impl Iterator<Item = &'i ItemId>) -> rusqlite::Result<Snapshot> {
-        let rows = ids.collect::<BTreeSet<_>>().into_iter();
-        let rows = rows.filter_map(|id| Some(self.row(id).transpose()?.map(|row| (id.clone(), row))));
-        rows.collect::<rusqlite::Result<_>>().map(Snapshot::new)
     }
 
     /// The ids of all items, tombstones too, ascending.
@@ -346,86 +342,6 @@ impl Metadata {
                 Ok((id, Intent { row: read, learned, left_out, forgets: row.get(16)? }))
             })?
             .collect()
-    }
-
-    /// Every item whose version is not in `known`, in ascending order of the id. Looks only at rows that are newer than the
-    /// lowest tick that `known` has of their replica, so that a destination which lacks little costs little.
-    pub(super) fn uncontained(&self, known: &Knowledge) -> rusqlite::Result<Vec<Candidate>> {
-        let mut newer = self.connection.prepare_cached(
-            "SELECT item_id, version_tick, size, deleted, creation_replica, creation_tick, digest, units IS NOT NULL \
-             FROM items WHERE version_replica = ?1 AND version_tick > ?2",
-        )?;
-        let mut held =
-            self.connection.prepare_cached("SELECT 1 FROM items WHERE deleted = 0 AND digest = ?1 LIMIT 1")?;
-        let mut candidates = Vec::new();
-        for (key, replica) in &self.replica_of_key {
-            let mut rows = newer.query(params![key, known.min_tick(replica) as i64])?;
-            while let Some(row) = rows.next()? {
-                let item_id = ItemId::from(row.get_ref(0)?.as_blob()?);
-                let version = Version::new(replica.clone(), row.get::<_, i64>(1)? as u64);
-                if known.contains_change(&item_id, &version) {
-                    continue;
-                }
-                let deleted: bool = row.get(3)?;
-                candidates.push(Candidate {
-                    item_id,
-                    version,
-                    size: row.get::<_, i64>(2)? as u64,
-                    content_gone: deleted && !held.exists([row.get_ref(6)?.as_blob()?])?,
-                    creation: self.version(row.get(4)?, row.get(5)?)?,
-                    deleted,
-                    divided: row.get(7)?,
-                    units: Vec::new(),
-                });
-            }
-        }
-        self.uncontained_units(known, &mut candidates)?;
-        candidates.retain(|candidate| !candidate.divided || candidate.is_missing(known));
-        candidates.sort_unstable_by(|a, b| a.item_id.cmp(&b.item_id));
-        Ok(candidates)
-    }
-
-    /// Adds the items of which `known` lacks only units that changed on their own.
-    fn uncontained_units(&self, known: &Knowledge, candidates: &mut Vec<Candidate>) -> rusqlite::Result<()> {
-        let mut newer = self.connection.prepare_cached(
-            "SELECT item_id, change_unit_id, version_tick FROM unit_versions \
-             WHERE version_replica = ?1 AND version_tick > ?2",
-        )?;
-        let mut missing: HashMap<ItemId, Vec<(ChangeUnitId, Version)>> = HashMap::new();
-        for (key, replica) in &self.replica_of_key {
-            let mut rows = newer.query(params![key, known.min_tick(replica) as i64])?;
-            while let Some(row) = rows.next()? {
-                let id = ItemId::from(row.get_ref(0)?.as_blob()?);
-                let unit = ChangeUnitId::from(row.get_ref(1)?.as_blob()?);
-                let version = Version::new(replica.clone(), row.get::<_, i64>(2)? as u64);
-                if !known.contains_change_unit(&id, &unit, &version) {
-                    missing.entry(id).or_default().push((unit, version));
-                }
-            }
-        }
-        for candidate in candidates.iter_mut().filter(|candidate| candidate.divided) {
-            missing.remove(&candidate.item_id);
-            let units = self.row(&candidate.item_id)?.and_then(|row| row.units).unwrap_or_default();
-            let units = units.into_iter().map(|(unit, at)| (unit, at.version));
-            let lacks = |(unit, version): &(ChangeUnitId, Version)| {
-                !known.contains_change_unit(&candidate.item_id, unit, version)
-            };
-            candidate.units = units.filter(lacks).collect();
-        }
-        for (item_id, units) in missing {
-            let Some(row) = self.row(&item_id)? else { continue };
-            candidates.push(Candidate {
-                item_id,
-                version: row.version,
-                size: row.item.state.size,
-                content_gone: false,
-                creation: row.creation,
-                deleted: false,
-                divided: true,
-                units,
-            });
-        }
-        Ok(())
     }
 
     /// Remembers that a partner knows more of this replica than it does itself: it becomes a new replica at the next

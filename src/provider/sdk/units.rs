@@ -177,19 +177,36 @@ pub(super) fn read(store: &dyn ItemStore, id: &ItemId, known: &KnownItem) -> Res
     Ok(Object::parse(&content))
 }
 
-/// The units of a row that a destination with `known` lacks. All of them where it does not know the base: then it can tell
-/// which of its own are gone. What columns of single units leave out of the base is their own matter: a source that has left the
-/// same out could not teach it.
-pub fn missing(id: &ItemId, row: &Row, known: &Knowledge) -> Vec<ChangeUnitId> {
+/// The units of a row that a destination with `known` lacks of a source with `made_with`. All that the row names where it does not
+/// know the base: then it can tell which of its own are gone.
+pub fn missing(id: &ItemId, row: &Row, known: &Knowledge, made_with: &Knowledge) -> Vec<ChangeUnitId> {
     let units = || row.units.iter().flatten();
     if known.vector_for_item(id).contains(&row.version) {
         let lacks = |(unit, at): &(&ChangeUnitId, &Unit)| !known.contains_change_unit(id, unit, &at.version);
-        let missing: Vec<_> = units().filter(lacks).map(|(unit, _)| unit.clone()).collect();
+        let named = units().filter(lacks).map(|(unit, _)| unit);
+        let missing: Vec<_> = named.chain(waiting(id, row, known, made_with)).cloned().collect();
         if !missing.is_empty() {
             return missing;
         }
     }
     units().map(|(unit, _)| unit.clone()).collect()
+}
+
+/// Units that a row does not have, and that a destination which knows its base has left out of it: it had changed them, and the
+/// conflict waits there for a decision. What the source has left out itself it could not teach.
+pub fn waiting<'a>(
+    id: &'a ItemId,
+    row: &'a Row,
+    known: &'a Knowledge,
+    made_with: &'a Knowledge,
+) -> impl Iterator<Item = &'a ChangeUnitId> {
+    let units = row.units.as_ref().filter(|_| known.vector_for_item(id).contains(&row.version));
+    let left_out = move |unit: &&ChangeUnitId| {
+        units.is_some_and(|units| !units.contains_key(*unit))
+            && !known.contains_change_unit(id, unit, &row.version)
+            && made_with.contains_change_unit(id, unit, &row.version)
+    };
+    known.named_units().filter(left_out)
 }
 
 /// A row whose item has got a new version as a whole: all of its units with it.

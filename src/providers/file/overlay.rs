@@ -333,7 +333,7 @@ impl ItemStore for Overlay {
         let mut detection = scan::detect(&self.tree, known)?;
         let layer = self.layer();
         // Of what was written the tree says nothing, and nobody else writes here.
-        detection.observations.retain(|it| !layer.items.contains_key(scan::observed_id(it).as_bytes()));
+        detection.observations.retain(|it| !layer.items.contains_key(it.id().as_bytes()));
         Ok(detection)
     }
 

@@ -69,15 +69,9 @@ pub(super) fn detect(tree: &Tree, known: &dyn Known) -> Result<Detection, StoreE
         }
     }
     observations.extend(missing);
-    observations.sort_unstable_by(|a, b| observed_id(a).cmp(observed_id(b)));
+    observations.sort_unstable_by(|a, b| a.id().cmp(b.id()));
     found.skipped.sort_unstable_by(|a, b| a.display_name.cmp(&b.display_name));
     Ok(Detection { observations, skipped: found.skipped, anchor: None })
-}
-
-pub(super) fn observed_id(observation: &Observation) -> &ItemId {
-    match observation {
-        Observation::Present { id, .. } | Observation::Missing { id } => id,
-    }
 }
 
 /// A last look at one name: a listing can miss an entry that is being replaced.

@@ -90,7 +90,7 @@ fn put(store: &SqliteStore, id: &str, content: &str, replaces: &Replaces) -> Res
 }
 
 fn ids(observations: &[Observation]) -> Vec<String> {
-    observations.iter().map(|observation| super::observed_id(observation).to_string()).collect()
+    observations.iter().map(|observation| observation.id().to_string()).collect()
 }
 
 fn content(store: &SqliteStore, book: &Book, id: &str) -> String {

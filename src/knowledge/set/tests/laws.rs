@@ -362,6 +362,37 @@ proptest! {
     }
 
     #[test]
+    fn what_is_no_single_item_is_known_up_to_the_tick_elsewhere((universe, [(a, _), ..], _) in three()) {
+        let singles = a.single_items();
+        prop_assert!(singles.is_sorted_by(|one, next| one < next));
+        for replica in REPLICAS.map(ReplicaId::from) {
+            prop_assert!(a.min_tick(&replica) <= a.min_tick_elsewhere(&replica));
+            for item in universe.named.iter().chain(universe.between).map(|item| ItemId::from(*item)) {
+                if singles.binary_search(&item).is_err() {
+                    let elsewhere = a.min_tick_elsewhere(&replica);
+                    prop_assert!(a.vectors_for_item(&item).all(|vector| vector.get(&replica) >= elsewhere), "{}", item);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn who_agrees_from_a_bound_on_knows_the_same_of_each_item((universe, [(a, _), (b, _), _], items) in three()) {
+        let replicas = [ReplicaId::from(REPLICAS[0]), ReplicaId::from(REPLICAS[1])];
+        prop_assert!(a.agrees_from(&a.clone(), &ItemId::default(), &replicas));
+        for lower in items.iter().chain([&ItemId::default()]) {
+            let same = universe.named.iter().chain(universe.between).map(|item| ItemId::from(*item)).all(|item| {
+                let both = UNITS.iter().chain([&OTHER]).map(|name| unit(name));
+                item < *lower || both.into_iter().all(|unit| {
+                    let (ours, theirs) = (a.vector_for_change_unit(&item, &unit), b.vector_for_change_unit(&item, &unit));
+                    replicas.iter().all(|replica| ours.get(replica) == theirs.get(replica))
+                })
+            });
+            prop_assert_eq!(a.agrees_from(&b, lower, &replicas), same);
+        }
+    }
+
+    #[test]
     fn selections_are_unions_of_their_parts(
         (universe, [(a, _), ..], items) in three(), units in prop::collection::vec((0_usize..6, a_unit()), 0..4)
     ) {

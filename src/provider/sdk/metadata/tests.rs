@@ -1,3 +1,6 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
@@ -88,4 +91,79 @@ fn change_units_come_back_as_they_were() {
     let whole = Row { units: None, ..row };
     metadata.commit(Commit { rows: vec![("i".into(), whole)], tick: 3, ..Commit::default() }).unwrap();
     assert_eq!(indexed(&metadata), 0);
+}
+
+/// Number of a replica, and a tick of it.
+type At = (u8, u64);
+/// Ticks of both replicas, by number of the item.
+type Ticks = BTreeMap<u8, [u64; 2]>;
+
+/// Rows of ten items by two replicas, deleted or not, some with units, by number of the item.
+fn rows() -> impl Strategy<Value = BTreeMap<u8, (At, bool, Vec<At>)>> {
+    let unit = prop::collection::vec((0..2_u8, 1..9_u64), 0..3);
+    prop::collection::btree_map(0..10_u8, ((0..2_u8, 1..9_u64), any::<bool>(), unit), 0..10)
+}
+
+/// What is known of everything, of single items, and of a unit of them.
+fn known() -> impl Strategy<Value = ([u64; 2], Ticks, Ticks)> {
+    let ticks = || [0..9_u64, 0..9_u64];
+    (
+        ticks(),
+        prop::collection::btree_map(0..12_u8, ticks(), 0..4),
+        prop::collection::btree_map(0..12_u8, ticks(), 0..3),
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// However it is searched for: exceptions one by one, or all rows where they are many.
+    #[test]
+    fn what_a_destination_lacks_is_found(rows in rows(), (everywhere, items, units) in known(), many in any::<bool>()) {
+        let directory = TempDir::new().unwrap();
+        let mut metadata = Metadata::open(directory.path(), "here").unwrap();
+        let replicas = [metadata.replica().clone(), ReplicaId::from(vec![9; 16])];
+        let id = |number: u8| ItemId::from(vec![b'a' + number]);
+        let state = ItemState { properties: Default::default(), size: 2, digest: Digest([3; 32]), modification_time: None };
+        let rows: Vec<(ItemId, Row)> = rows.into_iter().map(|(number, ((replica, tick), deleted, units))| {
+            let version = Version::new(replicas[usize::from(replica)].clone(), tick);
+            let units: Units = units.into_iter().map(|(replica, tick)| {
+                let at = Version::new(replicas[usize::from(replica)].clone(), tick);
+                (ChangeUnitId::from("u"), unit(&at, Some(1), None))
+            }).collect();
+            let item = KnownItem { state: state.clone(), fingerprint: Fingerprint::default(), deleted };
+            let units = (!deleted && !units.is_empty()).then_some(units);
+            (id(number), Row { item, lingering: false, creation: version.clone(), version, units })
+        }).collect();
+        metadata.commit(Commit { rows: rows.clone(), tick: 9, ..Commit::default() }).unwrap();
+        let counted = rows.iter().filter(|(_, row)| !row.item.deleted).count() as u64;
+        prop_assert_eq!(metadata.alive(), counted);
+        if many {
+            // As if there were so many that exceptions are few.
+            metadata.alive = 1_000;
+        }
+        let vector = |ticks: [u64; 2]| -> ClockVector { replicas.iter().cloned().zip(ticks).collect() };
+        let format = IdParameters::BUILT_IN.item_id;
+        let mut known = Knowledge::from_vector(format, vector(everywhere));
+        for (number, ticks) in &items {
+            known.exclude_item(&id(*number));
+            known = known.union(&Knowledge::from_items(format, [(id(*number), Arc::new(vector(*ticks)))]));
+        }
+        for (number, ticks) in &units {
+            let (id, unit) = (id(*number), ChangeUnitId::from("u"));
+            known.exclude_change_unit(&id, &unit);
+            let other = Knowledge::from_items(format, [(id.clone(), Arc::new(vector(*ticks)))]);
+            known = known.union(&other.project_onto_change_unit(&id, &unit));
+        }
+        let lacks = |(id, row): &&(ItemId, Row)| match &row.units {
+            None => !known.contains_change(id, &row.version),
+            Some(units) => {
+                !known.vector_for_item(id).contains(&row.version)
+                    || units.iter().any(|(unit, at)| !known.contains_change_unit(id, unit, &at.version))
+            }
+        };
+        let expected: Vec<&ItemId> = rows.iter().filter(lacks).map(|(id, _)| id).collect();
+        let candidates = metadata.uncontained(&known).unwrap();
+        prop_assert_eq!(candidates.iter().map(|candidate| &candidate.item_id).collect::<Vec<_>>(), expected);
+    }
 }

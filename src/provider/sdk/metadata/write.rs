@@ -14,6 +14,7 @@ impl Metadata {
     pub(in crate::provider::sdk) fn commit(&mut self, commit: Commit) -> rusqlite::Result<()> {
         debug_assert!(commit.tick >= self.tick, "ticks never go back");
         let mut interned = Vec::new();
+        let mut alive = self.alive;
         let transaction = self.connection.transaction()?;
         {
             let mut key = |replica: &ReplicaId| -> rusqlite::Result<i64> {
@@ -37,10 +38,12 @@ impl Metadata {
             let mut divide = transaction.prepare_cached("INSERT INTO unit_versions VALUES (?1, ?2, ?3, ?4)")?;
             // Most stores have no change units, and their rows none to take away.
             let divided = transaction.prepare_cached("SELECT 1 FROM unit_versions LIMIT 1")?.exists([])?;
+            let mut live = transaction.prepare_cached("SELECT 1 FROM items WHERE item_id = ?1 AND deleted = 0")?;
             let mut remove = transaction.prepare_cached("DELETE FROM items WHERE item_id = ?1")?;
             let mut bury = transaction
                 .prepare_cached("INSERT OR REPLACE INTO tombstones (item_id, since) VALUES (?1, unixepoch())")?;
             for (id, row) in &commit.rows {
+                alive = alive + u64::from(!row.item.deleted) - u64::from(live.exists([id.as_bytes()])?);
                 let versions = (key(&row.creation.replica)?, key(&row.version.replica)?);
                 let units = encode_units(row, &mut key)?;
                 write(&mut put, id, row, versions, units)?;
@@ -60,6 +63,7 @@ impl Metadata {
                 }
             }
             for id in &commit.removed {
+                alive -= u64::from(live.exists([id.as_bytes()])?);
                 remove.execute([id.as_bytes()])?;
                 merge.execute([id.as_bytes()])?;
             }
@@ -104,6 +108,7 @@ impl Metadata {
             self.knowledge = Arc::new(knowledge);
         }
         self.tick = commit.tick;
+        self.alive = alive;
         self.generation += 1;
         Ok(())
     }

@@ -156,6 +156,40 @@ async fn a_unit_that_waits_and_is_not_here_comes_later() {
     alike(&[&a, &b, &c, &other], "i");
 }
 
+/// The source's item, made anew, does not have a unit that was changed here: that waits in every session until it is decided about.
+#[tokio::test]
+async fn a_unit_that_the_source_does_not_have_waits_until_it_is_decided_about() {
+    let none = Plan { policy: Policy::None, ..PLAN };
+    for (policy, expected) in [
+        (Policy::SourceProviderWins, json!({"c1": 2})),
+        (Policy::DestinationProviderWins, json!({"c1": 2, "c4": "of b"})),
+        (Policy::LastWriterWins, json!({"c1": 2, "c4": "of b"})),
+    ] {
+        for inline in [0, 1_000] {
+            let (a, b) = two().await;
+            let other = Replica::divided("other");
+            edit(&b, "i", "c4", json!("of b"), 5);
+            // A look for changes in between, so that the item is made anew, and not only changed.
+            a.store.remove("i");
+            sync(&a, &other, PLAN).await.unwrap();
+            set(&a, "i", json!({"c1": 2}), 6);
+            for _ in 0..3 {
+                let report = sync(&a, &b, Plan { inline, ..none }).await.unwrap();
+                assert_eq!((report.units_left_out(), report.batches), (vec!["c4".to_owned()], 1));
+                assert_eq!(get(&b, "i"), json!({"c1": 2, "c4": "of b"}));
+            }
+            edit(&a, "i", "c1", json!(3), 7);
+            assert_eq!(sync(&a, &b, Plan { inline, ..none }).await.unwrap().units_left_out(), ["c4"]);
+            edit(&a, "i", "c1", json!(2), 8);
+            let report = sync(&a, &b, Plan { policy, inline, ..PLAN }).await.unwrap();
+            assert_eq!((report.units_left_out(), report.conflicts()), (Vec::new(), 1));
+            settle(&[&a, &b, &other], PLAN).await;
+            assert_eq!(get(&a, "i"), expected, "{policy:?}");
+            alike(&[&a, &b, &other], "i");
+        }
+    }
+}
+
 /// R21: what waits is an exception of its unit; the others are learned and go on.
 #[tokio::test]
 async fn without_a_policy_only_the_unit_waits() {

@@ -22,6 +22,10 @@ mutants! {
     ForgetSkipped,
     /// A resolved conflict keeps the winner's version instead of getting a new one.
     KeepWinnersVersion,
+    /// Ticks count a replica's own changes alone, whatever it knows.
+    CountOwnChanges,
+    /// Of equal states neither version stays: they get a new one.
+    RenewEqual,
     /// A conflict's loser is kept under a name that has other content.
     CopyOverOther,
     /// A conflict's loser is not kept.

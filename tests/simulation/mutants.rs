@@ -36,6 +36,8 @@ pub(crate) fn seen_by(mutant: synclave::mutant::Mutant) -> Check {
     match mutant {
         Mutant::ForgetSkipped => Check::SkippedAgain,
         Mutant::KeepWinnersVersion => Check::LostEdit,
+        Mutant::CountOwnChanges => Check::Convergence,
+        Mutant::RenewEqual => Check::Convergence,
         Mutant::CopyOverOther => Check::LostEdit,
         Mutant::NoLoserCopy => Check::KeepBoth,
         Mutant::BeginTwice => Check::BeginOnce,

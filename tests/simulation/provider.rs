@@ -926,7 +926,12 @@ impl World {
             let change = &apply.changes()[action.index];
             self.units_made(index, change, &apply.known, id, action);
             let theirs = change.change_version.as_ref().filter(|_| change.item_id == *id);
-            let buried = self.ghost.buried.get(&(index, id.clone())).map(|deletion| deletion.version.clone());
+            // Deleted and forgotten here, or where this replica has learned of it by a full enumeration.
+            let buried = self.ghost.buried.get(&(index, id.clone())).or_else(|| {
+                let mut elsewhere = self.ghost.buried.iter().filter(|((_, item), _)| item == id);
+                elsewhere.find(|(_, deletion)| apply.known.contains_change(id, &deletion.version)).map(|(_, of)| of)
+            });
+            let buried = buried.map(|deletion| deletion.version.clone());
             let ours = action.before.as_ref().map(|row| &row.version).or(buried.as_ref());
             let made = &action.after.version;
             if made.replica == self.providers[index].replica.id && Some(made) != ours && Some(made) != theirs {
@@ -1110,6 +1115,11 @@ impl World {
         };
         let descends = self.ghost.descends(id, &made.version, &row.version);
         if row.item.deleted && !made.item.deleted && !conflict && !descends {
+            // Another item of that name, as above: whoever brings it has since learned of the deletion by a full enumeration, which
+            // leaves alone what its source never saw.
+            if made.creation != row.creation && self.figures.forgotten > 0 {
+                return self.ghost.vouch(id, &made.version, &row.version);
+            }
             let message = format!(
                 "{} brings {id} back with {:?}, which knows nothing of {:?}",
                 name(index),
@@ -1255,7 +1265,7 @@ fn item_change(replica: &Replica, id: &ItemId, row: &Row, known: &Knowledge, inl
         work_estimate: 1,
         data_size: alive.then_some(state.size),
         content_digest: (alive && whole).then_some(state.digest),
-        modification_time: if alive { state.modification_time } else { None },
+        modification_time: if alive { row.modification_time() } else { None },
         inline_data,
     }
 }

@@ -58,8 +58,8 @@ pub use conflict_copy::conflict_copy_id;
 pub use filtering::ItemFilter;
 pub use forgetting::DEFAULT_TOMBSTONE_AGE;
 pub use item_store::{
-    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
-    Staged, Staging, StoreError,
+    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Put, Replaces,
+    Skipped, Staged, Staging, StoreError,
 };
 pub use metadata::MetadataError;
 pub use report::{ConflictCopy, Report};
@@ -111,7 +111,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             member_name: String::new(),
-            requested_batch_size: 2_000,
+            requested_batch_size: 8_000,
             max_changes: 0,
             max_inline_bytes: 64 * 1024,
             max_source_sessions: 1,

@@ -9,6 +9,7 @@
 //! - `reading`: items by their ids, as far as a look and their content go.
 //! - `holding`, `change`: content is staged invisibly, made durable, then put in place by
 //!   one rename that is checked and, if it displaced what nobody knew, undone.
+//! - `nest`: a new directory is staged with what goes into it, and put in place as a whole.
 //! - `overlay`: the same store for a dry run: what is written stays in memory.
 
 mod attributes;
@@ -18,6 +19,7 @@ mod facts;
 mod filter;
 mod fingerprint;
 mod holding;
+mod nest;
 mod overlay;
 mod path;
 mod reading;
@@ -38,7 +40,7 @@ use rustix::io::Errno;
 
 use crate::knowledge::{ItemDataHeader, ItemId};
 use crate::provider::sdk::{
-    Applied, Detection, ItemError, ItemFilter, ItemState, ItemStore, Known, KnownItem, Replaces, Staged, Staging,
+    Applied, Detection, ItemError, ItemFilter, ItemState, ItemStore, Known, KnownItem, Put, Replaces, Staged, Staging,
     StoreError, conflict_copy_id,
 };
 use facts::{Facts, Kind};
@@ -151,33 +153,44 @@ impl ItemStore for FileStore {
         self.tree.open_item(self.path_of(id)?, known)
     }
 
+    fn read(&self, id: &ItemId, known: &KnownItem) -> Result<Vec<u8>, ItemError> {
+        self.tree.read_item(self.path_of(id)?, known)
+    }
+
     fn is_unchanged(&self, id: &ItemId, known: &KnownItem) -> bool {
         self.path_of(id).is_ok_and(|path| self.tree.is_unchanged(path, known))
     }
 
     fn stage(&self, id: &ItemId, header: &ItemDataHeader) -> Result<Box<dyn Staging>, ItemError> {
-        self.path_of(id)?;
-        self.holding.stage(header)
+        self.holding.stage(self.path_of(id)?, header)
+    }
+
+    fn stage_container(&self, id: &ItemId, header: &ItemDataHeader) -> Result<Staged, ItemError> {
+        self.stage_nest(self.path_of(id)?, header)
+    }
+
+    fn begin_section(&self) {
+        self.holding.close_nests();
     }
 
     fn stage_copy(&self, id: &ItemId, from: &ItemId, known: &KnownItem) -> Result<Staged, ItemError> {
-        self.path_of(id)?;
+        let path = self.path_of(id)?;
         let (size, digest) = (known.state.size, &known.state.digest);
         if size == 0 {
-            return self.holding.stage_copy(None, 0, digest);
+            return self.holding.stage_copy(path, None, 0, digest);
         }
         let from_path = self.path_of(from)?;
         let source = self.tree.open_at(from_path.as_bytes(), OFlags::RDONLY | OFlags::NONBLOCK).ok();
         // Only a promising one is read; the copy's digest is what decides.
         let source = source
             .filter(|file| Facts::of(file).is_ok_and(|facts| facts.kind() == Some(Kind::File) && facts.size == size));
-        let copied = source.map(|source| self.holding.stage_copy(Some(source), size, digest));
+        let copied = source.map(|source| self.holding.stage_copy(path, Some(source), size, digest));
         match copied {
             Some(Ok(staged)) => Ok(staged),
             Some(Err(error @ ItemError::Failed(_))) => Err(error),
             None | Some(Err(_)) => {
                 let source = self.holding.open_displaced(from, digest).ok_or(ItemError::Changed)?;
-                self.holding.stage_copy(Some(source), size, digest)
+                self.holding.stage_copy(path, Some(source), size, digest)
             }
         }
     }
@@ -188,6 +201,10 @@ impl ItemStore for FileStore {
 
     fn put(&self, id: &ItemId, staged: Staged, state: &ItemState, replaces: &Replaces) -> Result<Applied, ItemError> {
         self.put_item(id, staged, state, replaces)
+    }
+
+    fn put_all(&self, puts: Vec<Put<'_>>) -> Vec<Result<Applied, ItemError>> {
+        self.put_items(&puts)
     }
 
     fn set_properties(&self, id: &ItemId, state: &ItemState, known: &KnownItem) -> Result<Applied, ItemError> {

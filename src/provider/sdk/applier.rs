@@ -8,12 +8,16 @@
 //!    and the end of the intents are one transaction (`carry_out`);
 //! 4. outcomes are reported.
 //!
+//! While one section is carried out, which is mostly waiting for the disk, the next one is fetched. What that one needs was
+//! decided before its predecessor's rows were there; it is settled against the rows as they are when its turn comes.
+//!
 //! A crash between any two steps leaves either the old item or the new one with an intent that explains it. An ordered group's
 //! section teaches its range up to its last item, so that what is applied is learned also when the rest never comes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -94,7 +98,7 @@ pub(super) fn process(
         let mut applying = {
             let (session, progress) = (session.clone(), progress.clone());
             tokio::task::spawn_blocking(move || {
-                Applier::new(&shared, &session, (processing, start), &batch, wire, &progress)?.run()
+                Applier::new(&shared, &session, (processing, start), &batch, &progress)?.run(wire)
             })
         };
         let mut alive = tokio::time::interval(PROGRESS_INTERVAL);
@@ -157,7 +161,6 @@ struct Applier<'a> {
     start: ProcessStart,
     decisions: Decisions,
     batch: &'a ChangeBatch,
-    wire: Wire,
     progress: &'a Progress,
     /// The destination's knowledge before the batch: all decisions rest on it.
     known: Arc<Knowledge>,
@@ -168,10 +171,15 @@ struct Applier<'a> {
     learning: Learning,
     /// What the source has forgotten of what is learned is forgotten here too: its tombstones were never seen.
     learns_forgotten: bool,
+    /// Bytes of change units in memory, of the section that is fetched.
+    held: AtomicU64,
+}
+
+/// What a batch comes to.
+#[derive(Default)]
+struct Counts {
     applied: u32,
     failed: u32,
-    /// Bytes of change units in memory.
-    held: u64,
 }
 
 impl<'a> Applier<'a> {
@@ -180,7 +188,6 @@ impl<'a> Applier<'a> {
         session: &'a Session,
         (processing, mut start): (Processing, ProcessStart),
         batch: &'a ChangeBatch,
-        wire: Wire,
         progress: &'a Progress,
     ) -> Result<Self, CallError> {
         let (known, forgotten) = {
@@ -216,77 +223,100 @@ impl<'a> Applier<'a> {
             start,
             decisions,
             batch,
-            wire,
             progress,
             known,
             forgotten,
             has_prerequisite,
             learning,
             learns_forgotten,
-            applied: 0,
-            failed: 0,
-            held: 0,
+            held: AtomicU64::new(0),
         })
     }
 
-    fn run(mut self) -> Result<ProcessResult, CallError> {
+    fn run(self, mut wire: Wire) -> Result<ProcessResult, CallError> {
         if !self.session.allow_mass_delete {
             self.check_mass_delete()?;
         }
         let mut not_gone = match self.learning {
-            Learning::Recovery => self.let_absent_go()?,
+            Learning::Recovery => self.let_absent_go(&wire)?,
             Learning::All | Learning::ItemsOnly => Selection::default(),
         };
-        let batch = self.batch;
-        for group in &batch.groups {
-            // What of the group is not learned.
-            let mut left_out = std::mem::take(&mut not_gone);
-            let mut begin = 0;
-            loop {
-                let section = Section::of(group, begin, &*self.shared.store);
-                self.apply(&section, &mut left_out)?;
-                begin = section.end;
-                if begin >= group.changes.len() {
-                    break;
-                }
-            }
+        let mut counts = Counts::default();
+        for group in &self.batch.groups {
+            self.apply_group(group, std::mem::take(&mut not_gone), &mut wire, &mut counts)?;
         }
         self.empty_containers()?;
         let learned_knowledge = (**self.shared.metadata().knowledge()).clone();
         Ok(ProcessResult {
             learned_knowledge,
-            changes_applied: self.applied,
-            changes_failed: self.failed,
+            changes_applied: counts.applied,
+            changes_failed: counts.failed,
             provider_with_error: None,
         })
     }
 
-    fn apply(&mut self, section: &Section<'_>, left_out: &mut Selection) -> Result<(), CallError> {
-        let obtained = self.fetch(section)?;
-        self.wire.check()?;
-        let outcomes = self.carry_out(section, obtained, left_out)?;
+    /// Fetches each section while the one before it is carried out. Returns when nothing of the group is under way, also with
+    /// an error.
+    fn apply_group(
+        &self,
+        group: &ChangeGroup,
+        mut left_out: Selection,
+        wire: &mut Wire,
+        counts: &mut Counts,
+    ) -> Result<(), CallError> {
+        std::thread::scope(|scope| {
+            let mut before: Option<(Section<'_>, ScopedJoinHandle<'_, _>)> = None;
+            let mut begin = 0;
+            loop {
+                let section = Section::of(group, begin, &*self.shared.store);
+                let obtained = self.fetch(&section, wire)?;
+                // No load is outstanding now: outcomes can be sent, see `fetch`.
+                if let Some((section, carrying)) = before.take() {
+                    let outcomes: Vec<_>;
+                    (outcomes, left_out) = carrying.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                    self.report(&section, outcomes, wire, counts)?;
+                }
+                wire.check()?;
+                begin = section.end;
+                if begin >= group.changes.len() {
+                    let (outcomes, _) = self.carry_out(&section, obtained, left_out)?;
+                    return self.report(&section, outcomes, wire, counts);
+                }
+                let left_out = std::mem::take(&mut left_out);
+                before = Some((section, scope.spawn(move || self.carry_out(&section, obtained, left_out))));
+            }
+        })
+    }
+
+    fn report(
+        &self,
+        section: &Section<'_>,
+        outcomes: Vec<ChangeOutcome>,
+        wire: &Wire,
+        counts: &mut Counts,
+    ) -> Result<(), CallError> {
         for (change, outcome) in section.changes.iter().zip(outcomes) {
-            self.count(&outcome);
+            self.count(&outcome, counts);
             self.progress.done(change);
-            self.wire.send(ProcessOutput::Outcome(outcome))?;
+            wire.send(ProcessOutput::Outcome(outcome))?;
         }
         Ok(())
     }
 
-    fn count(&mut self, outcome: &ChangeOutcome) {
+    fn count(&self, outcome: &ChangeOutcome, counts: &mut Counts) {
         let counters = &self.session.counters;
         counters.conflicts.fetch_add(u64::from(outcome.conflict), Ordering::Relaxed);
         counters.tombstones.fetch_add(u64::from(outcome.tombstone), Ordering::Relaxed);
         match outcome.kind {
             OutcomeKind::Applied => {
                 counters.applied.fetch_add(1, Ordering::Relaxed);
-                self.applied += 1;
+                counts.applied += 1;
                 if outcome.conflict {
                     lock(&self.shared.report).settled(&outcome.item_id);
                 }
             }
             OutcomeKind::RecoverableError => {
-                self.failed += 1;
+                counts.failed += 1;
                 self.shared.look_again();
             }
             OutcomeKind::Obsolete | OutcomeKind::Deferred => {}

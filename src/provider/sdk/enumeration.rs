@@ -335,6 +335,8 @@ impl<'a> Limits<'a> {
     /// meeting with a replica that has items of its own, and for content that it knows here under another name (a rename).
     fn is_likely_there(&self, metadata: &Metadata, id: &ItemId, state: &ItemState) -> rusqlite::Result<bool> {
         match self.meeting {
+            // Of nothing there is nothing to spare.
+            _ if state.size == 0 => Ok(false),
             Meeting::Blank => Ok(false),
             Meeting::First => Ok(true),
             Meeting::Again => metadata.has_elsewhere(&state.digest, id, self.known),

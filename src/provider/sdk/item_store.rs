@@ -52,10 +52,10 @@ pub struct KnownItem {
 
 /// The metadata, as a scan sees it.
 pub trait Known: Sync {
-    /// One item.
+    /// One item. It is looked up: for all of them, [`Self::for_each_alive`] is the way.
     fn get(&self, id: &ItemId) -> Option<KnownItem>;
-    /// Every item that is not a tombstone, in ascending order.
-    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &KnownItem));
+    /// Every item that is not a tombstone, in ascending order, with the fingerprint that was recorded.
+    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &Fingerprint));
 
     /// The state that the SDK was about to give an item when it was stopped. A store that does not keep all of a state tells by
     /// it to which one the content belongs that it finds; others need not ask.
@@ -174,6 +174,19 @@ pub trait Staging: Write + Send {
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Staged(pub u64);
 
+/// One item to be put in place.
+#[derive(Debug)]
+pub struct Put<'a> {
+    /// Which one.
+    pub id: &'a ItemId,
+    /// Its content.
+    pub staged: Staged,
+    /// What it is to be.
+    pub state: &'a ItemState,
+    /// What must be in its place.
+    pub replaces: Replaces,
+}
+
 /// An action was carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Applied {
@@ -198,11 +211,33 @@ pub trait ItemStore: fmt::Debug + Send + Sync + 'static {
     /// Opens an item's content for reading; [`ItemError::Changed`] when it is no longer what is known.
     fn open(&self, id: &ItemId, known: &KnownItem) -> Result<Box<dyn Read + Send>, ItemError>;
 
+    /// All of a small item's content, `known.state.size` bytes; [`ItemError::Changed`] when it is no longer what is known once
+    /// the last byte was read. Its digest is left to whoever gets it.
+    fn read(&self, id: &ItemId, known: &KnownItem) -> Result<Vec<u8>, ItemError> {
+        let size = usize::try_from(known.state.size).map_err(|error| ItemError::Failed(error.to_string()))?;
+        let mut content = Vec::with_capacity(size + 1);
+        if size > 0 {
+            // One byte more than recorded, to see growth without reading on for ever.
+            let mut reader = self.open(id, known)?.take(known.state.size + 1);
+            reader.read_to_end(&mut content).map_err(|error| ItemError::Failed(format!("cannot be read: {error}")))?;
+        }
+        if content.len() == size && self.is_unchanged(id, known) { Ok(content) } else { Err(ItemError::Changed) }
+    }
+
     /// True when the item is, at this moment, still what is known; asked after the last byte was read.
     fn is_unchanged(&self, id: &ItemId, known: &KnownItem) -> bool;
 
     /// Begins to stage content for `id`.
     fn stage(&self, id: &ItemId, header: &ItemDataHeader) -> Result<Box<dyn Staging>, ItemError>;
+
+    /// Stages an item without content into which further ones of the same section may be staged, its container before it. A
+    /// store for which that is of use can then put all of them in one step.
+    fn stage_container(&self, id: &ItemId, header: &ItemDataHeader) -> Result<Staged, ItemError> {
+        self.stage(id, header)?.finish()
+    }
+
+    /// A new section begins: what is staged from now on goes into no container that was staged before.
+    fn begin_section(&self) {}
 
     /// Stages a copy of content that is in the store under another name, or was until a moment ago in this session;
     /// the SDK has looked up `from`. [`ItemError::Changed`] when it is not what is known: the SDK then asks the source.
@@ -213,6 +248,11 @@ pub trait ItemStore: fmt::Debug + Send + Sync + 'static {
 
     /// Puts staged content in place with `state`'s properties, in one visible step.
     fn put(&self, id: &ItemId, staged: Staged, state: &ItemState, replaces: &Replaces) -> Result<Applied, ItemError>;
+
+    /// Puts many items in place, in their order, containers first. What is visible in between is a part of them, each complete.
+    fn put_all(&self, puts: Vec<Put<'_>>) -> Vec<Result<Applied, ItemError>> {
+        puts.into_iter().map(|put| self.put(put.id, put.staged, put.state, &put.replaces)).collect()
+    }
 
     /// Changes an item's properties to `state`'s and leaves its content alone.
     fn set_properties(&self, id: &ItemId, state: &ItemState, known: &KnownItem) -> Result<Applied, ItemError>;

@@ -200,13 +200,5 @@ fn send(session: &Session, parts: &Parts, part: DataPart) -> Result<(), Stop> {
 /// destination, which computes it anyway and refuses what is not as announced: an edit in the very tick of the file system's
 /// clock that was recorded is told as the edit that it is, one session later.
 pub(super) fn whole(shared: &Shared, id: &ItemId, row: &Row) -> Option<Bytes> {
-    let known = row.in_store();
-    let size = usize::try_from(known.state.size).ok()?;
-    let mut content = Vec::with_capacity(size + 1);
-    if size > 0 {
-        let reader = shared.store.open(id, &known).ok()?;
-        // One byte more than recorded, to see growth without reading on for ever.
-        reader.take(known.state.size + 1).read_to_end(&mut content).ok()?;
-    }
-    (content.len() == size && shared.store.is_unchanged(id, &known)).then(|| Bytes::from(content))
+    shared.store.read(id, &row.in_store()).ok().map(Bytes::from)
 }

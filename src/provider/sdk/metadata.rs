@@ -117,7 +117,11 @@ impl Metadata {
             return Err(MetadataError::Newer { path, found: version });
         }
         connection
-            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;")
+            .execute_batch(
+                // Digests come in no order: their index has to stay in memory, or each of them is a page read and written.
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; \
+                 PRAGMA cache_size = -32768; PRAGMA wal_autocheckpoint = 4000;",
+            )
             .map_err(broken)?;
         connection.set_prepared_statement_cache_capacity(32);
         if tables == 0 {
@@ -249,6 +253,14 @@ impl Metadata {
     /// Number of items that are not tombstones.
     pub(super) fn alive(&self) -> u64 {
         self.alive
+    }
+
+    /// The fingerprints of all items that are not tombstones, in ascending order.
+    pub(super) fn fingerprints(&self) -> rusqlite::Result<Vec<(ItemId, Fingerprint)>> {
+        self.connection
+            .prepare_cached("SELECT item_id, fingerprint FROM items WHERE deleted = 0 ORDER BY item_id")?
+            .query_map([], |row| Ok((ItemId::from(row.get_ref(0)?.as_blob()?), Fingerprint(row.get(1)?))))?
+            .collect()
     }
 
     /// The ids of all items, tombstones too, ascending.

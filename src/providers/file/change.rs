@@ -3,6 +3,8 @@
 //! A check before the step would leave a gap in which an edit gets lost, so the step itself takes the old item aside:
 //! names are exchanged, what came away is looked at, and goes back when it is not what was expected.
 
+use std::sync::Arc;
+
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -46,7 +48,11 @@ impl FileStore {
                 if (expected.kind, wanted.kind) == (Kind::Directory, Kind::Directory) {
                     return self.set_item_properties(id, state, known);
                 }
-                let entry = self.put_over(&parent, path, entry, &facts, &expected, known)?;
+                let put = self.put_over(&parent, path, entry, &facts, &expected, known);
+                if expected.kind == Kind::Directory {
+                    self.tree.forget_recent();
+                }
+                let entry = put?;
                 match expected.kind {
                     // Kept as a source for copies; the name that the new item had holds it now.
                     Kind::File => self.holding.keep_displaced(entry, id, known.state.digest),
@@ -59,7 +65,7 @@ impl FileStore {
                 entry.keep();
             }
         }
-        Ok(Applied::Done(self.stamp_put(&parent, name, &facts, &wanted)))
+        Ok(Applied::Done(self.stamp_put(&parent, path, &facts, &wanted)))
     }
 
     /// Exchanges `entry` with what is there, and back when that is not what was expected.
@@ -167,7 +173,7 @@ impl FileStore {
         let path = self.path_of(id)?;
         let (parent_path, name) = path.split();
         let gone = Ok(Applied::Done(Fingerprint::default()));
-        let parent = match self.tree.open_parent(parent_path) {
+        let parent = match self.tree.parent(parent_path) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return gone,
             result => result.map_err(|error| item_error("reach", path, error))?,
         };
@@ -177,7 +183,9 @@ impl FileStore {
         let expected = expect_known(&parent, path, known)?;
         self.touch(parent_path);
         if expected.kind == Kind::Directory {
-            return match with_write_access(&parent, || rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)) {
+            let removed = with_write_access(&parent, || rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR));
+            self.tree.forget_recent();
+            return match removed {
                 Ok(()) | Err(Errno::NOENT) => gone,
                 Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(Applied::NotEmpty),
                 Err(Errno::NOTDIR) => Err(ItemError::Changed),
@@ -213,7 +221,8 @@ impl FileStore {
     }
 
     /// The fingerprint of what was just put. Where another's hand came first, the next scan finds out.
-    fn stamp_put(&self, parent: &OwnedFd, name: &[u8], put: &Facts, wanted: &Attributes) -> Fingerprint {
+    fn stamp_put(&self, parent: &OwnedFd, path: ItemPath<'_>, put: &Facts, wanted: &Attributes) -> Fingerprint {
+        let name = path.split().1;
         let recorded = Time::now();
         if put.kind() == Some(Kind::Directory) && put.permissions() != wanted.mode {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -221,6 +230,7 @@ impl FileStore {
             if let Ok(directory) = directory.as_ref()
                 && Facts::of(directory).is_ok_and(|facts| facts.inode == put.inode)
             {
+                self.touch(path.as_bytes());
                 // If it fails, the next scan reports the mode that it has.
                 let _ = rustix::fs::chmodat(CWD, by_descriptor(directory), mode(wanted.mode), AtFlags::empty());
             }
@@ -233,8 +243,8 @@ impl FileStore {
         Stamp { facts, recorded, origin }.encode()
     }
 
-    fn open_parent_for_change(&self, path: ItemPath<'_>) -> Result<OwnedFd, ItemError> {
-        self.tree.open_parent(path.split().0).map_err(|error| unreached(path, error))
+    fn open_parent_for_change(&self, path: ItemPath<'_>) -> Result<Arc<OwnedFd>, ItemError> {
+        self.tree.parent(path.split().0).map_err(|error| unreached(path, error))
     }
 
     fn not_put(&self, parent: &OwnedFd, path: ItemPath<'_>, error: Errno) -> ItemError {
@@ -247,8 +257,11 @@ impl FileStore {
                 ))
             }
             Errno::EXIST => ItemError::Changed,
-            // The item or its parent went away after the look.
-            Errno::NOENT => ItemError::Changed,
+            // The item went away after the look, or its parent, which may have stayed open for longer than it was there.
+            Errno::NOENT => {
+                self.tree.forget_recent();
+                self.open_parent_for_change(path).err().unwrap_or(ItemError::Changed)
+            }
             Errno::INVAL => ItemError::Failed(format!(
                 "cannot replace {} in one step: the file system does not support it",
                 path.display()

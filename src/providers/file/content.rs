@@ -30,6 +30,13 @@ impl Reader {
         Self { buffer: vec![0; BUFFER_BYTES] }
     }
 
+    /// For one file of so many bytes: a small one needs no large buffer, which costs more to clear than the file to read.
+    pub(super) fn for_size(size: u64) -> Self {
+        // One more byte, so that the read that gives the content also shows its end.
+        let bytes = usize::try_from(size).map_or(BUFFER_BYTES, |size| size.saturating_add(1).min(BUFFER_BYTES));
+        Self { buffer: vec![0; bytes] }
+    }
+
     /// Reads `file` to its end from where it stands and hands each part to `write`.
     pub(super) fn copy(
         &mut self,
@@ -48,7 +55,7 @@ impl Reader {
             write(&self.buffer[..count])?;
             size += count as u64;
             // At the expected size the end needs no call of its own: who looks at the file afterwards sees if it grew.
-            if count == 0 || (size == expected && count < BUFFER_BYTES) {
+            if count == 0 || (size == expected && count < self.buffer.len()) {
                 return Ok((Digest(hasher.finalize().into()), size));
             }
         }

@@ -1,7 +1,8 @@
 //! The holding area: two directories beside the metadata, on the file system of the tree, for what is on its way in or out.
 //!
-//! Each entry's name is a number. An entry is staged content until it is put in place; the same name then holds what it
-//! displaced, which stays until the session ends, as a source for copies. Nothing in it is of use to a later process.
+//! Each entry has a number, which is its name, but for what is staged into a [nest](super::nest). An entry is staged content
+//! until it is put in place; the same name then holds what it displaced, which stays until the session ends, as a source for
+//! copies. Nothing in it is of use to a later process.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -16,6 +17,8 @@ use rustix::io::Errno;
 use super::attributes::{Attributes, MAX_TARGET_BYTES};
 use super::content::Reader;
 use super::facts::{Facts, Kind, Time};
+use super::nest::{NEST, Nests, remove_all};
+use super::path::ItemPath;
 use super::reading::read_digest;
 use super::tree::io_error;
 use crate::knowledge::{Digest, ItemDataHeader, ItemId};
@@ -48,20 +51,36 @@ struct Directory {
 }
 
 #[derive(Debug, Default)]
-struct Contents {
-    staged: HashMap<u64, Content>,
+pub(super) struct Contents {
+    pub(super) staged: HashMap<u64, Held>,
+    pub(super) nests: Nests,
     /// Staged since the last `sync`.
     unsynced: Vec<u64>,
     displaced: HashMap<u64, Digest>,
     displaced_from: HashMap<ItemId, u64>,
 }
 
-/// Staged content. What is not a file needs no disk before it is put.
+/// Something staged.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) content: Content,
+    /// Where it is, or will be when it is put.
+    pub(super) name: Vec<u8>,
+}
+
+/// Staged content. Symlinks and most directories need no disk before they are put.
 #[derive(Debug)]
 pub(super) enum Content {
-    File { attributes: Option<Attributes>, facts: Facts },
+    File {
+        attributes: Option<Attributes>,
+        facts: Facts,
+        /// When it was looked at.
+        recorded: Time,
+    },
     Symlink(Vec<u8>),
     Directory,
+    /// A directory that is there already, with what goes into it.
+    Nest,
 }
 
 impl Directory {
@@ -74,7 +93,9 @@ impl Directory {
         for entry in left {
             let entry = entry.map_err(|error| io_error("list", path, error))?;
             let name = entry.file_name();
-            if !matches!(name.to_bytes(), b"." | b"..")
+            if name.to_bytes().starts_with(NEST) {
+                remove_all(&directory, name.to_bytes());
+            } else if !matches!(name.to_bytes(), b"." | b"..")
                 && !name.to_bytes().starts_with(RESCUED)
                 && rustix::fs::unlinkat(&directory, name, AtFlags::empty()).is_err()
             {
@@ -98,10 +119,14 @@ impl Holding {
 
     /// The directory that the entry `number` is in.
     pub(super) fn directory(&self, number: u64) -> &OwnedFd {
-        &self.directories[(number % DIRECTORIES as u64) as usize].descriptor
+        self.at((number % DIRECTORIES as u64) as usize)
     }
 
-    fn contents(&self) -> MutexGuard<'_, Contents> {
+    pub(super) fn at(&self, directory: usize) -> &OwnedFd {
+        &self.directories[directory].descriptor
+    }
+
+    pub(super) fn contents(&self) -> MutexGuard<'_, Contents> {
         self.contents.lock().expect("no holder panics")
     }
 
@@ -111,17 +136,30 @@ impl Holding {
     }
 
     fn reserve_in(self: &Arc<Self>, directory: usize) -> Entry {
-        let number = self.next.fetch_add(1, Ordering::Relaxed) * DIRECTORIES as u64 + directory as u64;
-        Entry { holding: Arc::clone(self), number, kept: false }
+        let number = self.number(directory);
+        self.entry(number, number.to_string().into_bytes())
     }
 
-    /// Begins to stage content with `header`'s properties.
-    pub(super) fn stage(self: &Arc<Self>, header: &ItemDataHeader) -> Result<Box<dyn Staging>, ItemError> {
+    /// A free number for an entry in a directory of the holding area.
+    pub(super) fn number(&self, directory: usize) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed) * DIRECTORIES as u64 + directory as u64
+    }
+
+    pub(super) fn entry(self: &Arc<Self>, number: u64, name: Vec<u8>) -> Entry {
+        Entry { holding: Arc::clone(self), number, name, kept: false }
+    }
+
+    /// Begins to stage content with `header`'s properties, for `path`.
+    pub(super) fn stage(
+        self: &Arc<Self>,
+        path: ItemPath<'_>,
+        header: &ItemDataHeader,
+    ) -> Result<Box<dyn Staging>, ItemError> {
         let attributes = Attributes::of_header(header)?;
         let size = header.content_size;
         match attributes.kind {
             Kind::File => {
-                let (entry, file) = self.create_file(size)?;
+                let (entry, file) = self.create_file(path, size, attributes.mode)?;
                 Ok(Box::new(StagingFile { entry, file, attributes: Some(attributes), size, written: 0 }))
             }
             kind => Ok(Box::new(StagingInMemory { holding: Arc::clone(self), kind, size, content: Vec::new() })),
@@ -131,16 +169,17 @@ impl Holding {
     /// Stages a copy of `source`, if its content has the digest. The properties are set when it is put.
     pub(super) fn stage_copy(
         self: &Arc<Self>,
+        path: ItemPath<'_>,
         source: Option<OwnedFd>,
         size: u64,
         digest: &Digest,
     ) -> Result<Staged, ItemError> {
-        let (entry, file) = self.create_file(size)?;
+        let (entry, file) = self.create_file(path, size, 0o600)?;
         let failed = |error: io::Error| ItemError::Failed(format!("cannot copy content: {error}"));
         if let Some(source) = source {
             // Where the file system shares extents, the copy costs no space; its bytes are read all the same.
             let shared = rustix::fs::ioctl_ficlone(&file, &source).is_ok();
-            let mut reader = Reader::new();
+            let mut reader = Reader::for_size(size);
             let mut copy = |part: &[u8]| if shared { Ok(()) } else { write_all(&file, part) };
             let (copied, length) =
                 if shared { reader.copy(&file, size, &mut copy) } else { reader.copy(&source, size, &mut copy) }
@@ -149,17 +188,35 @@ impl Holding {
                 return Err(ItemError::Changed);
             }
         }
+        let recorded = Time::now();
         let facts = Facts::of(&file).map_err(|error| failed(error.into()))?;
-        Ok(self.staged(entry, Content::File { attributes: None, facts }))
+        Ok(self.staged(entry, Content::File { attributes: None, facts, recorded }))
     }
 
-    fn create_file(self: &Arc<Self>, size: u64) -> Result<(Entry, OwnedFd), ItemError> {
+    /// A new file with these permissions, less the umask: in the nest of its container, or by itself.
+    fn create_file(
+        self: &Arc<Self>,
+        path: ItemPath<'_>,
+        size: u64,
+        permissions: u32,
+    ) -> Result<(Entry, OwnedFd), ItemError> {
         let failed = |error: Errno| {
             ItemError::Failed(format!("cannot stage {size} bytes of content: {}", io::Error::from(error)))
         };
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let mode = Mode::RUSR | Mode::WUSR;
-        let (entry, file) = {
+        let mode = mode(permissions & 0o777);
+        let nested = match self.nest_of(path) {
+            Some((directory, name)) => match rustix::fs::openat(self.at(directory), &name, flags, mode) {
+                Ok(file) => Some((self.entry(self.number(directory), name), file)),
+                // Another item has this name, to this file system.
+                Err(Errno::EXIST) => None,
+                Err(error) => return Err(failed(error)),
+            },
+            None => None,
+        };
+        let (entry, file) = if let Some(nested) = nested {
+            nested
+        } else {
             let free =
                 self.directories.iter().enumerate().find_map(|(at, of)| Some((at, of.creating.try_lock().ok()?)));
             let entry = self.reserve_in(free.as_ref().map_or(0, |(at, _)| *at));
@@ -175,21 +232,22 @@ impl Holding {
         Ok((entry, file))
     }
 
-    fn staged(&self, entry: Entry, content: Content) -> Staged {
+    pub(super) fn staged(&self, entry: Entry, content: Content) -> Staged {
+        let name = entry.name().to_vec();
         let number = entry.keep();
         let mut contents = self.contents();
-        if let Content::File { .. } = content {
+        if let Content::File { .. } | Content::Nest = content {
             contents.unsynced.push(number);
         }
-        contents.staged.insert(number, content);
+        contents.staged.insert(number, Held { content, name });
         Staged(number)
     }
 
     /// Staged content on its way to its place, as an entry of the kind that is wanted with its attributes set.
     pub(super) fn prepare(self: &Arc<Self>, staged: Staged, wanted: &Attributes) -> Result<(Entry, Facts), ItemError> {
-        let content = self.contents().staged.remove(&staged.0);
-        let content = content.ok_or_else(|| ItemError::Failed("the staged content is gone".to_owned()))?;
-        let entry = Entry { holding: Arc::clone(self), number: staged.0, kept: false };
+        let held = self.contents().staged.remove(&staged.0);
+        let Held { content, name } = held.ok_or_else(|| ItemError::Failed("the staged content is gone".to_owned()))?;
+        let entry = self.entry(staged.0, name);
         let facts = self.realize(&entry, content, wanted).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => ItemError::Failed(error.to_string()),
             _ => ItemError::Failed(format!("cannot prepare a {}: {error}", wanted.kind.name())),
@@ -200,37 +258,40 @@ impl Holding {
     fn realize(&self, entry: &Entry, content: Content, wanted: &Attributes) -> io::Result<Facts> {
         let (directory, name) = (self.directory(entry.number), entry.name());
         match (content, wanted.kind) {
-            (Content::File { attributes: Some(attributes), facts }, Kind::File) if attributes == *wanted => {
+            (Content::File { attributes: Some(attributes), facts, .. }, Kind::File) if attributes == *wanted => {
                 return Ok(facts);
             }
             (Content::File { .. }, Kind::File) => {
-                rustix::fs::chmodat(directory, &name, mode(wanted.mode), AtFlags::empty())?;
+                rustix::fs::chmodat(directory, name, mode(wanted.mode), AtFlags::empty())?;
             }
-            (Content::Symlink(target), Kind::Symlink) => rustix::fs::symlinkat(&target, directory, &name)?,
+            (Content::Symlink(target), Kind::Symlink) => rustix::fs::symlinkat(&target, directory, name)?,
             // A copy knows only its content, which may be found in an item of another kind.
-            (Content::File { facts, attributes: None }, Kind::Symlink) if facts.size <= MAX_TARGET_BYTES => {
-                let file = rustix::fs::openat(directory, &name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            (Content::File { facts, attributes: None, .. }, Kind::Symlink) if facts.size <= MAX_TARGET_BYTES => {
+                let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
                 let mut target = Vec::new();
-                Reader::new().copy(file, facts.size, |part| {
+                Reader::for_size(facts.size).copy(file, facts.size, |part| {
                     target.extend_from_slice(part);
                     Ok(())
                 })?;
-                rustix::fs::unlinkat(directory, &name, AtFlags::empty())?;
-                rustix::fs::symlinkat(&target, directory, &name)?;
+                rustix::fs::unlinkat(directory, name, AtFlags::empty())?;
+                rustix::fs::symlinkat(&target, directory, name)?;
             }
-            (Content::File { facts, attributes: None }, Kind::Directory) if facts.size == 0 => {
-                rustix::fs::unlinkat(directory, &name, AtFlags::empty())?;
-                make_directory(directory, &name, wanted.mode)?;
+            (Content::File { facts, attributes: None, .. }, Kind::Directory) if facts.size == 0 => {
+                rustix::fs::unlinkat(directory, name, AtFlags::empty())?;
+                make_directory(directory, name, wanted.mode)?;
             }
-            (Content::Directory, Kind::Directory) => make_directory(directory, &name, wanted.mode)?,
+            (Content::Directory, Kind::Directory) => make_directory(directory, name, wanted.mode)?,
+            (Content::Nest, Kind::Directory) => {
+                rustix::fs::chmodat(directory, name, mode(wanted.mode | 0o700), AtFlags::empty())?;
+            }
             (_, kind) => {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, not_of_kind(kind)));
             }
         }
         if let Some(mtime) = wanted.mtime {
-            rustix::fs::utimensat(directory, &name, &timestamps(mtime), AtFlags::SYMLINK_NOFOLLOW)?;
+            rustix::fs::utimensat(directory, name, &timestamps(mtime), AtFlags::SYMLINK_NOFOLLOW)?;
         }
-        Ok(Facts::at(directory, name.as_bytes())?)
+        Ok(Facts::at(directory, name)?)
     }
 
     /// Keeps what an entry displaced, as a source for copies.
@@ -255,13 +316,18 @@ impl Holding {
 
     /// Makes all staged files durable.
     pub(super) fn sync(&self) -> io::Result<()> {
-        let unsynced = std::mem::take(&mut self.contents().unsynced);
-        if unsynced.len() > MAX_SINGLE_SYNCS {
-            return Ok(rustix::fs::syncfs(self.directory(0))?);
-        }
-        for number in unsynced {
+        let unsynced: Vec<_> = {
+            let mut contents = self.contents();
+            let numbers = std::mem::take(&mut contents.unsynced);
+            if numbers.len() > MAX_SINGLE_SYNCS {
+                drop(contents);
+                return Ok(rustix::fs::syncfs(self.directory(0))?);
+            }
+            numbers.iter().filter_map(|number| Some((*number, contents.staged.get(number)?.name.clone()))).collect()
+        };
+        for (number, name) in unsynced {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            match rustix::fs::openat(self.directory(number), number.to_string(), flags, Mode::empty()) {
+            match rustix::fs::openat(self.directory(number), name, flags, Mode::empty()) {
                 Ok(file) => rustix::fs::fsync(file)?,
                 Err(Errno::NOENT) => {}
                 // A mode that keeps even the owner from opening it.
@@ -274,18 +340,22 @@ impl Holding {
     /// Removes everything.
     pub(super) fn clear(&self) {
         let contents = std::mem::take(&mut *self.contents());
-        let files = contents.staged.iter().filter(|(_, content)| matches!(content, Content::File { .. }));
-        for number in files.map(|(number, _)| number).chain(contents.displaced.keys()) {
-            self.remove(*number);
+        for (number, held) in contents.staged.iter().filter(|(_, held)| matches!(held.content, Content::File { .. })) {
+            self.remove(*number, &held.name);
+        }
+        for number in contents.displaced.keys() {
+            self.remove(*number, number.to_string().as_bytes());
+        }
+        for (number, name) in &contents.nests.outermost {
+            remove_all(self.directory(*number), name);
         }
     }
 
-    fn remove(&self, number: u64) {
+    pub(super) fn remove(&self, number: u64, name: &[u8]) {
         // What cannot be removed now is removed at the next start.
-        let name = number.to_string();
         let directory = self.directory(number);
-        if let Err(Errno::ISDIR | Errno::PERM) = rustix::fs::unlinkat(directory, &name, AtFlags::empty()) {
-            let _ = rustix::fs::unlinkat(directory, &name, AtFlags::REMOVEDIR);
+        if let Err(Errno::ISDIR | Errno::PERM) = rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+            let _ = rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR);
         }
     }
 }
@@ -295,6 +365,7 @@ impl Holding {
 pub(super) struct Entry {
     holding: Arc<Holding>,
     number: u64,
+    name: Vec<u8>,
     kept: bool,
 }
 
@@ -304,8 +375,8 @@ impl Entry {
         self.holding.directory(self.number)
     }
 
-    pub(super) fn name(&self) -> String {
-        self.number.to_string()
+    pub(super) fn name(&self) -> &[u8] {
+        &self.name
     }
 
     /// Moves it to `name` in `directory`.
@@ -319,12 +390,12 @@ impl Entry {
     }
 
     pub(super) fn facts(&self) -> rustix::io::Result<Facts> {
-        Facts::at(self.directory(), self.name().as_bytes())
+        Facts::at(self.directory(), self.name())
     }
 
     /// Digest of what is here; `None` when it cannot be read.
     pub(super) fn digest(&self, facts: &Facts) -> Option<Digest> {
-        read_digest(self.directory(), self.name().as_bytes(), facts)
+        read_digest(self.directory(), self.name(), facts)
     }
 
     /// Keeps what is here for a person, beyond this process: it came from the tree and cannot go back.
@@ -332,7 +403,7 @@ impl Entry {
         let now = Time::now();
         let rescued = format!("{}{}-{}", String::from_utf8_lossy(RESCUED), now.seconds, self.number);
         let renamed = rustix::fs::renameat(self.directory(), self.name(), self.holding.directory(0), &rescued);
-        let name = if renamed.is_ok() { rescued } else { self.name() };
+        let name = if renamed.is_ok() { rescued } else { String::from_utf8_lossy(self.name()).into_owned() };
         self.keep();
         name
     }
@@ -347,7 +418,7 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         if !self.kept {
-            self.holding.remove(self.number);
+            self.holding.remove(self.number, &self.name);
         }
     }
 }
@@ -382,20 +453,25 @@ impl Staging for StagingFile {
             return Err(too_short(written, size));
         }
         // Mode and times now, while the file is open: put then needs no more than a rename.
+        let recorded = Time::now();
         let set = || -> rustix::io::Result<Facts> {
-            if let Some(attributes) = &attributes {
-                rustix::fs::fchmod(&file, mode(attributes.mode))?;
-                if let Some(mtime) = attributes.mtime {
-                    rustix::fs::futimens(&file, &timestamps(mtime))?;
-                }
+            let Some(attributes) = &attributes else { return Facts::of(&file) };
+            if let Some(mtime) = attributes.mtime {
+                rustix::fs::futimens(&file, &timestamps(mtime))?;
             }
+            let facts = Facts::of(&file)?;
+            if facts.permissions() == attributes.mode {
+                return Ok(facts);
+            }
+            // The umask took some of it, or it is more than permissions.
+            rustix::fs::fchmod(&file, mode(attributes.mode))?;
             Facts::of(&file)
         };
         let facts = set().map_err(|error| {
             ItemError::Failed(format!("cannot set mode and mtime of staged content: {}", io::Error::from(error)))
         })?;
         let holding = Arc::clone(&entry.holding);
-        Ok(holding.staged(entry, Content::File { attributes, facts }))
+        Ok(holding.staged(entry, Content::File { attributes, facts, recorded }))
     }
 }
 
@@ -453,7 +529,7 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 /// The owner can write in it until it is in place: moving a directory writes its `..`.
-fn make_directory(directory: &OwnedFd, name: &str, wanted: u32) -> rustix::io::Result<()> {
+fn make_directory(directory: &OwnedFd, name: &[u8], wanted: u32) -> rustix::io::Result<()> {
     rustix::fs::mkdirat(directory, name, Mode::RWXU)?;
     rustix::fs::chmodat(directory, name, mode(wanted | 0o700), AtFlags::empty())
 }

@@ -176,7 +176,7 @@ enum Here {
     Nothing,
     Written(Written),
     /// In the tree, and untouched.
-    Below(OwnedFd, Facts),
+    Below(Arc<OwnedFd>, Facts),
 }
 
 impl Here {

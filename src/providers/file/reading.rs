@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Cursor, Read};
+use std::sync::Arc;
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -25,14 +26,11 @@ impl Tree {
     }
 
     /// What is at `path` now, with its parent. [`ItemError::Changed`]: nothing.
-    pub(super) fn look(&self, path: ItemPath<'_>) -> Result<(OwnedFd, Facts), ItemError> {
+    pub(super) fn look(&self, path: ItemPath<'_>) -> Result<(Arc<OwnedFd>, Facts), ItemError> {
         let (parent_path, name) = path.split();
-        let gone_or = |error| match error {
-            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => ItemError::Changed,
-            error => item_error("look at", path, error),
-        };
-        let parent = self.open_parent(parent_path).map_err(gone_or)?;
-        let facts = Facts::at(&parent, name).map_err(gone_or)?;
+        let failed = |error| gone_or_failed("look at", path, error);
+        let parent = self.parent(parent_path).map_err(failed)?;
+        let facts = Facts::at(&parent, name).map_err(failed)?;
         Ok((parent, facts))
     }
 
@@ -70,9 +68,65 @@ impl Tree {
         }
     }
 
+    /// All of the content of what is at `path`, if it is what is known when the last byte has been read.
+    pub(super) fn read_item(&self, path: ItemPath<'_>, known: &KnownItem) -> Result<Vec<u8>, ItemError> {
+        let size = usize::try_from(known.state.size).map_err(|_| item_error("hold", path, Errno::FBIG))?;
+        if size > 0
+            && let Some(content) = self.read_file(path, known, size)?
+        {
+            return Ok(content);
+        }
+        let (parent, facts) = self.look(path)?;
+        if !still_describes(known, &facts) {
+            return Err(ItemError::Changed);
+        }
+        if facts.kind() != Some(Kind::Symlink) {
+            return if size == 0 { Ok(Vec::new()) } else { Err(ItemError::Changed) };
+        }
+        let target = rustix::fs::readlinkat(&parent, path.split().1, Vec::new());
+        Ok(target.map_err(|error| gone_or_failed("read", path, error))?.into_bytes())
+    }
+
+    /// All of a file's content; `None` for what is no file. One look, at what is open, and only after it has been read.
+    fn read_file(&self, path: ItemPath<'_>, known: &KnownItem, size: usize) -> Result<Option<Vec<u8>>, ItemError> {
+        let (parent_path, name) = path.split();
+        let failed = |error| gone_or_failed("read", path, error);
+        let parent = self.parent(parent_path).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
+            Err(Errno::LOOP) => return Ok(None),
+            result => result.map_err(failed)?,
+        };
+        // One byte more than recorded, to see growth without reading on for ever.
+        let mut content = Vec::with_capacity(size + 1);
+        while content.len() < content.capacity() {
+            match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut content)) {
+                Ok(0) => break,
+                // Less than there was room for is all that there is.
+                Ok(_) if content.len() == size => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        let read = Facts::of(&file).map_err(failed)?;
+        if content.len() == size && read.kind() == Some(Kind::File) && still_describes(known, &read) {
+            Ok(Some(content))
+        } else {
+            Err(ItemError::Changed)
+        }
+    }
+
     /// True when what is at `path` is what is known, by its looks.
     pub(super) fn is_unchanged(&self, path: ItemPath<'_>, known: &KnownItem) -> bool {
         self.look(path).is_ok_and(|(_, facts)| still_describes(known, &facts))
+    }
+}
+
+/// What an error of a look at an item comes to.
+fn gone_or_failed(action: &str, path: ItemPath<'_>, error: Errno) -> ItemError {
+    match error {
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => ItemError::Changed,
+        error => item_error(action, path, error),
     }
 }
 

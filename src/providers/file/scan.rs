@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use rustix::fd::AsFd;
-use rustix::fs::{OFlags, RawDir};
+use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::attributes::{is_made_of, item_state};
@@ -34,13 +34,11 @@ const BIG_FILE_BYTES: u64 = 4 * 1024 * 1024;
 /// Compares the tree with the metadata.
 pub(super) fn detect(tree: &Tree, known: &dyn Known) -> Result<Detection, StoreError> {
     tree.check_root()?;
+    // A look shows all that was done before it began.
+    tree.forget_recent();
     let mut items = Vec::new();
-    known.for_each_alive(&mut |id, item| {
-        items.push(KnownEntry {
-            id: id.clone(),
-            stamp: Stamp::decode(&item.fingerprint),
-            seen: AtomicBool::new(false),
-        });
+    known.for_each_alive(&mut |id, fingerprint| {
+        items.push(KnownEntry { id: id.clone(), stamp: Stamp::decode(fingerprint), seen: AtomicBool::new(false) });
     });
     let by_path = items.iter().map(|item| (item.id.as_bytes(), item)).collect();
     let scan = Scan { tree, by_path, started: Time::now(), queue: Mutex::default(), wake: Condvar::new() };
@@ -122,6 +120,8 @@ struct Queue {
     directories: Vec<Vec<u8>>,
     /// Directories that are being listed, and may bring further ones.
     in_hand: usize,
+    /// Threads that wait for more: to wake none costs a system call, too.
+    waiting: usize,
 }
 
 pub(super) struct UnreadFile {
@@ -180,11 +180,15 @@ impl Scan<'_> {
                 queue = self.queue.lock().expect("no holder panics");
                 queue.in_hand -= 1;
                 queue.directories.extend(children);
-                self.wake.notify_all();
+                if queue.waiting > 0 && (!queue.directories.is_empty() || queue.in_hand == 0) {
+                    self.wake.notify_all();
+                }
             } else if queue.in_hand == 0 {
                 return found;
             } else {
+                queue.waiting += 1;
                 queue = self.wake.wait(queue).expect("no holder panics");
+                queue.waiting -= 1;
             }
         }
     }
@@ -211,10 +215,8 @@ impl Scan<'_> {
         found: &mut Found,
         children: &mut Vec<Vec<u8>>,
     ) -> rustix::io::Result<()> {
+        // On the tree's device, or it would not have been met.
         let directory = self.tree.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        if Facts::of(&directory)?.device != self.tree.device() {
-            return Err(Errno::XDEV);
-        }
         let mut child = path.to_vec();
         if !path.is_empty() {
             child.push(b'/');
@@ -303,9 +305,12 @@ impl Scan<'_> {
         let mut found = Found::default();
         let mut reader = Reader::new();
         while let Some(UnreadFile { path, facts }) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (parent, name) = split(path);
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let result = self
                 .tree
-                .open_at(path, OFlags::RDONLY | OFlags::NONBLOCK)
+                .parent(parent)
+                .and_then(|parent| rustix::fs::openat(&parent, name, flags, Mode::empty()))
                 .map_err(std::io::Error::from)
                 .and_then(|file| reader.digest(file, *facts));
             match result {

@@ -24,8 +24,8 @@ impl Known for Memory {
         self.0.get(id).cloned()
     }
 
-    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &KnownItem)) {
-        self.0.iter().filter(|(_, item)| !item.deleted).for_each(|(id, item)| visit(id, item));
+    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &Fingerprint)) {
+        self.0.iter().filter(|(_, item)| !item.deleted).for_each(|(id, item)| visit(id, &item.fingerprint));
     }
 }
 
@@ -675,6 +675,50 @@ fn missing_parent_is_in_the_way() {
     assert_eq!(put(&mut f, "file/a"), ItemError::InTheWay("file is not a directory".into()));
 }
 
+/// A directory stays open for a while, and may be gone or another one when its name is used again.
+#[test]
+fn directory_that_went_after_it_was_used_takes_nothing_more() {
+    for replaced_by in ["nothing", "file", "symlink", "directory"] {
+        let mut f = Fixture::new();
+        f.write("d/old", "old");
+        f.scan();
+        let d = f.root().join("d");
+        let outside = f.directory.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        f.put("d/first", &file("1", "644"), "1", &Replaces::Nothing).unwrap();
+        fs::remove_dir_all(&d).unwrap();
+        match replaced_by {
+            "file" => fs::write(&d, "file").unwrap(),
+            "symlink" => symlink(&outside, &d).unwrap(),
+            "directory" => fs::create_dir(&d).unwrap(),
+            _ => {}
+        }
+        let mut put = || f.put("d/next", &file("2", "644"), "2", &Replaces::Nothing);
+        match (replaced_by, put()) {
+            ("directory", Ok(_)) => {}
+            ("directory", Err(error)) => {
+                assert_eq!(error, ItemError::Changed);
+                put().unwrap();
+            }
+            (_, put) => assert!(matches!(put, Err(ItemError::InTheWay(_))), "{replaced_by}: {put:?}"),
+        }
+        assert_eq!(d.join("next").exists(), replaced_by == "directory");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_look_opens_no_directory_that_was_replaced_before_it_began() {
+    let mut f = Fixture::new();
+    f.write("d/f", "old");
+    f.scan();
+    f.put("d/g", &file("g", "644"), "g", &Replaces::Nothing).unwrap();
+    fs::rename(f.root().join("d"), f.directory.path().join("elsewhere")).unwrap();
+    f.write("d/f", "new");
+    assert_eq!(f.scan(), ["+d/f", "-d/g"]);
+    assert_eq!(f.known.item("d/f").state.digest, content::digest(b"new"));
+}
+
 #[test]
 fn many_items_are_made_durable_together() {
     let mut f = Fixture::new();
@@ -742,6 +786,134 @@ fn times_before_1970_keep_their_text() {
     }
     let time = Time::parse("-1.500000000").unwrap();
     assert_eq!(Time::from(time.timestamp().unwrap()), time);
+}
+
+/// Stages a new directory and what goes into it, as one section.
+fn stage_section(f: &Fixture, items: &[(&str, ItemState, &str)]) -> Vec<Staged> {
+    f.store.begin_section();
+    let stage = |(id, state, content): &(&str, ItemState, &str)| {
+        if !content.is_empty() {
+            return f.stage(id, state, content).unwrap();
+        }
+        let header = ItemDataHeader {
+            properties: state.properties.clone(),
+            content_size: 0,
+            content_digest: Some(state.digest),
+        };
+        f.store.stage_container(&ItemId::from(*id), &header).unwrap()
+    };
+    items.iter().map(stage).collect()
+}
+
+fn put_section(
+    f: &mut Fixture,
+    items: &[(&str, ItemState, &str)],
+    staged: Vec<Option<Staged>>,
+) -> Vec<Result<Applied, ItemError>> {
+    let ids: Vec<_> = items.iter().map(|(id, ..)| ItemId::from(*id)).collect();
+    let wanted: Vec<_> = staged.into_iter().enumerate().filter_map(|(at, staged)| Some((at, staged?))).collect();
+    let at: Vec<usize> = wanted.iter().map(|(at, _)| *at).collect();
+    let put =
+        |(at, staged): (usize, Staged)| Put { id: &ids[at], staged, state: &items[at].1, replaces: Replaces::Nothing };
+    f.store.sync_staged().unwrap();
+    let results = f.store.put_all(wanted.into_iter().map(put).collect());
+    f.store.sync_applied().unwrap();
+    for (at, result) in at.into_iter().zip(&results) {
+        if let Ok(Applied::Done(fingerprint)) = result {
+            let item = KnownItem { state: items[at].1.clone(), fingerprint: fingerprint.clone(), deleted: false };
+            f.known.0.insert(ids[at].clone(), item);
+        }
+    }
+    results
+}
+
+fn section() -> [(&'static str, ItemState, &'static str); 5] {
+    [
+        ("d", directory("555"), ""),
+        ("d/empty", file("", "600"), ""),
+        ("d/e", directory("700"), ""),
+        ("d/e/x", file("x", "4755"), "x"),
+        ("d/y", file("y", "444"), "y"),
+    ]
+}
+
+#[test]
+fn new_directory_is_put_with_what_goes_into_it() {
+    let mut f = Fixture::new();
+    let staged = stage_section(&f, &section());
+    // One name in the holding area: the rest is in it already.
+    assert_eq!(f.held(), 1);
+    assert!(f.scan().is_empty(), "nothing is visible yet");
+    let results = put_section(&mut f, &section(), staged.into_iter().map(Some).collect());
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    assert_eq!((f.read("d/e/x"), f.read("d/y"), f.read("d/empty")), ("x".into(), "y".into(), String::new()));
+    let modes = ["d", "d/e", "d/e/x", "d/y"].map(|path| mode_of(&f.root().join(path)));
+    assert_eq!(modes, [0o555, 0o700, 0o4755, 0o444]);
+    assert!(f.scan().is_empty(), "what was put is as recorded");
+    f.store.end_session();
+    assert_eq!(f.held(), 0);
+}
+
+#[test]
+fn what_is_not_put_with_its_directory_does_not_become_visible() {
+    let mut f = Fixture::new();
+    let mut staged: Vec<_> = stage_section(&f, &section()).into_iter().map(Some).collect();
+    staged[3] = None;
+    let results = put_section(&mut f, &section(), staged);
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    assert!(f.root().join("d/e").exists() && !f.root().join("d/e/x").exists());
+    assert!(f.scan().is_empty());
+
+    // A directory that is left out, with something in it that is not.
+    let mut f = Fixture::new();
+    let mut staged: Vec<_> = stage_section(&f, &section()).into_iter().map(Some).collect();
+    staged[2] = None;
+    let results = put_section(&mut f, &section(), staged);
+    assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false, true]);
+    assert!(f.root().join("d/y").exists() && !f.root().join("d/e").exists());
+    assert!(f.scan().is_empty());
+    f.store.end_session();
+    assert_eq!(f.held(), 0);
+}
+
+#[test]
+fn directory_that_a_user_made_meanwhile_takes_what_was_staged_for_it() {
+    let mut f = Fixture::new();
+    let staged = stage_section(&f, &section());
+    f.write("d/mine", "mine");
+    let results = put_section(&mut f, &section(), staged.into_iter().map(Some).collect());
+    assert_eq!(results[0], Err(ItemError::Changed));
+    assert!(results[1..].iter().all(Result::is_ok), "{results:?}");
+    assert_eq!((f.read("d/mine"), f.read("d/e/x"), f.read("d/y")), ("mine".into(), "x".into(), "y".into()));
+    f.known.0.remove(&ItemId::from("d"));
+    assert_eq!(f.scan(), ["+d", "+d/mine"]);
+    f.store.end_session();
+    assert_eq!(f.held(), 0);
+}
+
+#[test]
+fn next_section_goes_into_no_directory_of_the_one_before() {
+    let mut f = Fixture::new();
+    let staged = stage_section(&f, &section());
+    f.store.begin_section();
+    let late = f.stage("d/late", &file("late", "644"), "late").unwrap();
+    put_section(&mut f, &section(), staged.into_iter().map(Some).collect());
+    assert!(!f.root().join("d/late").exists());
+    let id = ItemId::from("d/late");
+    f.store.put(&id, late, &file("late", "644"), &Replaces::Nothing).unwrap();
+    assert_eq!(f.read("d/late"), "late");
+    assert_eq!(mode_of(&f.root().join("d")), 0o555);
+}
+
+#[test]
+fn nest_that_a_crash_left_is_removed() {
+    let f = Fixture::new();
+    stage_section(&f, &section());
+    let root = f.root();
+    drop(f.store);
+    assert!(fs::read_dir(root.join(".synclave/tmp")).unwrap().count() > 0);
+    drop(FileStore::open(&root, &FileStore::default_state_dir(&root)).unwrap());
+    assert_eq!(fs::read_dir(root.join(".synclave/tmp")).unwrap().count(), 0);
 }
 
 /// An item of a store that keeps no modes and times: what the file has of its own is no edit of it, and a user's edit is one.

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -14,6 +16,20 @@ use super::facts::Facts;
 use super::path::{ItemPath, STATE_NAME, is_within};
 use crate::provider::sdk::{ItemError, StoreError};
 use crate::types::Hresult;
+
+/// Directories that stay open for the items that come next, which mostly have the parent of the one before.
+const RECENT: usize = 4;
+
+/// So long one of them stays open. When it is moved meanwhile, what is done in it is as if done just before the move. What
+/// has its name then, be it a symlink, is not reached through it.
+const RECENT_FOR: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+struct Recent {
+    path: Vec<u8>,
+    directory: Arc<OwnedFd>,
+    opened: Instant,
+}
 
 #[derive(Debug)]
 pub(super) struct Tree {
@@ -26,6 +42,7 @@ pub(super) struct Tree {
     /// Set when the root folds names (`.SYNCLAVE` finds `.synclave`): the inode that no first component may have.
     folded_state_inode: Option<u64>,
     pub(super) without_openat2: AtomicBool,
+    recent: Mutex<Vec<Recent>>,
 }
 
 impl Tree {
@@ -39,7 +56,16 @@ impl Tree {
         let facts = Facts::of(&root).map_err(|error| io_error("look at", path, error))?;
         let (device, inode) = (facts.device, facts.inode);
         let without_openat2 = AtomicBool::new(false);
-        Ok(Self { path: path.into(), root, device, inode, excluded: None, folded_state_inode: None, without_openat2 })
+        Ok(Self {
+            path: path.into(),
+            root,
+            device,
+            inode,
+            excluded: None,
+            folded_state_inode: None,
+            without_openat2,
+            recent: Mutex::default(),
+        })
     }
 
     /// Leaves the state directory out of the tree. It must exist.
@@ -138,6 +164,31 @@ impl Tree {
             current = Some(rustix::fs::openat(at, part, if is_last { flags } else { through }, Mode::empty())?);
         }
         current.ok_or(Errno::NOENT)
+    }
+
+    /// A directory for use as the base of other calls, opened now or a moment ago.
+    pub(super) fn parent(&self, path: &[u8]) -> rustix::io::Result<Arc<OwnedFd>> {
+        let now = Instant::now();
+        if let Some(recent) =
+            self.recent().iter().find(|recent| recent.path == path && recent.opened + RECENT_FOR > now)
+        {
+            return Ok(recent.directory.clone());
+        }
+        let directory = Arc::new(self.open_parent(path)?);
+        let mut recent = self.recent();
+        recent.retain(|other| other.path != path);
+        recent.truncate(RECENT - 1);
+        recent.insert(0, Recent { path: path.to_vec(), directory: directory.clone(), opened: now });
+        Ok(directory)
+    }
+
+    /// A directory has gone, or another may be in its place.
+    pub(super) fn forget_recent(&self) {
+        self.recent().clear();
+    }
+
+    fn recent(&self) -> std::sync::MutexGuard<'_, Vec<Recent>> {
+        self.recent.lock().expect("no holder panics")
     }
 
     /// Opens a directory for use as the base of other calls, which needs no permission to read it.

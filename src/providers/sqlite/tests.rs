@@ -9,7 +9,9 @@ use tempfile::TempDir;
 
 use super::{SqliteStore, digest};
 use crate::knowledge::{ItemDataHeader, ItemId};
-use crate::provider::sdk::{Applied, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Staged};
+use crate::provider::sdk::{
+    Applied, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Staged,
+};
 
 /// The metadata, as far as a look needs it.
 #[derive(Default)]
@@ -20,8 +22,8 @@ impl Known for Book {
         self.0.get(id).cloned()
     }
 
-    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &KnownItem)) {
-        self.0.iter().filter(|(_, item)| !item.deleted).for_each(|(id, item)| visit(id, item));
+    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &Fingerprint)) {
+        self.0.iter().filter(|(_, item)| !item.deleted).for_each(|(id, item)| visit(id, &item.fingerprint));
     }
 }
 

@@ -11,24 +11,31 @@ use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::{Commit, Intent, Row};
 use crate::provider::sdk::{
-    Applied, Fingerprint, ItemError, ItemStore, KnownItem, Replaces, lock, metadata_failed, store_failed,
+    Applied, Fingerprint, ItemError, ItemStore, KnownItem, Put, Replaces, Staged, lock, metadata_failed, store_failed,
 };
 
 impl Applier<'_> {
-    /// Applies a section. `left_out` gains what must not be learned. One outcome per change.
+    /// Applies a section. `left_out` gains what must not be learned, and comes back with one outcome per change.
     pub(super) fn carry_out(
         &self,
         section: &Section<'_>,
         obtained: Vec<Obtained>,
-        left_out: &mut Selection,
-    ) -> Result<Vec<ChangeOutcome>, CallError> {
+        mut left_out: Selection,
+    ) -> Result<(Vec<ChangeOutcome>, Selection), CallError> {
         let _gate = lock(&self.shared.gate);
         let Plan { mut verdicts, mut actions, tick } = self.plan(section, obtained)?;
         let mut learned = self.learned(section);
-        if actions.values().any(|action| matches!(action.step, Step::Put(_))) {
-            self.shared.store.sync_staged().map_err(store_failed)?;
-        }
-        let intended = self.intend(&actions, &learned, tick)?;
+        // Durable, both of them, before the store is touched; in which order does not matter: an intent whose content is lost
+        // is dropped, since the item is as it was.
+        let puts = actions.values().any(|action| matches!(action.step, Step::Put(_)));
+        let intended = std::thread::scope(|scope| {
+            let synced = puts.then(|| scope.spawn(|| self.shared.store.sync_staged()));
+            let intended = self.intend(&actions, &learned, tick);
+            if let Some(synced) = synced {
+                synced.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(store_failed)?;
+            }
+            intended
+        })?;
 
         let failures = self.change_store(&mut actions);
         for (index, (id, error)) in failures {
@@ -45,9 +52,9 @@ impl Applier<'_> {
         }
 
         for (change, verdict) in section.changes.iter().zip(&verdicts) {
-            leave_out(change, verdict, left_out);
+            leave_out(change, verdict, &mut left_out);
         }
-        learned.exclude(left_out);
+        learned.exclude(&left_out);
         let kept = actions.iter().filter(|(_, action)| action.keeps_loser);
         let copies: Vec<_> = kept.map(|(copy, action)| (action.index, copy.clone())).collect();
         self.conclude(actions, intended, &learned, tick)?;
@@ -55,7 +62,8 @@ impl Applier<'_> {
         for (index, copy) in copies {
             report.copied(&section.changes[index].item_id, &copy);
         }
-        Ok(section.changes.iter().zip(verdicts).map(|(change, verdict)| outcome(change, verdict)).collect())
+        let outcomes = section.changes.iter().zip(verdicts).map(|(change, verdict)| outcome(change, verdict)).collect();
+        Ok((outcomes, left_out))
     }
 
     /// Commits what is about to be done to the store, and to which items.
@@ -74,31 +82,77 @@ impl Applier<'_> {
         Ok(intended)
     }
 
-    /// Changes the store, in [`order`]. What fails leaves the actions and is returned with its change.
+    /// Changes the store, in [`order`], what is put last and together. What fails leaves the actions and is returned with its
+    /// change.
     pub(super) fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> BTreeMap<usize, (ItemId, ItemError)> {
         let mut failures: BTreeMap<usize, (ItemId, ItemError)> = BTreeMap::new();
+        let mut together = Vec::new();
         for id in order(actions) {
             let Some(action) = actions.get_mut(&id) else { continue };
             let failed = match failures.get(&action.index) {
                 // Its loser could not be kept, or its container not be brought back.
                 Some(failure) => Some(failure.clone()),
-                None => self.change_item(&id, action).err().map(|error| (id.clone(), error)),
+                None => match std::mem::replace(&mut action.step, Step::None) {
+                    Step::Put(staged) if !action.comes_first => {
+                        together.push((id.clone(), staged));
+                        None
+                    }
+                    step => {
+                        action.step = step;
+                        let changed = change_item(&*self.shared.store, &id, action);
+                        changed.map(|gone| self.gone(&id, action, gone)).err().map(|error| (id.clone(), error))
+                    }
+                },
             };
             if let Some(failure) = failed {
                 failures.insert(action.index, failure);
                 actions.remove(&id);
             }
         }
+        for (id, error) in self.put_together(together, actions) {
+            if let Some(action) = actions.remove(&id) {
+                failures.insert(action.index, (id, error));
+            }
+        }
         failures
     }
 
-    fn change_item(&self, id: &ItemId, action: &mut Action) -> Result<(), ItemError> {
-        let Some(gone) = change_item(&*self.shared.store, id, action)? else { return Ok(()) };
+    /// Puts items in place, in ascending order; what failed.
+    fn put_together(
+        &self,
+        staged: Vec<(ItemId, Staged)>,
+        actions: &mut BTreeMap<ItemId, Action>,
+    ) -> Vec<(ItemId, ItemError)> {
+        let (ids, staged): (Vec<_>, Vec<_>) = staged.into_iter().unzip();
+        let results = {
+            let puts = ids.iter().zip(staged).filter_map(|(id, staged)| {
+                let action = actions.get(id)?;
+                Some(Put { id, staged, state: &action.after.item.state, replaces: replaces(action) })
+            });
+            self.shared.store.put_all(puts.collect())
+        };
+        let mut failed = Vec::new();
+        for (id, result) in ids.into_iter().zip(results) {
+            let Some(action) = actions.get_mut(&id) else { continue };
+            match result {
+                Ok(applied) => {
+                    let gone = displaced(action);
+                    action.done(applied);
+                    self.gone(&id, action, gone);
+                }
+                Err(error) => failed.push((id, error)),
+            }
+        }
+        failed
+    }
+
+    /// Notes what a change of the store displaced or deleted.
+    fn gone(&self, id: &ItemId, action: &Action, gone: Option<KnownItem>) {
+        let Some(gone) = gone else { return };
         if action.after.item.deleted {
             self.session.counters.deletions.fetch_add(1, Ordering::Relaxed);
         }
         self.session.remember_deleted(id, gone);
-        Ok(())
     }
 
     /// Rows, knowledge and the end of the intents, in one transaction; also of the intents of what failed, where nothing was
@@ -186,16 +240,13 @@ pub fn order(actions: &BTreeMap<ItemId, Action>) -> Vec<ItemId> {
 /// # Errors
 /// Nothing was done to the item.
 pub fn change_item(store: &dyn ItemStore, id: &ItemId, action: &mut Action) -> Result<Option<KnownItem>, ItemError> {
-    let before = action.before.as_ref().filter(|row| row.is_there()).map(Row::in_store);
+    let before = displaced(action);
     let mut gone = None;
     let applied = match (std::mem::replace(&mut action.step, Step::None), before) {
         (Step::None, _) => return Ok(None),
         (Step::Put(staged), before) => {
-            let replaces = before.map_or(Replaces::Nothing, Replaces::Item);
-            let applied = store.put(id, staged, &action.after.item.state, &replaces)?;
-            if let Replaces::Item(displaced) = replaces {
-                gone = Some(displaced);
-            }
+            let applied = store.put(id, staged, &action.after.item.state, &replaces(action))?;
+            gone = before;
             applied
         }
         (Step::SetProperties, Some(known)) => store.set_properties(id, &action.after.item.state, &known)?,
@@ -208,12 +259,27 @@ pub fn change_item(store: &dyn ItemStore, id: &ItemId, action: &mut Action) -> R
         }
         (Step::SetProperties | Step::Delete, None) => return Err(ItemError::Changed),
     };
-    match applied {
-        Applied::Done(fingerprint) => action.after.item.fingerprint = fingerprint,
-        // Of a deletion: the container stays until it is empty. The tombstone stands.
-        Applied::NotEmpty => action.after.lingering = true,
-    }
+    action.done(applied);
     Ok(gone)
+}
+
+/// What the store has where the action puts something.
+fn displaced(action: &Action) -> Option<KnownItem> {
+    action.before.as_ref().filter(|row| row.is_there()).map(Row::in_store)
+}
+
+fn replaces(action: &Action) -> Replaces {
+    displaced(action).map_or(Replaces::Nothing, Replaces::Item)
+}
+
+impl Action {
+    fn done(&mut self, applied: Applied) {
+        match applied {
+            Applied::Done(fingerprint) => self.after.item.fingerprint = fingerprint,
+            // Of a deletion: the container stays until it is empty. The tombstone stands.
+            Applied::NotEmpty => self.after.lingering = true,
+        }
+    }
 }
 
 /// The transaction that ends a section: rows, what `replica` knows now, and the end of the intents.
@@ -228,12 +294,14 @@ pub fn conclusion(
     if tick > 0 {
         knowledge.set_local_tick(replica, tick);
     }
+    // The others end with their rows.
+    let dropped_intents = intended.into_iter().filter(|id| !actions.contains_key(id)).collect();
     // A container that is not empty yet stays, with a tombstone that waits for its last child.
     let (forgotten, kept): (Vec<_>, Vec<_>) =
         actions.into_iter().partition(|(_, action)| action.forgets && !action.after.lingering);
     let rows = kept.into_iter().map(|(id, action)| (id, action.after)).collect();
     let removed = forgotten.into_iter().map(|(id, _)| id).collect();
-    Commit { rows, removed, dropped_intents: intended, knowledge: Some(knowledge), tick, ..Commit::default() }
+    Commit { rows, removed, dropped_intents, knowledge: Some(knowledge), tick, ..Commit::default() }
 }
 
 /// What the coordinator is told of a change.

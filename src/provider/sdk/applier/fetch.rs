@@ -130,6 +130,18 @@ pub struct Obtained {
     pub error: Option<RecoverableError>,
 }
 
+impl Obtained {
+    fn take_staged(&mut self, result: StagedInline) {
+        match result {
+            Ok((staged, digest)) => {
+                self.staged = Some(staged);
+                self.incoming.digest = Some(digest);
+            }
+            Err(error) => self.error = Some(error),
+        }
+    }
+}
+
 /// Where content comes from that need not travel.
 struct Source {
     id: ItemId,
@@ -164,11 +176,11 @@ struct Underway {
 
 impl Applier<'_> {
     /// Obtains all that the section needs.
-    pub(super) fn fetch(&mut self, section: &Section<'_>) -> Result<Vec<Obtained>, CallError> {
+    pub(super) fn fetch(&self, section: &Section<'_>, wire: &mut Wire) -> Result<Vec<Obtained>, CallError> {
         let mut obtained = Vec::with_capacity(section.changes.len());
         let mut wanted = VecDeque::new();
         let mut inline = VecDeque::new();
-        self.held = 0;
+        self.held.store(0, Ordering::Relaxed);
         for (index, change) in section.changes.iter().enumerate() {
             let mut item = Obtained { incoming: Incoming::of(change), staged: None, fetched: None, error: None };
             match self.need(section, change, &item.incoming) {
@@ -191,80 +203,30 @@ impl Applier<'_> {
             }
             obtained.push(item);
         }
+        self.shared.store.begin_section();
+        // Containers first, in their order: what goes into one may be staged in it.
+        inline.retain(|index: &usize| {
+            let change = &section.changes[*index];
+            let Some(data) = change.inline_data.as_ref().filter(|data| data.content.is_empty()) else { return true };
+            obtained[*index].take_staged(stage_inline(self.shared, self.session, change, data));
+            false
+        });
         let mut underway = VecDeque::new();
         loop {
-            self.ask(section, &mut wanted, &mut underway)?;
+            ask(section, wire, &mut wanted, &mut underway)?;
             let wait = inline.is_empty();
             if wait && underway.is_empty() {
                 return Ok(obtained);
             }
-            if let Some((load_id, part)) = self.wire.receive(wait)? {
+            if let Some((load_id, part)) = wire.receive(wait)? {
                 self.part(section, load_id, part, &mut underway, &mut wanted, &mut obtained)?;
             } else {
                 let some: Vec<usize> = inline.drain(..inline.len().min(STAGED_TOGETHER)).collect();
                 for (index, result) in self.stage_all(section, &some) {
-                    let item = &mut obtained[index];
-                    match result {
-                        Ok((staged, digest)) => {
-                            item.staged = Some(staged);
-                            item.incoming.digest = Some(digest);
-                        }
-                        Err(error) => item.error = Some(error),
-                    }
+                    obtained[index].take_staged(result);
                 }
             }
         }
-    }
-
-    /// Sends as many loads as may be outstanding and as there is room for.
-    fn ask(
-        &mut self,
-        section: &Section<'_>,
-        wanted: &mut VecDeque<(usize, Want)>,
-        underway: &mut VecDeque<Underway>,
-    ) -> Result<(), CallError> {
-        while underway.len() < MAX_OUTSTANDING_LOADS {
-            let Some((index, want)) = wanted.pop_front() else { break };
-            let change = &section.changes[index];
-            let (units, offset) = match &want {
-                Want::Units(units) => (units.clone(), 0),
-                Want::Content => (Vec::new(), 0),
-                // With nothing left to send the source answers with header and end.
-                Want::Properties { .. } | Want::Copy(_) => (Vec::new(), change.data_size.unwrap_or(0)),
-            };
-            // One version is named, whatever is asked for.
-            let of_unit =
-                change.change_units.iter().find(|unit| units.is_empty() || units.contains(&unit.change_unit_id));
-            let version = change.change_version.as_ref().or(of_unit.map(|unit| &unit.version));
-            let Some(version) = version.cloned() else { continue };
-            let load = Load {
-                load_id: self.wire.next_load,
-                item_id: change.item_id.clone(),
-                change_unit_ids: units,
-                version,
-                offset,
-            };
-            let load_id = load.load_id;
-            if underway.is_empty() {
-                self.wire.send(ProcessOutput::Load(load))?;
-            } else if !self.wire.try_send(ProcessOutput::Load(load))? {
-                wanted.push_front((index, want));
-                break;
-            }
-            self.wire.next_load += 1;
-            underway.push_back(Underway {
-                load_id,
-                index,
-                want,
-                header: None,
-                staging: None,
-                values: Vec::new(),
-                hasher: Sha256::new(),
-                received: 0,
-                error: None,
-            });
-        }
-        Ok(())
     }
 
     /// What has to come from the source before the change can be settled and carried out.
@@ -390,7 +352,7 @@ impl Applier<'_> {
     }
 
     /// The values that came inline.
-    fn values(&mut self, change: &ItemChange, data: &ItemData) -> Result<(Fetched, Digest), RecoverableError> {
+    fn values(&self, change: &ItemChange, data: &ItemData) -> Result<(Fetched, Digest), RecoverableError> {
         let id = &change.item_id;
         let digest = Digest(Sha256::digest(&data.content).into());
         // A change with units announces nothing of their values.
@@ -419,12 +381,12 @@ impl Applier<'_> {
     }
 
     /// Values of units are held in memory until their section is applied.
-    fn hold(&mut self, id: &ItemId, size: u64) -> Result<(), RecoverableError> {
-        self.held = self.held.saturating_add(size);
+    fn hold(&self, id: &ItemId, size: u64) -> Result<(), RecoverableError> {
+        let held = self.held.fetch_add(size, Ordering::Relaxed).saturating_add(size);
         if size > MAX_DIVIDED_BYTES {
             return Err(too_large(id));
         }
-        if self.held > section::BYTES {
+        if held > section::BYTES {
             let description = "there are too many change units at once; this item comes with a later session";
             return Err(recoverable(id, Hresult::E_OUTOFMEMORY, description));
         }
@@ -495,7 +457,7 @@ impl Applier<'_> {
 
     /// Takes one part of the oldest load. An item that fails here is drained to its end.
     fn part(
-        &mut self,
+        &self,
         section: &Section<'_>,
         load_id: u64,
         part: DataPart,
@@ -610,6 +572,51 @@ impl Applier<'_> {
     }
 }
 
+/// Sends as many loads as may be outstanding and as there is room for.
+fn ask(
+    section: &Section<'_>,
+    wire: &mut Wire,
+    wanted: &mut VecDeque<(usize, Want)>,
+    underway: &mut VecDeque<Underway>,
+) -> Result<(), CallError> {
+    while underway.len() < MAX_OUTSTANDING_LOADS {
+        let Some((index, want)) = wanted.pop_front() else { break };
+        let change = &section.changes[index];
+        let (units, offset) = match &want {
+            Want::Units(units) => (units.clone(), 0),
+            Want::Content => (Vec::new(), 0),
+            // With nothing left to send the source answers with header and end.
+            Want::Properties { .. } | Want::Copy(_) => (Vec::new(), change.data_size.unwrap_or(0)),
+        };
+        // One version is named, whatever is asked for.
+        let of_unit = change.change_units.iter().find(|unit| units.is_empty() || units.contains(&unit.change_unit_id));
+        let version = change.change_version.as_ref().or(of_unit.map(|unit| &unit.version));
+        let Some(version) = version.cloned() else { continue };
+        let load =
+            Load { load_id: wire.next_load, item_id: change.item_id.clone(), change_unit_ids: units, version, offset };
+        let load_id = load.load_id;
+        if underway.is_empty() {
+            wire.send(ProcessOutput::Load(load))?;
+        } else if !wire.try_send(ProcessOutput::Load(load))? {
+            wanted.push_front((index, want));
+            break;
+        }
+        wire.next_load += 1;
+        underway.push_back(Underway {
+            load_id,
+            index,
+            want,
+            header: None,
+            staging: None,
+            values: Vec::new(),
+            hasher: Sha256::new(),
+            received: 0,
+            error: None,
+        });
+    }
+    Ok(())
+}
+
 fn stage_inline(shared: &Shared, session: &Session, change: &ItemChange, data: &ItemData) -> StagedInline {
     let id = &change.item_id;
     let digest = Digest(Sha256::digest(&data.content).into());
@@ -620,6 +627,10 @@ fn stage_inline(shared: &Shared, session: &Session, change: &ItemChange, data: &
         || data.header.content_size != size
     {
         return Err(not_as_announced(id));
+    }
+    if size == 0 {
+        let staged = shared.store.stage_container(id, &data.header).map_err(|error| error.into_recoverable(id))?;
+        return Ok((staged, digest));
     }
     let mut staging = shared.store.stage(id, &data.header).map_err(|error| error.into_recoverable(id))?;
     staging.write_all(&data.content).map_err(|error| cannot_write(id, &error))?;

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::Applier;
 use super::absent::{Absence, absence};
+use super::fetch::Wire;
 use super::plan::Action;
 use crate::knowledge::{ChangeBatch, ChangeGroup, GroupKind, ItemId, Selection};
 use crate::provider::sdk::metadata::Row;
@@ -70,13 +71,13 @@ impl Applier<'_> {
 
     /// Carries out what becomes of those items, from the last to the first, so that children go before their container. Gives
     /// those that it could not carry out, of which nothing must be learned: a user may have just changed them.
-    pub(super) fn let_absent_go(&self) -> Result<Selection, CallError> {
+    pub(super) fn let_absent_go(&self, wire: &Wire) -> Result<Selection, CallError> {
         // Held from the look at the rows to the last commit: detection would give out the same ticks.
         let _gate = lock(&self.shared.gate);
         let Absence { mut actions, learned, tick } = self.absence()?;
         let mut left_out = Selection::default();
         while !actions.is_empty() {
-            self.wire.check()?;
+            wire.check()?;
             let from = actions.keys().rev().nth(ITEMS_AT_ONCE - 1).cloned();
             let mut some = match from {
                 Some(from) => actions.split_off(&from),

@@ -13,6 +13,7 @@ pub(super) const BYTES: u64 = 256 * 1024 * 1024;
 const DIVIDED_BYTES: u64 = 256 * 1024;
 
 /// Some changes of one group that are applied together.
+#[derive(Clone, Copy)]
 pub(super) struct Section<'a> {
     pub(super) group: &'a ChangeGroup,
     /// Index of the first change behind it.

@@ -1,12 +1,12 @@
 //! The metadata, as a look for local changes sees it: row by row, so that a store which knows what has changed pays for that
-//! alone, and all rows at once where a store asks for many.
+//! alone, fingerprints where it looks at everything, and all rows at once where it asks for many.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock};
 
 use crate::knowledge::ItemId;
 use crate::provider::sdk::metadata::{Intent, Row, Snapshot};
-use crate::provider::sdk::{ItemState, Known, KnownItem, Shared, lock};
+use crate::provider::sdk::{Fingerprint, ItemState, Known, KnownItem, Shared, lock};
 
 /// So many rows are read one by one in any case.
 const FEW: u64 = 1_000;
@@ -24,6 +24,8 @@ pub(super) struct Recorded<'a> {
     few: u64,
     read: Mutex<BTreeMap<ItemId, Option<Row>>>,
     all: OnceLock<Snapshot>,
+    /// Live items: a store that looks at everything needs no more of most than this.
+    alive: OnceLock<Vec<(ItemId, Fingerprint)>>,
     /// Why a row could not be read. The store was told that there is none, so nothing counts that it found.
     failed: Mutex<Option<rusqlite::Error>>,
 }
@@ -37,8 +39,8 @@ impl<'a> Recorded<'a> {
         alive: u64,
     ) -> Self {
         let few = FEW.max(alive / ONE_BY_ONE);
-        let (read, all, failed) = (Mutex::default(), OnceLock::new(), Mutex::new(None));
-        Self { shared, intents, anchor, few, read, all, failed }
+        let (read, failed) = (Mutex::default(), Mutex::new(None));
+        Self { shared, intents, anchor, few, read, all: OnceLock::new(), alive: OnceLock::new(), failed }
     }
 
     fn all(&self) -> &Snapshot {
@@ -97,8 +99,17 @@ impl Known for Recorded<'_> {
         self.row(id).map(|row| row.item)
     }
 
-    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &KnownItem)) {
-        self.all().for_each_alive(visit);
+    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &Fingerprint)) {
+        if let Some(all) = self.all.get() {
+            return all.for_each_alive(visit);
+        }
+        let alive = self.alive.get_or_init(|| {
+            self.shared.metadata().fingerprints().unwrap_or_else(|error| {
+                *lock(&self.failed) = Some(error);
+                Vec::new()
+            })
+        });
+        alive.iter().for_each(|(id, fingerprint)| visit(id, fingerprint));
     }
 
     fn intended(&self, id: &ItemId) -> Option<ItemState> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::knowledge::{ChangeUnitId, ClockVector, Digest, ItemId, Knowledge, Version};
-use crate::provider::sdk::{Known, KnownItem};
+use crate::provider::sdk::{Fingerprint, Known, KnownItem};
 
 /// What is known of one item.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +132,7 @@ impl Candidate {
     }
 }
 
-/// Every row at one moment, in ascending order of the id.
+/// Rows at one moment, in ascending order of the id: all, or those that a detection is about.
 #[derive(Debug)]
 pub struct Snapshot(Vec<(ItemId, Row)>);
 
@@ -147,7 +147,7 @@ impl Snapshot {
         self.0.binary_search_by(|(at, _)| at.cmp(id)).ok().map(|at| &self.0[at].1)
     }
 
-    /// All rows, in ascending order of the id.
+    /// Its rows, in ascending order of the id.
     pub fn iter(&self) -> impl Iterator<Item = &(ItemId, Row)> {
         self.0.iter()
     }
@@ -158,7 +158,7 @@ impl Known for Snapshot {
         self.row(id).map(|row| row.item.clone())
     }
 
-    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &KnownItem)) {
-        self.0.iter().filter(|(_, row)| !row.item.deleted).for_each(|(id, row)| visit(id, &row.item));
+    fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &Fingerprint)) {
+        self.0.iter().filter(|(_, row)| !row.item.deleted).for_each(|(id, row)| visit(id, &row.item.fingerprint));
     }
 }

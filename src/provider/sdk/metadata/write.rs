@@ -1,8 +1,9 @@
 //! How a commit gets into the tables.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use rusqlite::params;
+use rusqlite::{Transaction, params};
 
 use super::row::{Commit, Row, Unit};
 use super::{Metadata, codec, encode_knowledge, set_meta};
@@ -35,7 +36,8 @@ impl Metadata {
             ))?;
             let mut merge = transaction.prepare_cached("DELETE FROM unit_versions WHERE item_id = ?1")?;
             let mut divide = transaction.prepare_cached("INSERT INTO unit_versions VALUES (?1, ?2, ?3, ?4)")?;
-            let mut settle = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
+            // Most stores have no change units, and their rows none to take away.
+            let divided = transaction.prepare_cached("SELECT 1 FROM unit_versions LIMIT 1")?.exists([])?;
             let mut live = transaction.prepare_cached("SELECT 1 FROM items WHERE item_id = ?1 AND deleted = 0")?;
             let mut remove = transaction.prepare_cached("DELETE FROM items WHERE item_id = ?1")?;
             let mut bury = transaction
@@ -46,7 +48,9 @@ impl Metadata {
                 let units = encode_units(row, &mut key)?;
                 write(&mut put, id, row, versions, units)?;
                 put.raw_execute()?;
-                merge.execute([id.as_bytes()])?;
+                if divided {
+                    merge.execute([id.as_bytes()])?;
+                }
                 // Those that are no newer than the item are found with it.
                 for (unit, Unit { version, .. }) in row.units.iter().flatten() {
                     if *version != row.version {
@@ -54,7 +58,6 @@ impl Metadata {
                         divide.execute(params![id.as_bytes(), unit.as_bytes(), replica, version.tick as i64])?;
                     }
                 }
-                settle.execute([id.as_bytes()])?;
                 if row.item.deleted {
                     bury.execute([id.as_bytes()])?;
                 }
@@ -63,11 +66,9 @@ impl Metadata {
                 alive -= u64::from(live.exists([id.as_bytes()])?);
                 remove.execute([id.as_bytes()])?;
                 merge.execute([id.as_bytes()])?;
-                settle.execute([id.as_bytes()])?;
             }
-            for id in &commit.dropped_intents {
-                settle.execute([id.as_bytes()])?;
-            }
+            let settled = commit.rows.iter().map(|(id, _)| id).chain(&commit.removed).chain(&commit.dropped_intents);
+            end_intents(&transaction, &settled.collect())?;
             let mut intend = transaction.prepare_cached(concat!(
                 "INSERT OR REPLACE INTO intents (",
                 columns!(),
@@ -111,6 +112,21 @@ impl Metadata {
         self.generation += 1;
         Ok(())
     }
+}
+
+/// Ends the intents of these items. Mostly these are all that there are, and all or nothing costs next to nothing.
+fn end_intents(transaction: &Transaction<'_>, settled: &HashSet<&ItemId>) -> rusqlite::Result<()> {
+    let mut intended = transaction.prepare_cached("SELECT item_id FROM intents")?;
+    let intended: Vec<ItemId> =
+        intended.query_map([], |row| Ok(ItemId::from(row.get_ref(0)?.as_blob()?)))?.collect::<rusqlite::Result<_>>()?;
+    if intended.iter().all(|id| settled.contains(id)) {
+        return if intended.is_empty() { Ok(()) } else { transaction.execute("DELETE FROM intents", []).map(drop) };
+    }
+    let mut end = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
+    for id in intended.iter().filter(|id| settled.contains(id)) {
+        end.execute([id.as_bytes()])?;
+    }
+    Ok(())
 }
 
 /// The versions of a row's change units name replicas by `key`.

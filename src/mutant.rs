@@ -80,6 +80,10 @@ mutants! {
     KeepLosersUnitVersion,
     /// Units that the source's new item does not have stay.
     KeepUnlistedUnits,
+    /// A decision about a conflict is carried out whatever the versions are by now.
+    StaleDecision,
+    /// A decision is told to the other direction's destination as it was taken, with the sides of the first.
+    UnturnedDecision,
     /// A session that fails before it was admitted goes straight to its final state.
     SkipConnecting,
 }

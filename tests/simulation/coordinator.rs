@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use synclave::knowledge::OutcomeKind;
+use synclave::knowledge::{OutcomeKind, check_action};
 use synclave::operation::course::{Course, Ended, Flow, Next};
 use synclave::provider::{CallError, DataPart, ProcessOutput, ProcessStart};
 use synclave::referee::{Referee, Rule};
@@ -21,15 +21,16 @@ use synclave::session::outbox::delivery::{self, Delivery};
 use synclave::session::recovery::{end_left_behind, notice_left_behind};
 use synclave::session::task::found;
 use synclave::session::unwritten::Unwritten;
+use synclave::store::conflicts::{ConflictDecision, Standing};
 use synclave::store::{Counters, Member, OperationState, OwedEnd, SessionEvent, SessionRecord, SyncDirection, Write};
 use synclave::sync_info::Hub;
 use synclave::types::{
     ConflictResolutionPolicy as Policy, Endpoint, FullEnumerationAction, Hresult, InitiationReason, OperationId,
-    ProviderRole, ProviderWithError, SessionKind, SyncGuid, SyncState,
+    ProviderRole, ProviderWithError, ResolveAction, SessionKind, SyncGuid, SyncState,
 };
 use uuid::Uuid;
 
-use super::checks::Check;
+use super::checks::{Check, Decided};
 use super::mutants::Fault;
 use super::provider::{BUSY, Reach};
 use super::world::{Body, Call, Frame, Happening, Payload, TIMING, World, name, short};
@@ -373,6 +374,26 @@ impl World {
             made: [0; 2],
         });
         self.next(self.operations.len() - 1, first);
+    }
+
+    /// Somebody decides about a conflict that waits.
+    pub(crate) fn decide(&mut self, index: usize, action: ResolveAction) {
+        let undecided = self.database.undecided();
+        if undecided.is_empty() || self.coordinator.is_none() {
+            return;
+        }
+        let conflict = undecided[index % undecided.len()].clone();
+        let Some(destination) = &conflict.destination_change else { return };
+        if check_action(action, &conflict.source_change, destination).is_err() {
+            return;
+        }
+        let versions = [&conflict.source_change, destination].map(|change| change.change_version.clone());
+        let [Some(source), Some(destination)] = versions else { return };
+        let item = conflict.source_change.item_id.clone();
+        self.history.add(self.now, || format!("{item}: {action:?} of {source:?} and {destination:?} is decided"));
+        self.ghost.decided.push(Decided { item, source, destination, action });
+        let decision = Some((ConflictDecision::Concurrency(action), self.clock().wall));
+        self.commit(vec![Write::Decide { conflict_id: conflict.conflict_id, decision }]);
     }
 
     pub(crate) fn cancel_operation(&mut self, index: usize) {
@@ -805,7 +826,13 @@ impl World {
                 if let Poll::Ready(permit) = polled {
                     session.admitting = None;
                     session.permit = Some(permit);
-                    events.push((*guid, Event::Admitted(Some(Box::default()))));
+                    let standing = match ProviderRole::BOTH.map(|role| session.machine.info(role)) {
+                        [Some(source), Some(destination)] => {
+                            self.database.standing(&source.replica_id, &destination.replica_id)
+                        }
+                        _ => Standing::default(),
+                    };
+                    events.push((*guid, Event::Admitted(Some(Box::new(standing)))));
                 }
             }
             if events.is_empty() {

@@ -65,6 +65,8 @@ pub(crate) fn seen_by(mutant: synclave::mutant::Mutant) -> Check {
         Mutant::DeletionIgnoresUnits => Check::LostEdit,
         Mutant::KeepLosersUnitVersion => Check::LostEdit,
         Mutant::KeepUnlistedUnits => Check::Convergence,
+        Mutant::StaleDecision => Check::Decision,
+        Mutant::UnturnedDecision => Check::Decision,
         Mutant::SkipConnecting => Check::Edge,
     }
 }

@@ -23,7 +23,7 @@ use synclave::provider::{
 };
 use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction, Hresult, ProviderRole, SyncGuid};
 
-use super::checks::{Check, Deletion};
+use super::checks::{Check, Decided, Deletion};
 use super::mutants::Fault;
 use super::replica::{Author, Replica, digest};
 use super::scenario::{Scenario, Time};
@@ -527,7 +527,7 @@ impl World {
         for (item, Row { version, creation, .. }) in provider.replica.forget() {
             self.figures.forgotten += 1;
             self.history.add(self.now, || format!("{} forgets that {item} was deleted by {version:?}", name(index)));
-            self.ghost.buried.insert((index, item), Deletion { version, creation });
+            self.ghost.bury(index, item, Deletion { version, creation });
         }
     }
 
@@ -535,7 +535,7 @@ impl World {
     fn bury_removed(&mut self, index: usize) {
         for item in std::mem::take(&mut self.providers[index].replica.removed) {
             if let Some(deletion) = self.ghost.doomed.get(&(index, item.clone())) {
-                self.ghost.buried.insert((index, item), deletion.clone());
+                self.ghost.bury(index, item, deletion.clone());
             }
         }
     }
@@ -928,8 +928,8 @@ impl World {
             let theirs = change.change_version.as_ref().filter(|_| change.item_id == *id);
             // Deleted and forgotten here, or where this replica has learned of it by a full enumeration.
             let buried = self.ghost.buried.get(&(index, id.clone())).or_else(|| {
-                let mut elsewhere = self.ghost.buried.iter().filter(|((_, item), _)| item == id);
-                elsewhere.find(|(_, deletion)| apply.known.contains_change(id, &deletion.version)).map(|(_, of)| of)
+                let mut elsewhere = self.ghost.ever_buried(id);
+                elsewhere.find(|deletion| apply.known.contains_change(id, &deletion.version))
             });
             let buried = buried.map(|deletion| deletion.version.clone());
             let ours = action.before.as_ref().map(|row| &row.version).or(buried.as_ref());
@@ -983,14 +983,15 @@ impl World {
             let row = action.before.as_ref().expect("it is there");
             // The source may have the deletion's version only by what it learned where that was forgotten.
             let made_with = &apply.group().made_with_knowledge;
-            let forgotten = self.ghost.buried.iter().filter(|((_, item), _)| item == id).map(|(_, deletion)| deletion);
-            let mut forgotten = forgotten.filter(|deletion| made_with.contains_change(id, &deletion.version));
+            let forgotten = self.ghost.ever_buried(id);
+            let forgotten: Vec<_> =
+                forgotten.filter(|deletion| made_with.contains_change(id, &deletion.version)).cloned().collect();
             let descends = |deletion: &&Deletion| self.ghost.descends(id, &deletion.version, &row.version);
-            let deletion = forgotten.clone().find(descends).or_else(|| forgotten.next()).cloned();
-            let version = deletion.as_ref().map(|deletion| &deletion.version);
+            let deletion = forgotten.iter().find(descends).or(forgotten.first()).cloned();
             if !action.forgets {
                 self.figures.contested += 1;
-                self.ghost.made(id, &action.after.version, [&row.version].into_iter().chain(version));
+                let seen = forgotten.iter().map(|deletion| &deletion.version);
+                self.ghost.made(id, &action.after.version, [&row.version].into_iter().chain(seen));
                 continue;
             }
             self.figures.gone += 1;
@@ -1044,6 +1045,12 @@ impl World {
     /// Does what is to be done to one item.
     fn change(&mut self, index: usize, apply: &mut Apply, id: &ItemId) {
         let policy = apply.start.conflict_resolution_policy;
+        // Of what a full enumeration does not list there is no change.
+        let action = apply.carrying.as_ref().filter(|it| it.absence.is_none()).and_then(|it| it.actions.get(id));
+        let change = action.and_then(|action| Some((action, apply.changes().get(action.index)?.clone())));
+        let decided =
+            change.as_ref().map(|(action, change)| apply.decisions.whole(change, action.before.as_ref(), policy));
+        let change = change.map(|(_, change)| change);
         let Some(carrying) = &mut apply.carrying else { return };
         let Some(action) = carrying.actions.get_mut(id) else { return };
         let does_something = !matches!(action.step, Step::None);
@@ -1072,7 +1079,37 @@ impl World {
                 format!("{} {what} {id}, now {:?}{why}", name(index), made.version)
             });
         }
-        self.replaced(index, id, before, row, &made, conflict, policy);
+        if let Some(change) = change.filter(|_| conflict && policy == Policy::None && self.scenario.units == 0) {
+            self.is_as_decided(index, &change, row.as_ref(), &made);
+        }
+        self.replaced(index, id, before, row, &made, conflict, decided.unwrap_or(policy));
+    }
+
+    /// No policy settles this conflict, so someone must have.
+    fn is_as_decided(&mut self, index: usize, change: &ItemChange, row: Option<&Row>, made: &Row) {
+        self.figures.decided += 1;
+        let id = &change.item_id;
+        let (Some(theirs), Some(row)) = (&change.change_version, row) else { return };
+        let ours = &row.version;
+        let about = |it: &&Decided| {
+            let (one, other) = (&it.source, &it.destination);
+            it.item == *id && ((one, other) == (theirs, ours) || (one, other) == (ours, theirs))
+        };
+        let decided: Vec<&Decided> = self.ghost.decided.iter().filter(about).collect();
+        let state = |deleted: bool, digest: Option<Digest>| digest.filter(|_| !deleted);
+        let came = state(made.item.deleted, Some(made.item.state.digest));
+        let is_so = |it: &&Decided| match it.winner() {
+            None => true,
+            Some(version) if version == ours => came == state(row.item.deleted, Some(row.item.state.digest)),
+            Some(_) => came == state(change.flags.is_deleted(), change.content_digest),
+        };
+        if !decided.iter().any(is_so) {
+            let message = format!(
+                "{} settles {id} between {theirs:?} and its own {ours:?}; decided was {decided:?}",
+                name(index)
+            );
+            self.fail(Check::Decision, message);
+        }
     }
 
     /// Looks at one replacement with the eyes of someone who knows all of the item's past.
@@ -1174,10 +1211,12 @@ impl World {
             leave_out(change, verdict, &mut apply.left_out);
             self.ghost.settling.entry(guid).or_default().extend(parts_of(change));
             let loser_lost = matches!(verdict, Verdict::Planned { conflict: true })
-                && apply.start.conflict_resolution_policy == Policy::KeepBoth
                 && actions.get(&change.item_id).is_some_and(|action| {
                     let there = |row: &Row| !row.item.deleted;
-                    action.before.as_ref().is_some_and(there) && there(&action.after)
+                    let (before, policy) = (action.before.as_ref(), apply.start.conflict_resolution_policy);
+                    apply.decisions.whole(change, before, policy) == Policy::KeepBoth
+                        && before.is_some_and(there)
+                        && there(&action.after)
                 });
             if let Some(digest) = change.content_digest.filter(|_| loser_lost)
                 && !self.holds(index, &digest)

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use synclave::store::SyncDirection;
-use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction as Action};
+use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction as Action, ResolveAction};
 
 use super::random::Random;
 
@@ -80,6 +80,11 @@ pub(crate) enum Step {
     Forget {
         replica: usize,
         at_once: bool,
+    },
+    /// Of the conflicts that wait for a decision, the one with that index, modulo their number.
+    Decide {
+        index: usize,
+        action: ResolveAction,
     },
     /// Of the operations that run, the one with that index, modulo their number.
     Cancel {
@@ -271,6 +276,39 @@ impl Scenario {
                     (*item, *same) = (*item % 2, beside.below(2) == 0);
                 }
             }
+        }
+        let beside = &mut Random::new(seed ^ 0x6465_6369_6465_0000);
+        // Conflicts that wait, on few items, in a quarter of the histories.
+        if units == 0 && beside.below(4) == 0 {
+            for (_, step) in &mut steps {
+                match step {
+                    Step::Write { item, .. } | Step::SetMode { item, .. } | Step::Delete { item, .. } => *item %= 2,
+                    Step::Operate { policy, .. } if beside.below(4) != 0 => *policy = Policy::None,
+                    _ => {}
+                }
+            }
+        }
+        let leave = |(time, step): &(Time, Step)| match step {
+            Step::Operate { a, b, policy: Policy::None, .. } => Some((*time, *a, *b)),
+            _ => None,
+        };
+        let leaving: Vec<_> = steps.iter().filter_map(leave).filter(|_| units == 0).collect();
+        for (time, a, b) in leaving {
+            if beside.below(2) == 0 {
+                continue;
+            }
+            // Sometimes a user changes it in between, and the decision is about what is no longer there.
+            let decided = time + Duration::from_millis(beside.pick(&[500, 5_000, 60_000]));
+            let carried_out = decided + Duration::from_millis(beside.pick(&[10, 300, 5_000, 60_000]));
+            let action = beside.pick(&[
+                ResolveAction::AcceptSourceProvider,
+                ResolveAction::AcceptDestinationProvider,
+                ResolveAction::KeepBoth,
+            ]);
+            steps.push((decided, Step::Decide { index: beside.index(4), action }));
+            let (a, b) = if beside.below(2) == 0 { (a, b) } else { (b, a) };
+            let (direction, action) = (SyncDirection::UploadAndDownload, Action::FullEnumeration);
+            steps.push((carried_out, Step::Operate { a, b, direction, policy: Policy::None, action, max_attempts: 2 }));
         }
         steps.sort_by_key(|(time, _)| *time);
         Self {

@@ -250,6 +250,8 @@ pub(crate) struct Figures {
     pub(crate) taken_over: u64,
     pub(crate) stale: u64,
     pub(crate) found_busy: u64,
+    /// Conflicts that were settled as people had decided.
+    pub(crate) decided: u64,
 }
 
 impl std::ops::AddAssign for Figures {
@@ -272,6 +274,7 @@ impl std::ops::AddAssign for Figures {
         self.taken_over += other.taken_over;
         self.stale += other.stale;
         self.found_busy += other.found_busy;
+        self.decided += other.decided;
     }
 }
 
@@ -481,6 +484,7 @@ impl World {
                 self.supersede(replica, &item, None);
                 self.providers[replica].replica.store.delete_by_user(&item);
             }
+            Step::Decide { index, action } => self.decide(index, action),
             Step::Unwritable { replica, item } => {
                 let item = self.item(replica, item);
                 self.providers[replica].replica.store.shelf().unwritable.insert(item);

@@ -24,7 +24,7 @@ mod full;
 mod read_ahead;
 mod rest;
 
-pub(super) use full::full_enumeration_batch;
+pub(super) use full::{Rest, full_enumeration_batch};
 pub(super) use read_ahead::ReadAhead;
 use read_ahead::{Coming, Ready};
 pub(super) use rest::Enumeration;

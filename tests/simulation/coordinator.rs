@@ -90,6 +90,8 @@ enum Kind {
     Identify,
     Begin,
     Renew,
+    SpecifyFilter,
+    AddFilter,
     Parameters,
     Batch,
     End,
@@ -572,7 +574,12 @@ impl World {
             return;
         }
         match effect {
-            Effect::SpecifyFilter | Effect::AddFilter(_) => unreachable!("no provider of the simulation has a filter"),
+            Effect::SpecifyFilter => {
+                self.call(guid, ProviderRole::Destination, Kind::SpecifyFilter, Body::SpecifyFilter, deadline);
+            }
+            Effect::AddFilter(request) => {
+                self.call(guid, ProviderRole::Source, Kind::AddFilter, Body::AddFilter(request), deadline);
+            }
             Effect::Identify(role) => self.call(guid, role, Kind::Identify, Body::Identify, deadline),
             Effect::Admit => self.admit(guid),
             Effect::Begin(role) => {
@@ -1014,6 +1021,11 @@ impl World {
             Kind::Delivery => return self.delivered((sync_guid, role), call, result.map(|_| ())),
             Kind::Begin => Answer::Begun(result.map(|_| ())),
             Kind::End => Answer::Ended(result.map(|_| ())),
+            Kind::SpecifyFilter => Answer::FilterSpecified(result.map(|payload| match payload {
+                Payload::Filters(wishes) => wishes,
+                _ => Vec::new(),
+            })),
+            Kind::AddFilter => Answer::FilterAdded(result.map(|_| ())),
             Kind::Identify | Kind::Renew | Kind::Parameters | Kind::Batch => match (kind, result) {
                 (Kind::Identify, Err(error)) => Answer::Identified(Err(error)),
                 (Kind::Renew, Err(error)) => Answer::Renewed(Err(error)),
@@ -1023,7 +1035,7 @@ impl World {
                 (_, Ok(Payload::Renewal(renewal))) => Answer::Renewed(Ok(renewal)),
                 (_, Ok(Payload::Parameters(parameters))) => Answer::Parameters(Ok(parameters)),
                 (_, Ok(Payload::Batch(batch))) => Answer::Batch(Ok(*batch)),
-                (_, Ok(Payload::Nothing | Payload::Parts(_))) => return,
+                (_, Ok(Payload::Nothing | Payload::Parts(_) | Payload::Filters(_))) => return,
             },
         };
         self.feed(sync_guid, Event::Answered { role, sent, answer });

@@ -15,6 +15,8 @@ pub(crate) enum Fault {
     ForgetEnded,
     /// A destination learns what failed.
     LearnFailed,
+    /// A source teaches what it holds back.
+    TeachHeldBack,
     /// A source says of a batch that it goes on to the last item when it does not.
     RangeTooWide,
 }
@@ -26,6 +28,7 @@ pub(crate) const FAULTS: &[(Fault, Check)] = &[
     (Fault::IgnoreLease, Check::Lease),
     (Fault::ForgetEnded, Check::Pairing),
     (Fault::LearnFailed, Check::FalseBlame),
+    (Fault::TeachHeldBack, Check::FalseBlame),
     (Fault::RangeTooWide, Check::LostEdit),
 ];
 

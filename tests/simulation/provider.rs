@@ -2,14 +2,15 @@
 //! becomes of changes is the SDK's own code ([`synclave::provider::sdk::decision`]); its threads, its SQLite and its streams
 //! are modelled here, each step an event of its own, so that anything may come between.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, Digest, FilterFlags, GroupKind, IdParameters, ItemChange,
-    ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError, Selection, Version,
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, Digest, FilterFlags, FilterRequest, FilteringType,
+    GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError, Selection,
+    SyncFilter, Version,
 };
 use synclave::provider::sdk::decision::{
     Absence, Action, Commit, Course, Decisions, Ground, Incoming, Learning, Obtained, Row, Settlement, Step, Verdict,
@@ -19,7 +20,8 @@ use synclave::provider::sdk::decision::{
 use synclave::provider::sdk::{ItemError, ItemStore};
 use synclave::provider::{
     CallError, ChangeBatchRequest, DataPart, FULL_ENUMERATION, Load, ProcessOutput, ProcessResult, ProcessStart,
-    ProviderInfo, ProviderLimits, Refusal, RefusalCode, Renewal, SyncBatchParameters,
+    ProviderInfo, ProviderLimits, REQUEST_FILTERED_SYNC, Refusal, RefusalCode, Renewal, SUPPORT_FILTERED_SYNC,
+    SyncBatchParameters,
 };
 use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction, Hresult, ProviderRole, SyncGuid};
 
@@ -59,6 +61,8 @@ pub(crate) struct Provider {
     /// Tombstones are cleaned up as soon as no session is on.
     pub(crate) forgets: bool,
     max_source_sessions: u32,
+    /// What it asks for as a destination; `None`: everything.
+    pub(crate) wants: Option<BTreeSet<ItemId>>,
     /// It is in a session of another coordinator's.
     pub(crate) elsewhere: Option<u64>,
 }
@@ -78,6 +82,8 @@ pub(crate) struct Live {
     pub(crate) deadline: Time,
     phase: Phase,
     canceled: bool,
+    /// As a source, what it was told to let through.
+    filter: Option<BTreeSet<ItemId>>,
     apply: Option<Box<Apply>>,
     /// EndSessions that wait for the work to stop.
     ends: Vec<Call>,
@@ -157,6 +163,7 @@ impl Provider {
             gate: false,
             forgets: false,
             max_source_sessions: scenario.max_source_sessions,
+            wants: wanted_items(scenario.wants[index]),
             elsewhere: None,
         }
     }
@@ -204,7 +211,11 @@ impl Provider {
             instance_id: format!("{}{}", name(self.index), self.life),
             member_name: name(self.index).to_string(),
             limits: ProviderLimits { max_source_sessions: self.max_source_sessions, ..ProviderLimits::default() },
-            capabilities: vec![FULL_ENUMERATION.to_owned()],
+            capabilities: [FULL_ENUMERATION, SUPPORT_FILTERED_SYNC]
+                .into_iter()
+                .chain(self.wants.is_some().then_some(REQUEST_FILTERED_SYNC))
+                .map(str::to_owned)
+                .collect(),
             busy_roles: ProviderRole::BOTH.into_iter().filter(|role| self.busy(*role, lasts)).collect(),
             incarnation_id: String::new(),
         }
@@ -277,6 +288,24 @@ impl World {
                     self.look_up(to, call.sync_guid);
                 }
             }
+            Body::SpecifyFilter => {
+                let found = self.enter(to, key, ProviderRole::Destination);
+                let request = |items: &BTreeSet<ItemId>| FilterRequest {
+                    filter: SyncFilter::ItemList(items.clone()),
+                    filtering_type: FilteringType::CurrentItemsOnly,
+                };
+                let wishes = self.providers[to].wants.iter().map(request).collect();
+                self.reply(to, &call, found.map(|()| Payload::Filters(wishes)));
+            }
+            Body::AddFilter(request) => {
+                let found = self.enter(to, key, ProviderRole::Source);
+                if let (Ok(()), SyncFilter::ItemList(items)) = (&found, request.filter)
+                    && let Some(live) = self.providers[to].sessions.get_mut(&call.sync_guid)
+                {
+                    live.filter = Some(items);
+                }
+                self.reply(to, &call, found.map(|()| Payload::Nothing));
+            }
             Body::Parameters => {
                 let found = self.enter(to, key, ProviderRole::Destination);
                 let result = found.map(|()| {
@@ -346,6 +375,7 @@ impl World {
             deadline: now + TIMING.lease,
             phase: Phase::Beginning,
             canceled: false,
+            filter: None,
             apply: None,
             ends: Vec::new(),
         };
@@ -563,21 +593,27 @@ impl World {
         let known = &request.destination_knowledge;
         self.ticks_are_known(index, known);
         let replica = &self.providers[index].replica;
-        let made_with = replica.knowledge.clone();
+        let filter = self.providers[index].sessions.get(&guid).and_then(|live| live.filter.as_ref());
+        self.figures.filtered += u64::from(filter.is_some());
+        let restricted = |knowledge: &Arc<Knowledge>| match filter {
+            Some(items) if self.fault != Some(Fault::TeachHeldBack) => Arc::new(knowledge.project_onto_items(items)),
+            _ => knowledge.clone(),
+        };
+        let made_with = restricted(&replica.knowledge);
         let mut batch = ChangeBatch {
             groups: Vec::new(),
             prerequisite_knowledge: shared(known.clone()),
-            forgotten_knowledge: replica.forgotten.clone(),
+            forgotten_knowledge: restricted(&replica.forgotten),
             work_estimate: 0,
             remaining_work_estimate: 0,
             remaining_updates: None,
             remaining_deletions: None,
             is_last_batch: true,
-            filter_flags: FilterFlags::NONE,
+            filter_flags: filter.map_or(FilterFlags::NONE, |_| FilterFlags::ITEM_LIST),
         };
         if let Some(lower_bound) = known.lowest_uncontained(&made_with) {
-            let missing: Vec<_> =
-                replica.rows.iter().filter(|(id, row)| is_missing(id, row, (known, &made_with))).collect();
+            let rows = replica.rows.iter().filter(|(id, _)| filter.is_none_or(|items| items.contains(*id)));
+            let missing: Vec<_> = rows.filter(|(id, row)| is_missing(id, row, (known, &made_with))).collect();
             let listed = missing.len().min(request.requested_batch_size.max(1) as usize);
             batch.remaining_updates = Some((missing.len() - listed) as u32);
             batch.is_last_batch = listed == missing.len();
@@ -1307,6 +1343,11 @@ fn item_change(replica: &Replica, id: &ItemId, row: &Row, known: &Knowledge, inl
         modification_time: if alive { row.modification_time() } else { None },
         inline_data,
     }
+}
+
+fn wanted_items(mask: u8) -> Option<BTreeSet<ItemId>> {
+    let items = (0..8).filter(|bit| mask & 1 << bit != 0).map(|bit| ItemId::from(&*format!("f{bit}")));
+    (mask != 0).then(|| items.collect())
 }
 
 /// Whether a destination lacks something of an item, or left something of it out.

@@ -25,6 +25,8 @@ pub(crate) struct Scenario {
     /// Of each replica, by its bit, whether the items of its store have change units. Where none has, items are texts; else they
     /// are objects.
     pub(crate) units: u8,
+    /// Of each replica, by its index, the items that it wants by their bits, until the faults stop; 0: all.
+    pub(crate) wants: Vec<u8>,
     /// When the faults have stopped sessions go round a ring, each replica to the next, in this order of the sources; empty: the
     /// first replica and all others, both ways.
     pub(crate) ring: Vec<usize>,
@@ -129,12 +131,13 @@ impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} replicas, batches of {}, inline data {}, units {:b}, ring {:?}, max_source_sessions {}, {:?}",
+            "seed {}: {} replicas, batches of {}, inline data {}, units {:b}, wants {:?}, ring {:?}, max_source_sessions {}, {:?}",
             self.seed,
             self.replicas,
             self.batch_size,
             self.inline,
             self.units,
+            self.wants,
             self.ring,
             self.max_source_sessions,
             self.weather
@@ -310,6 +313,13 @@ impl Scenario {
             let (direction, action) = (SyncDirection::UploadAndDownload, Action::FullEnumeration);
             steps.push((carried_out, Step::Operate { a, b, direction, policy: Policy::None, action, max_attempts: 2 }));
         }
+        let beside = &mut Random::new(seed ^ 0x6669_6c74_6572_0000);
+        let mut wants = vec![0; replicas];
+        if beside.below(5) == 0 {
+            // A filter and a full enumeration do not go together.
+            steps.retain(|(_, step)| !matches!(step, Step::Forget { .. }));
+            wants.iter_mut().for_each(|mask| *mask = beside.pick(&[0, 0b001, 0b010, 0b101, 0b110]));
+        }
         steps.sort_by_key(|(time, _)| *time);
         Self {
             seed,
@@ -319,6 +329,7 @@ impl Scenario {
             batch_size: random.pick(&[1, 2, 3, 100]),
             inline: random.below(2) == 0,
             units,
+            wants,
             ring,
             steps,
         }

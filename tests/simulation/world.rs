@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use synclave::knowledge::{ChangeBatch, ItemId};
+use synclave::knowledge::{ChangeBatch, FilterRequest, ItemId};
 use synclave::provider::sdk::ItemState;
 use synclave::provider::{
     CallError, ChangeBatchRequest, DataPart, Load, ProcessOutput, ProcessStart, ProviderInfo, Renewal,
@@ -65,6 +65,8 @@ pub(crate) enum Body {
     Identify,
     Begin { role: ProviderRole },
     Renew { canceled: bool },
+    SpecifyFilter,
+    AddFilter(FilterRequest),
     Parameters,
     Batch(ChangeBatchRequest),
     FullBatch(ChangeBatchRequest, ItemId),
@@ -78,6 +80,8 @@ impl Body {
             Self::Identify => "GetIdParameters",
             Self::Begin { .. } => "BeginSession",
             Self::Renew { .. } => "RenewSession",
+            Self::SpecifyFilter => "SpecifyFilter",
+            Self::AddFilter(_) => "AddFilter",
             Self::Parameters => "GetSyncBatchParameters",
             Self::Batch(_) => "GetChangeBatch",
             Self::FullBatch(..) => "GetFullEnumerationChangeBatch",
@@ -93,6 +97,7 @@ pub(crate) enum Payload {
     Info(ProviderInfo),
     Nothing,
     Renewal(Renewal),
+    Filters(Vec<FilterRequest>),
     Parameters(SyncBatchParameters),
     Batch(Box<ChangeBatch>),
     Parts(Vec<DataPart>),
@@ -250,6 +255,8 @@ pub(crate) struct Figures {
     pub(crate) taken_over: u64,
     pub(crate) stale: u64,
     pub(crate) found_busy: u64,
+    /// Batches through a filter.
+    pub(crate) filtered: u64,
     /// Conflicts that were settled as people had decided.
     pub(crate) decided: u64,
 }
@@ -274,6 +281,7 @@ impl std::ops::AddAssign for Figures {
         self.taken_over += other.taken_over;
         self.stale += other.stale;
         self.found_busy += other.found_busy;
+        self.filtered += other.filtered;
         self.decided += other.decided;
     }
 }
@@ -321,6 +329,7 @@ impl World {
             self.weather = Weather::default();
             for provider in &mut self.providers {
                 provider.replica.store.shelf().unwritable.clear();
+                provider.wants = None;
             }
             self.work(None);
         }

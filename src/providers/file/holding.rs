@@ -6,12 +6,13 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, CWD, Dir, FallocateFlags, Mode, OFlags, RenameFlags, StatxFlags, Timestamps};
+use rustix::fs::{Advice, AtFlags, CWD, Dir, FallocateFlags, Mode, OFlags, RenameFlags, StatxFlags, Timestamps};
 use rustix::io::Errno;
 
 use super::attributes::{Attributes, MAX_TARGET_BYTES};
@@ -27,6 +28,9 @@ use crate::provider::sdk::{ItemError, Staged, Staging, StoreError};
 
 /// Files from this size get their space at once: a full disk shows before the bytes travel.
 const PREALLOCATE_BYTES: u64 = 1024 * 1024;
+
+/// The disk gets a large file in such parts while the rest is on its way.
+const WRITE_BACK_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Begins the names of what could not be given back to the tree.
 const RESCUED: &[u8] = b"rescued-";
@@ -493,7 +497,14 @@ impl Write for StagingFile {
             return Err(too_long(self.size));
         }
         let count = rustix::io::write(&self.file, bytes)?;
+        let before = self.written / WRITE_BACK_BYTES;
         self.written += count as u64;
+        let full = self.written / WRITE_BACK_BYTES;
+        if full > before {
+            // The wait at the end is shorter for it. What is not written yet stays in the page cache.
+            let (offset, length) = (before * WRITE_BACK_BYTES, NonZeroU64::new((full - before) * WRITE_BACK_BYTES));
+            let _ = rustix::fs::fadvise(&self.file, offset, length, Advice::DontNeed);
+        }
         Ok(count)
     }
 

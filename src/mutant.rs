@@ -22,6 +22,10 @@ mutants! {
     ForgetSkipped,
     /// A resolved conflict keeps the winner's version instead of getting a new one.
     KeepWinnersVersion,
+    /// Ticks count a replica's own changes alone, whatever it knows.
+    CountOwnChanges,
+    /// Of equal states neither version stays: they get a new one.
+    RenewEqual,
     /// A conflict's loser is kept under a name that has other content.
     CopyOverOther,
     /// A conflict's loser is not kept.
@@ -76,6 +80,10 @@ mutants! {
     KeepLosersUnitVersion,
     /// Units that the source's new item does not have stay.
     KeepUnlistedUnits,
+    /// A decision about a conflict is carried out whatever the versions are by now.
+    StaleDecision,
+    /// A decision is told to the other direction's destination as it was taken, with the sides of the first.
+    UnturnedDecision,
     /// A session that fails before it was admitted goes straight to its final state.
     SkipConnecting,
 }

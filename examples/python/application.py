@@ -176,11 +176,11 @@ class Application:
                 return self.describe(item, row, outcome.destination_change)
             if name:  # the loser first: it must be kept before anything takes its place
                 kept = content if loser is theirs else store.read(item, row)
-                copy = store.next_version()
+                copy = store.next_version(made_with)
                 after = {**loser, "deleted": False, "version": copy, "creation": copy}
                 store.write(name, store.row(name), after, kept, store.knowledge)
             knowledge = store.knowledge.union(self.learned(group, made_with, left_out, item))
-            version = version or store.next_version()
+            version = version or store.next_version(made_with)
             if winner == "DESTINATION":
                 store.commit({item: {**row, "version": version}}, knowledge)
             elif theirs["deleted"] and (row is None or row["deleted"]):

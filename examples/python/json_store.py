@@ -52,8 +52,10 @@ class Store:
     def replica(self):
         return self.meta["replica"]
 
-    def next_version(self):
-        self.meta["tick"] += 1
+    def next_version(self, *learned):
+        """Above all that the replica knows or is about to learn: of two versions of an item the later is the greater, everywhere."""
+        seen = max(knowledge.highest_tick() for knowledge in (self.knowledge, *learned))
+        self.meta["tick"] = max(self.meta["tick"], min(seen, 1 << 62)) + 1  # no peer can use ticks up
         return [self.replica.hex(), self.meta["tick"]]
 
     def row(self, item, table="rows"):

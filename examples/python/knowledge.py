@@ -71,6 +71,9 @@ class Knowledge:
     def max_tick(self, replica):
         return max(vector.get(replica, 0) for column in self.columns.values() for _, vector in column)
 
+    def highest_tick(self):
+        return max((tick for column in self.columns.values() for _, vector in column for tick in vector.values()), default=0)
+
     def to_wire(self, message, owner):
         """Writes it into a message of the wire."""
         entries = [vector for column in self.columns.values() for _, vector in column]

@@ -10,7 +10,8 @@ def settle(change, theirs, made_with, known, row, policy):
     DESTINATION+COPY; version is the change's, the row's, or None for a new one of this replica.
 
     A conflict's outcome gets a new version, whoever won, so that it is newer than both sides: with the winner's version a third
-    replica would settle the same conflict again, differently. Only where nothing is decided the greater version stays.
+    replica would settle the same conflict again, differently. Only where nothing is decided the greater version stays, by
+    tick: a replica gives out ticks above all that it knows, so every replica finds the same one.
     """
     deletes, version = bool(change.flags & 1), theirs["version"]
     has = lambda knowledge, version: knowledge.has(change.item_id, (bytes.fromhex(version[0]), version[1]))
@@ -22,7 +23,7 @@ def settle(change, theirs, made_with, known, row, policy):
         return "DESTINATION", version, False
     if has(made_with, row["version"]):  # the source knew what is here, and changed that
         return "SOURCE", version, False
-    greater = max(version, row["version"])
+    greater = max(version, row["version"], key=lambda version: (version[1], version[0]))
     if deletes and row["deleted"]:
         return "DESTINATION", greater, False
     if deletes != row["deleted"] and policy != NONE:  # an edit beats a deletion, unless the policy names a side

@@ -134,7 +134,7 @@ rules! {
     DestinationWins = "E1-DESTINATION", "windows-sync.md 6.2, E1", "DESTINATION_PROVIDER_WINS leaves the destination's content";
     SourceWins = "E1-SOURCE", "windows-sync.md 6.2, E1", "SOURCE_PROVIDER_WINS takes the source's content";
     Resolution = "D-RESOLUTION", "design 5, Resolution", "the resolution of a conflict gets a new local version";
-    NothingDecided = "D-SAME", "design 5, Resolution", "where both sides have the same data the greater version stays";
+    NothingDecided = "D-SAME", "design 5, Resolution", "where both sides have the same data the greater version stays, by tick and then replica id";
     Deferred = "R27", "windows-sync.md R27, 6.2", "policy NONE defers: nothing is applied and nothing learned";
     LastWriterWins = "D-LAST-WRITER", "contract", "LAST_WRITER_WINS takes the later modification time, whichever side has it";
     KeepBoth = "D-KEEP-BOTH", "design 6, Keep both", "KEEP_BOTH takes the later, and keeps the other beside it";

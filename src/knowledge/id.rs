@@ -175,13 +175,14 @@ impl IdParameters {
 
 /// When a change was made: the replica that made it, and that replica's tick, from 1 (SYNC_VERSION).
 ///
-/// Ordered by replica id, then tick: an arbitrary order that every replica agrees on.
+/// Ordered by tick, then replica id, as the fields are. Of versions whose replicas give out ticks above all that they know, one
+/// that was made in knowledge of another is the greater; the rest of the order is arbitrary, and the same for everyone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version {
+    /// The replica's tick at that time.
+    pub tick: u64,
     /// The replica that made the change.
     pub replica: ReplicaId,
-    /// Its tick at that time.
-    pub tick: u64,
 }
 
 impl Version {

@@ -186,6 +186,11 @@ impl Knowledge {
         self.vectors().map(|vector| vector.get(replica)).max().unwrap_or(0)
     }
 
+    /// Highest tick of any replica; 0 when nothing is known.
+    pub fn highest_tick(&self) -> u64 {
+        self.vectors().flat_map(ClockVector::iter).map(|(_, tick)| tick).max().unwrap_or(0)
+    }
+
     /// Every replica that any vector names, ascending.
     pub fn replicas(&self) -> Vec<ReplicaId> {
         let replicas: BTreeSet<_> = self.vectors().flat_map(ClockVector::iter).map(|(replica, _)| replica).collect();

@@ -9,6 +9,7 @@
 //! - `applier`: the destination's side;
 //! - `forgetting`: tombstones that are old enough are cleaned up;
 //! - `range_digests`: comparison with another replica, and what is damaged;
+//! - `ticks`: the versions that it gives out;
 //! - `units`: items whose members are versioned each on their own;
 //! - `metadata`: the book that all of them keep.
 //!
@@ -50,6 +51,7 @@ mod report;
 mod session;
 #[cfg(test)]
 mod tests;
+mod ticks;
 mod units;
 
 pub use conflict_copy::conflict_copy_id;

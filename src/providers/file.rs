@@ -189,7 +189,10 @@ impl ItemStore for FileStore {
             Some(Ok(staged)) => Ok(staged),
             Some(Err(error @ ItemError::Failed(_))) => Err(error),
             None | Some(Err(_)) => {
-                let source = self.holding.open_displaced(from, digest).ok_or(ItemError::Changed)?;
+                if let Some(staged) = self.holding.stage_displaced(path, size, digest) {
+                    return Ok(staged);
+                }
+                let source = self.holding.open_displaced(digest).ok_or(ItemError::Changed)?;
                 self.holding.stage_copy(path, Some(source), size, digest)
             }
         }

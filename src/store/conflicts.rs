@@ -17,6 +17,7 @@ use crate::knowledge::{
     ChangeBatch, ChangeUnitId, ConflictingChange, ConstraintConflict, Deferred, Failed, ItemId, Knowledge,
     RecoverableError, ReplicaId, Resolution, ResolutionAction, Version,
 };
+use crate::mutant::{self, Mutant};
 use crate::types::{
     CollisionConflictResolutionPolicy, ConflictId, ConstraintConflictReason, ConstraintResolveAction, Endpoint,
     ItemErrorId, OperationId, ProviderRole, ResolveAction, SyncGuid,
@@ -216,7 +217,11 @@ impl ConflictRecord {
             if turned { (destination_change, &self.source_change) } else { (&self.source_change, destination_change) };
         let action = match (decision, &self.constraint) {
             (ConflictDecision::Concurrency(action), None) => {
-                ResolutionAction::Concurrency(if turned { turn(action) } else { action })
+                ResolutionAction::Concurrency(if turned && !mutant::is(Mutant::UnturnedDecision) {
+                    turn(action)
+                } else {
+                    action
+                })
             }
             // It is of one direction, and the other session meets another collision.
             (ConflictDecision::Constraint(action), Some(constraint)) if !turned => {

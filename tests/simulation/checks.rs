@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use synclave::knowledge::{ItemId, Knowledge, Version};
-use synclave::types::{ProviderRole, SyncGuid, SyncState};
+use synclave::types::{ProviderRole, ResolveAction, SyncGuid, SyncState};
 
 use super::scenario::Time;
 
@@ -59,6 +59,8 @@ checks! {
     KeepBoth = "keep both",
     /// No deleted item comes back but by an edit that did not know of the deletion.
     Resurrection = "resurrection",
+    /// A conflict that waits for a decision is settled as someone decided about these very versions.
+    Decision = "decision",
     /// Only what a user did is given a local version by detection.
     PhantomEdit = "phantom edit",
     /// A session that says IN_SYNC left its destination with all that its source had; an operation, both ends with what either
@@ -84,6 +86,26 @@ pub(crate) struct Violation {
     pub(crate) message: String,
 }
 
+/// What someone decided about a conflict.
+#[derive(Clone, Debug)]
+pub(crate) struct Decided {
+    pub(crate) item: ItemId,
+    pub(crate) source: Version,
+    pub(crate) destination: Version,
+    pub(crate) action: ResolveAction,
+}
+
+impl Decided {
+    /// The version whose state stays; `None`: one of both, the other is kept beside it.
+    pub(crate) fn winner(&self) -> Option<&Version> {
+        match self.action {
+            ResolveAction::AcceptSourceProvider => Some(&self.source),
+            ResolveAction::AcceptDestinationProvider => Some(&self.destination),
+            _ => None,
+        }
+    }
+}
+
 /// A deletion that was forgotten.
 #[derive(Clone, Debug)]
 pub(crate) struct Deletion {
@@ -102,6 +124,9 @@ pub(crate) struct Ghost {
     pub(crate) superseded: BTreeSet<(usize, Vec<u8>)>,
     /// The deletions that a replica has forgotten, where nothing has taken their place.
     pub(crate) buried: BTreeMap<(usize, ItemId), Deletion>,
+    pub(crate) decided: Vec<Decided>,
+    /// All deletions that were ever forgotten: others may have learned of them meanwhile.
+    ever_buried: Vec<(ItemId, Deletion)>,
     /// Items that are about to go by a recovery, with the deletion that the source had forgotten.
     pub(crate) doomed: BTreeMap<(usize, ItemId), Deletion>,
     pub(crate) begins: BTreeMap<(SyncGuid, ProviderRole), u32>,
@@ -126,6 +151,17 @@ pub(crate) struct Ghost {
 }
 
 impl Ghost {
+    /// A replica has forgotten a deletion.
+    pub(crate) fn bury(&mut self, index: usize, item: ItemId, deletion: Deletion) {
+        self.ever_buried.push((item.clone(), deletion.clone()));
+        self.buried.insert((index, item), deletion);
+    }
+
+    /// The deletions of an item that somebody has forgotten.
+    pub(crate) fn ever_buried(&self, item: &ItemId) -> impl Iterator<Item = &Deletion> {
+        self.ever_buried.iter().filter(move |(of, _)| of == item).map(|(_, deletion)| deletion)
+    }
+
     /// A version that was just made, by someone who had seen `parents`.
     pub(crate) fn made<'a>(
         &mut self,

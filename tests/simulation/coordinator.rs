@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use synclave::knowledge::OutcomeKind;
+use synclave::knowledge::{OutcomeKind, check_action};
 use synclave::operation::course::{Course, Ended, Flow, Next};
 use synclave::provider::{CallError, DataPart, ProcessOutput, ProcessStart};
 use synclave::referee::{Referee, Rule};
@@ -21,15 +21,16 @@ use synclave::session::outbox::delivery::{self, Delivery};
 use synclave::session::recovery::{end_left_behind, notice_left_behind};
 use synclave::session::task::found;
 use synclave::session::unwritten::{TRANSITION_DELAY, Unwritten};
+use synclave::store::conflicts::{ConflictDecision, Standing};
 use synclave::store::{Counters, Member, OperationState, OwedEnd, SessionEvent, SessionRecord, SyncDirection, Write};
 use synclave::sync_info::Hub;
 use synclave::types::{
     ConflictResolutionPolicy as Policy, Endpoint, FullEnumerationAction, Hresult, InitiationReason, OperationId,
-    ProviderRole, ProviderWithError, SessionKind, SyncGuid, SyncState,
+    ProviderRole, ProviderWithError, ResolveAction, SessionKind, SyncGuid, SyncState,
 };
 use uuid::Uuid;
 
-use super::checks::Check;
+use super::checks::{Check, Decided};
 use super::mutants::Fault;
 use super::provider::{BUSY, Reach};
 use super::world::{Body, Call, Frame, Happening, Payload, TIMING, World, name, short};
@@ -89,6 +90,8 @@ enum Kind {
     Identify,
     Begin,
     Renew,
+    SpecifyFilter,
+    AddFilter,
     Parameters,
     Batch,
     End,
@@ -377,6 +380,26 @@ impl World {
         self.next(self.operations.len() - 1, first);
     }
 
+    /// Somebody decides about a conflict that waits.
+    pub(crate) fn decide(&mut self, index: usize, action: ResolveAction) {
+        let undecided = self.database.undecided();
+        if undecided.is_empty() || self.coordinator.is_none() {
+            return;
+        }
+        let conflict = undecided[index % undecided.len()].clone();
+        let Some(destination) = &conflict.destination_change else { return };
+        if check_action(action, &conflict.source_change, destination).is_err() {
+            return;
+        }
+        let versions = [&conflict.source_change, destination].map(|change| change.change_version.clone());
+        let [Some(source), Some(destination)] = versions else { return };
+        let item = conflict.source_change.item_id.clone();
+        self.history.add(self.now, || format!("{item}: {action:?} of {source:?} and {destination:?} is decided"));
+        self.ghost.decided.push(Decided { item, source, destination, action });
+        let decision = Some((ConflictDecision::Concurrency(action), self.clock().wall));
+        self.commit(vec![Write::Decide { conflict_id: conflict.conflict_id, decision }]);
+    }
+
     pub(crate) fn cancel_operation(&mut self, index: usize) {
         let running: Vec<usize> =
             (0..self.operations.len()).filter(|operation| !self.operations[*operation].state.is_final()).collect();
@@ -554,7 +577,12 @@ impl World {
             return;
         }
         match effect {
-            Effect::SpecifyFilter | Effect::AddFilter(_) => unreachable!("no provider of the simulation has a filter"),
+            Effect::SpecifyFilter => {
+                self.call(guid, ProviderRole::Destination, Kind::SpecifyFilter, Body::SpecifyFilter, deadline);
+            }
+            Effect::AddFilter(request) => {
+                self.call(guid, ProviderRole::Source, Kind::AddFilter, Body::AddFilter(request), deadline);
+            }
             Effect::Identify(role) => self.call(guid, role, Kind::Identify, Body::Identify, deadline),
             Effect::Admit => self.admit(guid),
             Effect::Begin(role) => {
@@ -816,7 +844,13 @@ impl World {
                 if let Poll::Ready(permit) = polled {
                     session.admitting = None;
                     session.permit = Some(permit);
-                    events.push((*guid, Event::Admitted(Some(Box::default()))));
+                    let standing = match ProviderRole::BOTH.map(|role| session.machine.info(role)) {
+                        [Some(source), Some(destination)] => {
+                            self.database.standing(&source.replica_id, &destination.replica_id)
+                        }
+                        _ => Standing::default(),
+                    };
+                    events.push((*guid, Event::Admitted(Some(Box::new(standing)))));
                 }
             }
             if events.is_empty() {
@@ -1007,6 +1041,11 @@ impl World {
             Kind::Delivery => return self.delivered((sync_guid, role), call, result.map(|_| ())),
             Kind::Begin => Answer::Begun(result.map(|_| ())),
             Kind::End => Answer::Ended(result.map(|_| ())),
+            Kind::SpecifyFilter => Answer::FilterSpecified(result.map(|payload| match payload {
+                Payload::Filters(wishes) => wishes,
+                _ => Vec::new(),
+            })),
+            Kind::AddFilter => Answer::FilterAdded(result.map(|_| ())),
             Kind::Identify | Kind::Renew | Kind::Parameters | Kind::Batch => match (kind, result) {
                 (Kind::Identify, Err(error)) => Answer::Identified(Err(error)),
                 (Kind::Renew, Err(error)) => Answer::Renewed(Err(error)),
@@ -1016,7 +1055,7 @@ impl World {
                 (_, Ok(Payload::Renewal(renewal))) => Answer::Renewed(Ok(renewal)),
                 (_, Ok(Payload::Parameters(parameters))) => Answer::Parameters(Ok(parameters)),
                 (_, Ok(Payload::Batch(batch))) => Answer::Batch(Ok(*batch)),
-                (_, Ok(Payload::Nothing | Payload::Parts(_))) => return,
+                (_, Ok(Payload::Nothing | Payload::Parts(_) | Payload::Filters(_))) => return,
             },
         };
         self.feed(sync_guid, Event::Answered { role, sent, answer });

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use synclave::knowledge::ReplicaId;
+use synclave::store::conflicts::{ConflictRecord, Standing};
 use synclave::store::{OwedEnd, Published, RecoveredSession, SessionEvent, SessionRecord, Write};
 use synclave::types::{ProviderRole, SyncGuid};
 use uuid::Uuid;
@@ -17,6 +19,8 @@ pub(crate) struct Database {
     sessions: BTreeMap<SyncGuid, Arc<SessionRecord>>,
     events: BTreeMap<SyncGuid, Vec<(u64, Arc<SessionEvent>)>>,
     pub(crate) owed: BTreeMap<(SyncGuid, ProviderRole), OwedEnd>,
+    /// Between two replicas, by their ids in ascending order. Of items that fail it has no rows: they would be set aside.
+    standing: BTreeMap<[ReplicaId; 2], Standing>,
     ceiling: u64,
     // Lost in a crash:
     revision: u64,
@@ -30,6 +34,7 @@ impl Database {
             sessions: BTreeMap::new(),
             events: BTreeMap::new(),
             owed: BTreeMap::new(),
+            standing: BTreeMap::new(),
             ceiling: 0,
             revision: 0,
             unwritten: BTreeMap::new(),
@@ -38,6 +43,17 @@ impl Database {
 
     pub(crate) fn session(&self, sync_guid: SyncGuid) -> Option<&Arc<SessionRecord>> {
         self.sessions.get(&sync_guid)
+    }
+
+    /// What stands between two replicas when a session of theirs begins.
+    pub(crate) fn standing(&self, one: &ReplicaId, other: &ReplicaId) -> Standing {
+        self.standing.get(&pair(one, other)).cloned().unwrap_or_default()
+    }
+
+    /// Conflicts that wait for a decision.
+    pub(crate) fn undecided(&self) -> Vec<&ConflictRecord> {
+        let conflicts = self.standing.values().flat_map(|standing| &standing.conflicts);
+        conflicts.filter(|conflict| conflict.decision.is_none()).collect()
     }
 
     fn next(&mut self) -> u64 {
@@ -64,12 +80,17 @@ impl Database {
                     }
                     published.push(Published { revision, record, event });
                 }
-                Write::Operation(_)
-                | Write::Request(_)
-                | Write::Forget { .. }
-                | Write::Found(_)
-                | Write::Decide { .. }
-                | Write::Retry { .. } => {}
+                Write::Operation(_) | Write::Request(_) | Write::Forget { .. } | Write::Retry { .. } => {}
+                Write::Found(found) => {
+                    let pair = pair(&found.source.replica_id, &found.destination.replica_id);
+                    let standing = self.standing.entry(pair).or_default();
+                    standing.record(*found);
+                    standing.errors.clear();
+                }
+                Write::Decide { conflict_id, decision } => {
+                    let conflicts = self.standing.values_mut().flat_map(|standing| &mut standing.conflicts);
+                    conflicts.filter(|it| it.conflict_id == conflict_id).for_each(|it| it.decision = decision);
+                }
                 Write::Owe(owed) => drop(self.owed.insert((owed.sync_guid, owed.role), *owed)),
                 Write::Settle { sync_guid, role } => drop(self.owed.remove(&(sync_guid, role))),
             }
@@ -116,4 +137,8 @@ impl Database {
         let events = |guid| self.events.get(&guid).cloned().unwrap_or_default();
         all.into_iter().map(|record| RecoveredSession { events: events(record.sync_guid), record }).collect()
     }
+}
+
+fn pair(one: &ReplicaId, other: &ReplicaId) -> [ReplicaId; 2] {
+    if one < other { [one.clone(), other.clone()] } else { [other.clone(), one.clone()] }
 }

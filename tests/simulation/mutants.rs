@@ -15,6 +15,8 @@ pub(crate) enum Fault {
     ForgetEnded,
     /// A destination learns what failed.
     LearnFailed,
+    /// A source teaches what it holds back.
+    TeachHeldBack,
     /// A source says of a batch that it goes on to the last item when it does not.
     RangeTooWide,
 }
@@ -26,6 +28,7 @@ pub(crate) const FAULTS: &[(Fault, Check)] = &[
     (Fault::IgnoreLease, Check::Lease),
     (Fault::ForgetEnded, Check::Pairing),
     (Fault::LearnFailed, Check::FalseBlame),
+    (Fault::TeachHeldBack, Check::FalseBlame),
     (Fault::RangeTooWide, Check::LostEdit),
 ];
 
@@ -36,6 +39,8 @@ pub(crate) fn seen_by(mutant: synclave::mutant::Mutant) -> Check {
     match mutant {
         Mutant::ForgetSkipped => Check::SkippedAgain,
         Mutant::KeepWinnersVersion => Check::LostEdit,
+        Mutant::CountOwnChanges => Check::Convergence,
+        Mutant::RenewEqual => Check::Convergence,
         Mutant::CopyOverOther => Check::LostEdit,
         Mutant::NoLoserCopy => Check::KeepBoth,
         Mutant::BeginTwice => Check::BeginOnce,
@@ -63,6 +68,8 @@ pub(crate) fn seen_by(mutant: synclave::mutant::Mutant) -> Check {
         Mutant::DeletionIgnoresUnits => Check::LostEdit,
         Mutant::KeepLosersUnitVersion => Check::LostEdit,
         Mutant::KeepUnlistedUnits => Check::Convergence,
+        Mutant::StaleDecision => Check::Decision,
+        Mutant::UnturnedDecision => Check::Decision,
         Mutant::SkipConnecting => Check::Edge,
     }
 }

@@ -2,14 +2,15 @@
 //! becomes of changes is the SDK's own code ([`synclave::provider::sdk::decision`]); its threads, its SQLite and its streams
 //! are modelled here, each step an event of its own, so that anything may come between.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, Digest, FilterFlags, GroupKind, IdParameters, ItemChange,
-    ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError, Selection, Version,
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, Digest, FilterFlags, FilterRequest, FilteringType,
+    GroupKind, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError, Selection,
+    SyncFilter, Version,
 };
 use synclave::provider::sdk::decision::{
     Absence, Action, Commit, Course, Decisions, Ground, Incoming, Learning, Obtained, Row, Settlement, Step, Verdict,
@@ -19,11 +20,12 @@ use synclave::provider::sdk::decision::{
 use synclave::provider::sdk::{ItemError, ItemStore};
 use synclave::provider::{
     CallError, ChangeBatchRequest, DataPart, FULL_ENUMERATION, Load, ProcessOutput, ProcessResult, ProcessStart,
-    ProviderInfo, ProviderLimits, Refusal, RefusalCode, Renewal, SyncBatchParameters,
+    ProviderInfo, ProviderLimits, REQUEST_FILTERED_SYNC, Refusal, RefusalCode, Renewal, SUPPORT_FILTERED_SYNC,
+    SyncBatchParameters,
 };
 use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction, Hresult, ProviderRole, SyncGuid};
 
-use super::checks::{Check, Deletion};
+use super::checks::{Check, Decided, Deletion};
 use super::mutants::Fault;
 use super::replica::{Author, Replica, digest};
 use super::scenario::{Scenario, Time};
@@ -59,6 +61,8 @@ pub(crate) struct Provider {
     /// Tombstones are cleaned up as soon as no session is on.
     pub(crate) forgets: bool,
     max_source_sessions: u32,
+    /// What it asks for as a destination; `None`: everything.
+    pub(crate) wants: Option<BTreeSet<ItemId>>,
     /// It is in a session of another coordinator's.
     pub(crate) elsewhere: Option<u64>,
 }
@@ -78,6 +82,8 @@ pub(crate) struct Live {
     pub(crate) deadline: Time,
     phase: Phase,
     canceled: bool,
+    /// As a source, what it was told to let through.
+    filter: Option<BTreeSet<ItemId>>,
     apply: Option<Box<Apply>>,
     /// EndSessions that wait for the work to stop.
     ends: Vec<Call>,
@@ -157,6 +163,7 @@ impl Provider {
             gate: false,
             forgets: false,
             max_source_sessions: scenario.max_source_sessions,
+            wants: wanted_items(scenario.wants[index]),
             elsewhere: None,
         }
     }
@@ -204,7 +211,11 @@ impl Provider {
             instance_id: format!("{}{}", name(self.index), self.life),
             member_name: name(self.index).to_string(),
             limits: ProviderLimits { max_source_sessions: self.max_source_sessions, ..ProviderLimits::default() },
-            capabilities: vec![FULL_ENUMERATION.to_owned()],
+            capabilities: [FULL_ENUMERATION, SUPPORT_FILTERED_SYNC]
+                .into_iter()
+                .chain(self.wants.is_some().then_some(REQUEST_FILTERED_SYNC))
+                .map(str::to_owned)
+                .collect(),
             busy_roles: ProviderRole::BOTH.into_iter().filter(|role| self.busy(*role, lasts)).collect(),
             incarnation_id: String::new(),
         }
@@ -277,6 +288,24 @@ impl World {
                     self.look_up(to, call.sync_guid);
                 }
             }
+            Body::SpecifyFilter => {
+                let found = self.enter(to, key, ProviderRole::Destination);
+                let request = |items: &BTreeSet<ItemId>| FilterRequest {
+                    filter: SyncFilter::ItemList(items.clone()),
+                    filtering_type: FilteringType::CurrentItemsOnly,
+                };
+                let wishes = self.providers[to].wants.iter().map(request).collect();
+                self.reply(to, &call, found.map(|()| Payload::Filters(wishes)));
+            }
+            Body::AddFilter(request) => {
+                let found = self.enter(to, key, ProviderRole::Source);
+                if let (Ok(()), SyncFilter::ItemList(items)) = (&found, request.filter)
+                    && let Some(live) = self.providers[to].sessions.get_mut(&call.sync_guid)
+                {
+                    live.filter = Some(items);
+                }
+                self.reply(to, &call, found.map(|()| Payload::Nothing));
+            }
             Body::Parameters => {
                 let found = self.enter(to, key, ProviderRole::Destination);
                 let result = found.map(|()| {
@@ -346,6 +375,7 @@ impl World {
             deadline: now + TIMING.lease,
             phase: Phase::Beginning,
             canceled: false,
+            filter: None,
             apply: None,
             ends: Vec::new(),
         };
@@ -527,7 +557,7 @@ impl World {
         for (item, Row { version, creation, .. }) in provider.replica.forget() {
             self.figures.forgotten += 1;
             self.history.add(self.now, || format!("{} forgets that {item} was deleted by {version:?}", name(index)));
-            self.ghost.buried.insert((index, item), Deletion { version, creation });
+            self.ghost.bury(index, item, Deletion { version, creation });
         }
     }
 
@@ -535,7 +565,7 @@ impl World {
     fn bury_removed(&mut self, index: usize) {
         for item in std::mem::take(&mut self.providers[index].replica.removed) {
             if let Some(deletion) = self.ghost.doomed.get(&(index, item.clone())) {
-                self.ghost.buried.insert((index, item), deletion.clone());
+                self.ghost.bury(index, item, deletion.clone());
             }
         }
     }
@@ -563,21 +593,27 @@ impl World {
         let known = &request.destination_knowledge;
         self.ticks_are_known(index, known);
         let replica = &self.providers[index].replica;
-        let made_with = replica.knowledge.clone();
+        let filter = self.providers[index].sessions.get(&guid).and_then(|live| live.filter.as_ref());
+        self.figures.filtered += u64::from(filter.is_some());
+        let restricted = |knowledge: &Arc<Knowledge>| match filter {
+            Some(items) if self.fault != Some(Fault::TeachHeldBack) => Arc::new(knowledge.project_onto_items(items)),
+            _ => knowledge.clone(),
+        };
+        let made_with = restricted(&replica.knowledge);
         let mut batch = ChangeBatch {
             groups: Vec::new(),
             prerequisite_knowledge: shared(known.clone()),
-            forgotten_knowledge: replica.forgotten.clone(),
+            forgotten_knowledge: restricted(&replica.forgotten),
             work_estimate: 0,
             remaining_work_estimate: 0,
             remaining_updates: None,
             remaining_deletions: None,
             is_last_batch: true,
-            filter_flags: FilterFlags::NONE,
+            filter_flags: filter.map_or(FilterFlags::NONE, |_| FilterFlags::ITEM_LIST),
         };
         if let Some(lower_bound) = known.lowest_uncontained(&made_with) {
-            let missing: Vec<_> =
-                replica.rows.iter().filter(|(id, row)| is_missing(id, row, (known, &made_with))).collect();
+            let rows = replica.rows.iter().filter(|(id, _)| filter.is_none_or(|items| items.contains(*id)));
+            let missing: Vec<_> = rows.filter(|(id, row)| is_missing(id, row, (known, &made_with))).collect();
             let listed = missing.len().min(request.requested_batch_size.max(1) as usize);
             batch.remaining_updates = Some((missing.len() - listed) as u32);
             batch.is_last_batch = listed == missing.len();
@@ -926,7 +962,12 @@ impl World {
             let change = &apply.changes()[action.index];
             self.units_made(index, change, &apply.known, id, action);
             let theirs = change.change_version.as_ref().filter(|_| change.item_id == *id);
-            let buried = self.ghost.buried.get(&(index, id.clone())).map(|deletion| deletion.version.clone());
+            // Deleted and forgotten here, or where this replica has learned of it by a full enumeration.
+            let buried = self.ghost.buried.get(&(index, id.clone())).or_else(|| {
+                let mut elsewhere = self.ghost.ever_buried(id);
+                elsewhere.find(|deletion| apply.known.contains_change(id, &deletion.version))
+            });
+            let buried = buried.map(|deletion| deletion.version.clone());
             let ours = action.before.as_ref().map(|row| &row.version).or(buried.as_ref());
             let made = &action.after.version;
             if made.replica == self.providers[index].replica.id && Some(made) != ours && Some(made) != theirs {
@@ -978,14 +1019,15 @@ impl World {
             let row = action.before.as_ref().expect("it is there");
             // The source may have the deletion's version only by what it learned where that was forgotten.
             let made_with = &apply.group().made_with_knowledge;
-            let forgotten = self.ghost.buried.iter().filter(|((_, item), _)| item == id).map(|(_, deletion)| deletion);
-            let mut forgotten = forgotten.filter(|deletion| made_with.contains_change(id, &deletion.version));
+            let forgotten = self.ghost.ever_buried(id);
+            let forgotten: Vec<_> =
+                forgotten.filter(|deletion| made_with.contains_change(id, &deletion.version)).cloned().collect();
             let descends = |deletion: &&Deletion| self.ghost.descends(id, &deletion.version, &row.version);
-            let deletion = forgotten.clone().find(descends).or_else(|| forgotten.next()).cloned();
-            let version = deletion.as_ref().map(|deletion| &deletion.version);
+            let deletion = forgotten.iter().find(descends).or(forgotten.first()).cloned();
             if !action.forgets {
                 self.figures.contested += 1;
-                self.ghost.made(id, &action.after.version, [&row.version].into_iter().chain(version));
+                let seen = forgotten.iter().map(|deletion| &deletion.version);
+                self.ghost.made(id, &action.after.version, [&row.version].into_iter().chain(seen));
                 continue;
             }
             self.figures.gone += 1;
@@ -1039,6 +1081,12 @@ impl World {
     /// Does what is to be done to one item.
     fn change(&mut self, index: usize, apply: &mut Apply, id: &ItemId) {
         let policy = apply.start.conflict_resolution_policy;
+        // Of what a full enumeration does not list there is no change.
+        let action = apply.carrying.as_ref().filter(|it| it.absence.is_none()).and_then(|it| it.actions.get(id));
+        let change = action.and_then(|action| Some((action, apply.changes().get(action.index)?.clone())));
+        let decided =
+            change.as_ref().map(|(action, change)| apply.decisions.whole(change, action.before.as_ref(), policy));
+        let change = change.map(|(_, change)| change);
         let Some(carrying) = &mut apply.carrying else { return };
         let Some(action) = carrying.actions.get_mut(id) else { return };
         let does_something = !matches!(action.step, Step::None);
@@ -1067,7 +1115,37 @@ impl World {
                 format!("{} {what} {id}, now {:?}{why}", name(index), made.version)
             });
         }
-        self.replaced(index, id, before, row, &made, conflict, policy);
+        if let Some(change) = change.filter(|_| conflict && policy == Policy::None && self.scenario.units == 0) {
+            self.is_as_decided(index, &change, row.as_ref(), &made);
+        }
+        self.replaced(index, id, before, row, &made, conflict, decided.unwrap_or(policy));
+    }
+
+    /// No policy settles this conflict, so someone must have.
+    fn is_as_decided(&mut self, index: usize, change: &ItemChange, row: Option<&Row>, made: &Row) {
+        self.figures.decided += 1;
+        let id = &change.item_id;
+        let (Some(theirs), Some(row)) = (&change.change_version, row) else { return };
+        let ours = &row.version;
+        let about = |it: &&Decided| {
+            let (one, other) = (&it.source, &it.destination);
+            it.item == *id && ((one, other) == (theirs, ours) || (one, other) == (ours, theirs))
+        };
+        let decided: Vec<&Decided> = self.ghost.decided.iter().filter(about).collect();
+        let state = |deleted: bool, digest: Option<Digest>| digest.filter(|_| !deleted);
+        let came = state(made.item.deleted, Some(made.item.state.digest));
+        let is_so = |it: &&Decided| match it.winner() {
+            None => true,
+            Some(version) if version == ours => came == state(row.item.deleted, Some(row.item.state.digest)),
+            Some(_) => came == state(change.flags.is_deleted(), change.content_digest),
+        };
+        if !decided.iter().any(is_so) {
+            let message = format!(
+                "{} settles {id} between {theirs:?} and its own {ours:?}; decided was {decided:?}",
+                name(index)
+            );
+            self.fail(Check::Decision, message);
+        }
     }
 
     /// Looks at one replacement with the eyes of someone who knows all of the item's past.
@@ -1110,6 +1188,11 @@ impl World {
         };
         let descends = self.ghost.descends(id, &made.version, &row.version);
         if row.item.deleted && !made.item.deleted && !conflict && !descends {
+            // Another item of that name, as above: whoever brings it has since learned of the deletion by a full enumeration, which
+            // leaves alone what its source never saw.
+            if made.creation != row.creation && self.figures.forgotten > 0 {
+                return self.ghost.vouch(id, &made.version, &row.version);
+            }
             let message = format!(
                 "{} brings {id} back with {:?}, which knows nothing of {:?}",
                 name(index),
@@ -1164,10 +1247,12 @@ impl World {
             leave_out(change, verdict, &mut apply.left_out);
             self.ghost.settling.entry(guid).or_default().extend(parts_of(change));
             let loser_lost = matches!(verdict, Verdict::Planned { conflict: true })
-                && apply.start.conflict_resolution_policy == Policy::KeepBoth
                 && actions.get(&change.item_id).is_some_and(|action| {
                     let there = |row: &Row| !row.item.deleted;
-                    action.before.as_ref().is_some_and(there) && there(&action.after)
+                    let (before, policy) = (action.before.as_ref(), apply.start.conflict_resolution_policy);
+                    apply.decisions.whole(change, before, policy) == Policy::KeepBoth
+                        && before.is_some_and(there)
+                        && there(&action.after)
                 });
             if let Some(digest) = change.content_digest.filter(|_| loser_lost)
                 && !self.holds(index, &digest)
@@ -1255,9 +1340,14 @@ fn item_change(replica: &Replica, id: &ItemId, row: &Row, known: &Knowledge, inl
         work_estimate: 1,
         data_size: alive.then_some(state.size),
         content_digest: (alive && whole).then_some(state.digest),
-        modification_time: if alive { state.modification_time } else { None },
+        modification_time: if alive { row.modification_time() } else { None },
         inline_data,
     }
+}
+
+fn wanted_items(mask: u8) -> Option<BTreeSet<ItemId>> {
+    let items = (0..8).filter(|bit| mask & 1 << bit != 0).map(|bit| ItemId::from(&*format!("f{bit}")));
+    (mask != 0).then(|| items.collect())
 }
 
 /// Whether a destination lacks something of an item, or left something of it out.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use synclave::store::SyncDirection;
-use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction as Action};
+use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction as Action, ResolveAction};
 
 use super::random::Random;
 
@@ -25,6 +25,11 @@ pub(crate) struct Scenario {
     /// Of each replica, by its bit, whether the items of its store have change units. Where none has, items are texts; else they
     /// are objects.
     pub(crate) units: u8,
+    /// Of each replica, by its index, the items that it wants by their bits, until the faults stop; 0: all.
+    pub(crate) wants: Vec<u8>,
+    /// When the faults have stopped sessions go round a ring, each replica to the next, in this order of the sources; empty: the
+    /// first replica and all others, both ways.
+    pub(crate) ring: Vec<usize>,
     pub(crate) steps: Vec<(Time, Step)>,
 }
 
@@ -78,6 +83,11 @@ pub(crate) enum Step {
         replica: usize,
         at_once: bool,
     },
+    /// Of the conflicts that wait for a decision, the one with that index, modulo their number.
+    Decide {
+        index: usize,
+        action: ResolveAction,
+    },
     /// Of the operations that run, the one with that index, modulo their number.
     Cancel {
         index: usize,
@@ -121,8 +131,16 @@ impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} replicas, batches of {}, inline data {}, units {:b}, max_source_sessions {}, {:?}",
-            self.seed, self.replicas, self.batch_size, self.inline, self.units, self.max_source_sessions, self.weather
+            "seed {}: {} replicas, batches of {}, inline data {}, units {:b}, wants {:?}, ring {:?}, max_source_sessions {}, {:?}",
+            self.seed,
+            self.replicas,
+            self.batch_size,
+            self.inline,
+            self.units,
+            self.wants,
+            self.ring,
+            self.max_source_sessions,
+            self.weather
         )?;
         self.steps.iter().try_for_each(|(time, step)| writeln!(f, "  {time:>12.3?}  {step:?}"))
     }
@@ -247,6 +265,61 @@ impl Scenario {
                 }
             }
         }
+        let beside = &mut Random::new(seed ^ 0x7269_6e67_0000_0000);
+        let mut ring = Vec::new();
+        // A change of a unit and one of its whole item are settled differently where they meet the other way round (docs/simulation.md).
+        if units == 0 && beside.below(3) == 0 {
+            let mut sources: Vec<usize> = (0..replicas).collect();
+            while !sources.is_empty() {
+                ring.push(sources.swap_remove(beside.index(sources.len())));
+            }
+            // Equal by chance, and things in between.
+            for (_, step) in &mut steps {
+                if let Step::Write { item, same, .. } = step {
+                    (*item, *same) = (*item % 2, beside.below(2) == 0);
+                }
+            }
+        }
+        let beside = &mut Random::new(seed ^ 0x6465_6369_6465_0000);
+        // Conflicts that wait, on few items, in a quarter of the histories.
+        if units == 0 && beside.below(4) == 0 {
+            for (_, step) in &mut steps {
+                match step {
+                    Step::Write { item, .. } | Step::SetMode { item, .. } | Step::Delete { item, .. } => *item %= 2,
+                    Step::Operate { policy, .. } if beside.below(4) != 0 => *policy = Policy::None,
+                    _ => {}
+                }
+            }
+        }
+        let leave = |(time, step): &(Time, Step)| match step {
+            Step::Operate { a, b, policy: Policy::None, .. } => Some((*time, *a, *b)),
+            _ => None,
+        };
+        let leaving: Vec<_> = steps.iter().filter_map(leave).filter(|_| units == 0).collect();
+        for (time, a, b) in leaving {
+            if beside.below(2) == 0 {
+                continue;
+            }
+            // Sometimes a user changes it in between, and the decision is about what is no longer there.
+            let decided = time + Duration::from_millis(beside.pick(&[500, 5_000, 60_000]));
+            let carried_out = decided + Duration::from_millis(beside.pick(&[10, 300, 5_000, 60_000]));
+            let action = beside.pick(&[
+                ResolveAction::AcceptSourceProvider,
+                ResolveAction::AcceptDestinationProvider,
+                ResolveAction::KeepBoth,
+            ]);
+            steps.push((decided, Step::Decide { index: beside.index(4), action }));
+            let (a, b) = if beside.below(2) == 0 { (a, b) } else { (b, a) };
+            let (direction, action) = (SyncDirection::UploadAndDownload, Action::FullEnumeration);
+            steps.push((carried_out, Step::Operate { a, b, direction, policy: Policy::None, action, max_attempts: 2 }));
+        }
+        let beside = &mut Random::new(seed ^ 0x6669_6c74_6572_0000);
+        let mut wants = vec![0; replicas];
+        if beside.below(5) == 0 {
+            // A filter and a full enumeration do not go together.
+            steps.retain(|(_, step)| !matches!(step, Step::Forget { .. }));
+            wants.iter_mut().for_each(|mask| *mask = beside.pick(&[0, 0b001, 0b010, 0b101, 0b110]));
+        }
         steps.sort_by_key(|(time, _)| *time);
         Self {
             seed,
@@ -256,6 +329,8 @@ impl Scenario {
             batch_size: random.pick(&[1, 2, 3, 100]),
             inline: random.below(2) == 0,
             units,
+            wants,
+            ring,
             steps,
         }
     }

@@ -204,7 +204,7 @@ fn greater<'v>(a: &'v Version, b: &'v Version) -> &'v Version {
     a.max(b)
 }
 
-/// Both sides came to the same data: the greater version stays, as every replica finds.
+/// Both sides came to the same data: the greater version, by tick and then replica id, stays, as every replica finds.
 pub(super) async fn same_data(bench: &Bench) -> Held {
     let both = Did::Update("the same on both sides", EARLIER);
     let met = meet(bench, Policy::SourceProviderWins, both, both).await?;

@@ -42,6 +42,7 @@ pub(super) mod carry_out;
 pub(super) mod constraint;
 pub(super) mod decisions;
 pub(super) mod fetch;
+mod hashing;
 pub(super) mod merge;
 pub(super) mod plan;
 mod recovery;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::metadata::{Commit, Intent, Row, Snapshot};
+use super::ticks::Ticks;
 use super::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Observation, Shared, lock,
     metadata_failed, store_failed, units,
@@ -185,7 +186,7 @@ struct Fold<'a> {
     intents: BTreeMap<ItemId, Intent>,
     replica: ReplicaId,
     knowledge: Arc<Knowledge>,
-    tick: u64,
+    ticks: Ticks,
     rows: BTreeMap<ItemId, Row>,
     learned: BTreeMap<ItemId, Arc<ClockVector>>,
     /// What of `learned` is not.
@@ -208,7 +209,7 @@ impl<'a> Fold<'a> {
             intents,
             replica: book.replica.clone(),
             knowledge: book.knowledge.clone(),
-            tick: book.tick,
+            ticks: Ticks::new(book.replica.clone(), book.tick, [&**book.knowledge]),
             rows: BTreeMap::new(),
             learned: BTreeMap::new(),
             left_out: Selection::default(),
@@ -218,11 +219,6 @@ impl<'a> Fold<'a> {
             alive: 0,
             unread: false,
         }
-    }
-
-    fn next_version(&mut self) -> Version {
-        self.tick += 1;
-        Version::new(self.replica.clone(), self.tick)
     }
 
     fn set(&mut self, id: ItemId, row: Row) {
@@ -261,12 +257,12 @@ impl<'a> Fold<'a> {
                 self.divided(id, item, before);
             }
             Some(row) if !row.item.deleted => {
-                let version = self.next_version();
+                let version = self.ticks.give();
                 let creation = row.creation.clone();
                 self.set(id, Row { item, lingering: false, creation, version, units: None });
             }
             _ => {
-                let version = self.next_version();
+                let version = self.ticks.give();
                 self.set(id, Row { item, lingering: false, creation: version.clone(), version, units: None });
             }
         }
@@ -279,7 +275,7 @@ impl<'a> Fold<'a> {
             return;
         };
         let time = item.state.modification_time;
-        let next = Version::new(self.replica.clone(), self.tick + 1);
+        let next = self.ticks.next();
         let before = before.filter(|row| !row.item.deleted);
         let row = match (before, object) {
             (Some(row), Some(object)) => {
@@ -297,7 +293,7 @@ impl<'a> Fold<'a> {
             (None, Some(object)) => Row { units: Some(object.at(&next, time)), ..self.whole(item, None, next) },
             (before, None) => self.whole(item, before, next),
         };
-        self.tick += 1;
+        self.ticks.give();
         self.set(id, row);
     }
 
@@ -356,7 +352,7 @@ impl<'a> Fold<'a> {
             self.dropped.push(id.clone());
         }
         if !before.item.deleted {
-            let version = self.next_version();
+            let version = self.ticks.give();
             let item = KnownItem { deleted: true, ..before.item };
             self.set(id, Row { item, lingering: false, version, units: None, ..before });
         } else if before.lingering {
@@ -397,7 +393,7 @@ impl<'a> Fold<'a> {
         }
         for (id, row) in waiting.into_iter().rev() {
             if inhabited.contains(&id) {
-                let version = self.next_version();
+                let version = self.ticks.give();
                 let item = row.in_store();
                 self.set(id, Row { item, lingering: false, creation: version.clone(), version, units: None });
                 continue;
@@ -427,8 +423,9 @@ impl<'a> Fold<'a> {
             }
             self.knowledge.union(&learned)
         };
-        if self.tick > 0 {
-            knowledge.set_local_tick(&self.replica, self.tick);
+        let tick = self.ticks.last();
+        if tick > 0 {
+            knowledge.set_local_tick(&self.replica, tick);
         }
         Some(Commit {
             rows: self.rows.into_iter().collect(),
@@ -436,7 +433,7 @@ impl<'a> Fold<'a> {
             dropped_intents: self.dropped,
             knowledge: Some(knowledge),
             forgotten,
-            tick: self.tick,
+            tick,
             ..Commit::default()
         })
     }

@@ -24,7 +24,7 @@ mod full;
 mod read_ahead;
 mod rest;
 
-pub(super) use full::full_enumeration_batch;
+pub(super) use full::{Rest, full_enumeration_batch};
 pub(super) use read_ahead::ReadAhead;
 use read_ahead::{Coming, Ready};
 pub(super) use rest::Enumeration;
@@ -435,6 +435,7 @@ fn read_inline(shared: &Shared, listed: &mut [Listed]) {
 /// Content that changed meanwhile is left to be loaded, which then says so.
 fn change(listed: Listed, work_estimate: u32) -> ItemChange {
     let content = listed.content;
+    let time = listed.row.modification_time();
     let Row { item, creation, version, units, .. } = listed.row;
     let alive = !item.deleted;
     let state = item.state;
@@ -458,7 +459,7 @@ fn change(listed: Listed, work_estimate: u32) -> ItemChange {
         work_estimate,
         data_size: alive.then_some(state.size),
         content_digest: (alive && whole).then_some(state.digest),
-        modification_time: if alive { state.modification_time } else { None },
+        modification_time: if alive { time } else { None },
         inline_data: content.map(|content| ItemData {
             header: ItemDataHeader {
                 properties: state.properties,

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::metadata::{Commit, Row};
 use super::session::{Session, Work};
+use super::ticks::Ticks;
 use super::{ItemError, Shared, canceled, lock, metadata_failed};
 use crate::knowledge::{Digest, ItemId, Version};
 use crate::provider::{
@@ -246,13 +247,12 @@ pub(super) fn repair(shared: &Shared, work: &Work, request: &RepairItems) -> Res
     let (damaged, sound) = (look(&request.damaged)?, look(&request.sound)?);
     let mut metadata = shared.metadata();
     let replica = metadata.replica().clone();
-    let mut tick = metadata.tick();
+    let mut ticks = Ticks::new(replica.clone(), metadata.tick(), [&**metadata.knowledge()]);
     let mut rows = Vec::new();
     let mut prepared = RepairItems::default();
     for (id, mut row, content) in sound {
         if content == ContentCheck::AsRecorded {
-            tick += 1;
-            row.version = Version::new(replica.clone(), tick);
+            row.version = ticks.give();
             prepared.sound.push(id.clone());
             rows.push((id, row));
         }
@@ -268,6 +268,7 @@ pub(super) fn repair(shared: &Shared, work: &Work, request: &RepairItems) -> Res
     if !rows.is_empty() {
         let mut knowledge = (**metadata.knowledge()).clone();
         knowledge.exclude_items(&prepared.damaged);
+        let tick = ticks.last();
         if tick > 0 {
             knowledge.set_local_tick(&replica, tick);
         }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::enumeration::{Enumeration, Meeting, ReadAhead};
+use super::enumeration::{Enumeration, Meeting, ReadAhead, Rest};
 use super::filtering::Sieve;
 use super::range_digests::Checked;
 use super::{KnownItem, Shared, canceled, detection, forgetting, lock, panicked};
@@ -78,6 +78,8 @@ pub(super) struct Session {
     pub(super) meeting: OnceLock<Meeting>,
     /// What the source still has to send; kept from batch to batch.
     pub(super) enumeration: Mutex<Option<Enumeration>>,
+    /// How much a full enumeration still has to list.
+    pub(super) rest: Mutex<Option<Rest>>,
     /// What its latest batch was made with, of either kind: what is loaded is of that batch.
     pub(super) made_with: Mutex<Option<Arc<Knowledge>>>,
     /// What it was told to hold back.
@@ -238,6 +240,7 @@ fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError
         counters: Counters::default(),
         meeting: OnceLock::new(),
         enumeration: Mutex::new(None),
+        rest: Mutex::new(None),
         made_with: Mutex::new(None),
         sieve: Mutex::new(None),
         read_ahead: Mutex::new(None),

@@ -7,6 +7,7 @@ mod filters;
 mod harness;
 mod life_cycle;
 mod memory;
+mod rings;
 mod safety;
 mod unit_histories;
 mod units;

@@ -217,6 +217,21 @@ pub(super) fn renewed(row: Row, version: Version) -> Row {
     Row { creation: version.clone(), version, units: Some(units), ..row }
 }
 
+/// A row whose item is the same as the source's, at a version that one of the two has. A time goes with a version: where that is the
+/// source's, so are the times.
+pub(super) fn agreed(row: Row, change: &ItemChange, version: Version) -> Row {
+    if row.version == version {
+        return row;
+    }
+    let listed: BTreeMap<_, _> =
+        change.change_units.iter().map(|unit| (&unit.change_unit_id, unit.modification_time)).collect();
+    let mut after = renewed(row, version);
+    for (id, unit) in after.units.iter_mut().flatten() {
+        unit.modification_time = listed.get(id).copied().flatten().or(change.modification_time);
+    }
+    after
+}
+
 /// The units that an item gets when it is taken from the source as a whole: those of the change at their versions, what it
 /// does not list at its creation version (`windows-sync.md` 4.3).
 pub(super) fn taken(change: &ItemChange, object: &Object) -> Units {

@@ -24,6 +24,8 @@ use crate::provider::sdk::{Applied, Fingerprint, ItemError, ItemState, KnownItem
 pub(super) struct Expected {
     pub(super) facts: Facts,
     pub(super) kind: Kind,
+    /// At or before the look.
+    pub(super) since: Time,
     /// The look proves nothing of the content.
     pub(super) must_read: bool,
 }
@@ -38,7 +40,7 @@ impl FileStore {
     ) -> Result<Applied, ItemError> {
         let path = self.path_of(id)?;
         let wanted = Attributes::of_state(state)?;
-        let (entry, facts) = self.holding.prepare(staged, &wanted)?;
+        let (entry, facts, origin) = self.holding.prepare(staged, &wanted)?;
         let (parent_path, name) = path.split();
         let parent = self.open_parent_for_change(path)?;
         self.touch(parent_path);
@@ -55,7 +57,9 @@ impl FileStore {
                 let entry = put?;
                 match expected.kind {
                     // Kept as a source for copies; the name that the new item had holds it now.
-                    Kind::File => self.holding.keep_displaced(entry, id, known.state.digest),
+                    Kind::File => {
+                        self.holding.keep_displaced(entry, known.state.digest, expected.facts, expected.since);
+                    }
                     Kind::Symlink | Kind::Directory => drop(entry),
                 }
             }
@@ -65,7 +69,7 @@ impl FileStore {
                 entry.keep();
             }
         }
-        Ok(Applied::Done(self.stamp_put(&parent, path, &facts, &wanted)))
+        Ok(Applied::Done(self.stamp_put(&parent, path, (&facts, origin), &wanted)))
     }
 
     /// Exchanges `entry` with what is there, and back when that is not what was expected.
@@ -210,7 +214,7 @@ impl FileStore {
             };
         }
         if expected.kind == Kind::File {
-            self.holding.keep_displaced(entry, id, known.state.digest);
+            self.holding.keep_displaced(entry, known.state.digest, expected.facts, expected.since);
         }
         gone
     }
@@ -221,7 +225,13 @@ impl FileStore {
     }
 
     /// The fingerprint of what was just put. Where another's hand came first, the next scan finds out.
-    fn stamp_put(&self, parent: &OwnedFd, path: ItemPath<'_>, put: &Facts, wanted: &Attributes) -> Fingerprint {
+    fn stamp_put(
+        &self,
+        parent: &OwnedFd,
+        path: ItemPath<'_>,
+        (put, origin): (&Facts, Origin),
+        wanted: &Attributes,
+    ) -> Fingerprint {
         let name = path.split().1;
         let recorded = Time::now();
         if put.kind() == Some(Kind::Directory) && put.permissions() != wanted.mode {
@@ -236,7 +246,7 @@ impl FileStore {
             }
         }
         let (facts, origin) = match Facts::at(parent, name) {
-            Ok(facts) if facts.same_but_for_ctime(put) => (facts, Origin::Own),
+            Ok(facts) if facts.same_but_for_ctime(put) => (facts, origin),
             Ok(facts) if facts.inode == put.inode => (facts, Origin::Doubtful),
             _ => (*put, Origin::Doubtful),
         };
@@ -273,6 +283,7 @@ impl FileStore {
 
 /// Compares what is there with the metadata, as far as a look can tell.
 pub(super) fn expect_known(parent: &OwnedFd, path: ItemPath<'_>, known: &KnownItem) -> Result<Expected, ItemError> {
+    let since = Time::now();
     let facts = match Facts::at(parent, path.split().1) {
         Err(Errno::NOENT) => return Err(ItemError::Changed),
         result => result.map_err(|error| item_error("look at", path, error))?,
@@ -280,11 +291,11 @@ pub(super) fn expect_known(parent: &OwnedFd, path: ItemPath<'_>, known: &KnownIt
     let kind = facts.kind().ok_or(ItemError::Changed)?;
     let stamp = Stamp::decode(&known.fingerprint);
     if stamp.is_some_and(|stamp| stamp.proves_unchanged(&facts)) {
-        return Ok(Expected { facts, kind, must_read: false });
+        return Ok(Expected { facts, kind, since, must_read: false });
     }
     // Another ctime alone (a hard link more or less, another owner) is no change; only the content can tell.
     if stamp.is_some_and(|stamp| stamp.describes(&facts)) || agrees(&facts, &known.state) {
-        return Ok(Expected { facts, kind, must_read: kind != Kind::Directory });
+        return Ok(Expected { facts, kind, since, must_read: kind != Kind::Directory });
     }
     Err(ItemError::Changed)
 }

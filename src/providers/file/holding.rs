@@ -6,26 +6,31 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, CWD, Dir, FallocateFlags, Mode, OFlags, RenameFlags, Timestamps};
+use rustix::fs::{Advice, AtFlags, CWD, Dir, FallocateFlags, Mode, OFlags, RenameFlags, StatxFlags, Timestamps};
 use rustix::io::Errno;
 
 use super::attributes::{Attributes, MAX_TARGET_BYTES};
 use super::content::Reader;
 use super::facts::{Facts, Kind, Time};
+use super::fingerprint::{Origin, Stamp};
 use super::nest::{NEST, Nests, remove_all};
 use super::path::ItemPath;
 use super::reading::read_digest;
 use super::tree::io_error;
-use crate::knowledge::{Digest, ItemDataHeader, ItemId};
+use crate::knowledge::{Digest, ItemDataHeader};
 use crate::provider::sdk::{ItemError, Staged, Staging, StoreError};
 
 /// Files from this size get their space at once: a full disk shows before the bytes travel.
 const PREALLOCATE_BYTES: u64 = 1024 * 1024;
+
+/// The disk gets a large file in such parts while the rest is on its way.
+const WRITE_BACK_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Begins the names of what could not be given back to the tree.
 const RESCUED: &[u8] = b"rescued-";
@@ -56,8 +61,19 @@ pub(super) struct Contents {
     pub(super) nests: Nests,
     /// Staged since the last `sync`.
     unsynced: Vec<u64>,
-    displaced: HashMap<u64, Digest>,
-    displaced_from: HashMap<ItemId, u64>,
+    displaced: HashMap<Digest, Vec<Displaced>>,
+    /// Staged entries that were displaced ones before: sources for copies until they are put.
+    moved: HashMap<Digest, u64>,
+}
+
+/// Content that was in the tree, and is under its number now.
+#[derive(Debug)]
+struct Displaced {
+    number: u64,
+    /// The look by which it was what was known.
+    facts: Facts,
+    /// At or before that look.
+    since: Time,
 }
 
 /// Something staged.
@@ -76,6 +92,8 @@ pub(super) enum Content {
         facts: Facts,
         /// When it was looked at.
         recorded: Time,
+        /// It is what was displaced and no copy: somebody may have it open.
+        moved: bool,
     },
     Symlink(Vec<u8>),
     Directory,
@@ -190,7 +208,41 @@ impl Holding {
         }
         let recorded = Time::now();
         let facts = Facts::of(&file).map_err(|error| failed(error.into()))?;
-        Ok(self.staged(entry, Content::File { attributes: None, facts, recorded }))
+        Ok(self.staged(entry, Content::File { attributes: None, facts, recorded, moved: false }))
+    }
+
+    /// Stages something displaced that has this content, itself: a rename moves no bytes. Not what has another name too, and
+    /// what its times do not prove to be as it was.
+    pub(super) fn stage_displaced(self: &Arc<Self>, path: ItemPath<'_>, size: u64, digest: &Digest) -> Option<Staged> {
+        let displaced = self.contents().displaced.get_mut(digest)?.pop()?;
+        let number = displaced.number;
+        let name = number.to_string().into_bytes();
+        let recorded = Time::now();
+        let Some(facts) = self.movable(&displaced, &name).filter(|facts| facts.size == size) else {
+            self.contents().displaced.entry(*digest).or_default().push(displaced);
+            return None;
+        };
+        let entry = self.entry(number, name);
+        let entry = match self.nest_of(path) {
+            Some((directory, name)) if entry.move_to(self.at(directory), &name, RenameFlags::NOREPLACE).is_ok() => {
+                entry.keep();
+                self.entry(self.number(directory), name)
+            }
+            _ => entry,
+        };
+        let staged = self.staged(entry, Content::File { attributes: None, facts, recorded, moved: true });
+        self.contents().moved.insert(*digest, staged.0);
+        Some(staged)
+    }
+
+    /// What a look at something displaced shows, if it can be moved.
+    fn movable(&self, displaced: &Displaced, name: &[u8]) -> Option<Facts> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let statx = rustix::fs::statx(self.directory(displaced.number), name, flags, StatxFlags::BASIC_STATS).ok()?;
+        let links = statx.stx_nlink;
+        let facts = Facts::from(statx);
+        let stamp = Stamp { facts: displaced.facts, recorded: displaced.since, origin: Origin::Own };
+        (links == 1 && facts.same_but_for_ctime(&displaced.facts) && !stamp.is_racy()).then_some(facts)
     }
 
     /// A new file with these permissions, less the umask: in the nest of its container, or by itself.
@@ -244,23 +296,29 @@ impl Holding {
     }
 
     /// Staged content on its way to its place, as an entry of the kind that is wanted with its attributes set.
-    pub(super) fn prepare(self: &Arc<Self>, staged: Staged, wanted: &Attributes) -> Result<(Entry, Facts), ItemError> {
+    /// The last look at it comes with what a fingerprint of it is worth.
+    pub(super) fn prepare(
+        self: &Arc<Self>,
+        staged: Staged,
+        wanted: &Attributes,
+    ) -> Result<(Entry, Facts, Origin), ItemError> {
         let held = self.contents().staged.remove(&staged.0);
         let Held { content, name } = held.ok_or_else(|| ItemError::Failed("the staged content is gone".to_owned()))?;
         let entry = self.entry(staged.0, name);
-        let facts = self.realize(&entry, content, wanted).map_err(|error| match error.kind() {
+        let (facts, origin) = self.realize(&entry, content, wanted).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => ItemError::Failed(error.to_string()),
             _ => ItemError::Failed(format!("cannot prepare a {}: {error}", wanted.kind.name())),
         })?;
-        Ok((entry, facts))
+        Ok((entry, facts, origin))
     }
 
-    fn realize(&self, entry: &Entry, content: Content, wanted: &Attributes) -> io::Result<Facts> {
+    fn realize(&self, entry: &Entry, content: Content, wanted: &Attributes) -> io::Result<(Facts, Origin)> {
         let (directory, name) = (self.directory(entry.number), entry.name());
         match (content, wanted.kind) {
             (Content::File { attributes: Some(attributes), facts, .. }, Kind::File) if attributes == *wanted => {
-                return Ok(facts);
+                return Ok((facts, Origin::Own));
             }
+            (Content::File { facts, moved: true, .. }, Kind::File) => return adjust(directory, name, &facts, wanted),
             (Content::File { .. }, Kind::File) => {
                 rustix::fs::chmodat(directory, name, mode(wanted.mode), AtFlags::empty())?;
             }
@@ -291,27 +349,29 @@ impl Holding {
         if let Some(mtime) = wanted.mtime {
             rustix::fs::utimensat(directory, name, &timestamps(mtime), AtFlags::SYMLINK_NOFOLLOW)?;
         }
-        Ok(Facts::at(directory, name)?)
+        Ok((Facts::at(directory, name)?, Origin::Own))
     }
 
-    /// Keeps what an entry displaced, as a source for copies.
-    pub(super) fn keep_displaced(&self, entry: Entry, id: &ItemId, digest: Digest) {
+    /// Keeps what an entry displaced, as a source for copies. `facts` are of a look by which it was what was known.
+    pub(super) fn keep_displaced(&self, entry: Entry, digest: Digest, facts: Facts, since: Time) {
         let number = entry.keep();
-        let mut contents = self.contents();
-        contents.displaced.insert(number, digest);
-        contents.displaced_from.insert(id.clone(), number);
+        self.contents().displaced.entry(digest).or_default().push(Displaced { number, facts, since });
     }
 
-    /// Content that was at `id` a moment ago, or anywhere, with the digest.
-    pub(super) fn open_displaced(&self, id: &ItemId, digest: &Digest) -> Option<OwnedFd> {
-        let number = {
+    /// Content that was in the tree a moment ago, under whatever name.
+    pub(super) fn open_displaced(&self, digest: &Digest) -> Option<OwnedFd> {
+        let (number, name) = {
             let contents = self.contents();
-            let there = contents.displaced_from.get(id).filter(|number| contents.displaced.get(number) == Some(digest));
-            let anywhere = || contents.displaced.iter().find(|(_, of)| *of == digest).map(|(number, _)| number);
-            *there.or_else(anywhere)?
+            match contents.displaced.get(digest).and_then(|displaced| displaced.last()) {
+                Some(displaced) => (displaced.number, displaced.number.to_string().into_bytes()),
+                None => {
+                    let number = *contents.moved.get(digest)?;
+                    (number, contents.staged.get(&number)?.name.clone())
+                }
+            }
         };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        rustix::fs::openat(self.directory(number), number.to_string(), flags, Mode::empty()).ok()
+        rustix::fs::openat(self.directory(number), name, flags, Mode::empty()).ok()
     }
 
     /// Makes all staged files durable.
@@ -343,7 +403,7 @@ impl Holding {
         for (number, held) in contents.staged.iter().filter(|(_, held)| matches!(held.content, Content::File { .. })) {
             self.remove(*number, &held.name);
         }
-        for number in contents.displaced.keys() {
+        for Displaced { number, .. } in contents.displaced.values().flatten() {
             self.remove(*number, number.to_string().as_bytes());
         }
         for (number, name) in &contents.nests.outermost {
@@ -437,7 +497,14 @@ impl Write for StagingFile {
             return Err(too_long(self.size));
         }
         let count = rustix::io::write(&self.file, bytes)?;
+        let before = self.written / WRITE_BACK_BYTES;
         self.written += count as u64;
+        let full = self.written / WRITE_BACK_BYTES;
+        if full > before {
+            // The wait at the end is shorter for it. What is not written yet stays in the page cache.
+            let (offset, length) = (before * WRITE_BACK_BYTES, NonZeroU64::new((full - before) * WRITE_BACK_BYTES));
+            let _ = rustix::fs::fadvise(&self.file, offset, length, Advice::DontNeed);
+        }
         Ok(count)
     }
 
@@ -471,7 +538,7 @@ impl Staging for StagingFile {
             ItemError::Failed(format!("cannot set mode and mtime of staged content: {}", io::Error::from(error)))
         })?;
         let holding = Arc::clone(&entry.holding);
-        Ok(holding.staged(entry, Content::File { attributes, facts, recorded }))
+        Ok(holding.staged(entry, Content::File { attributes, facts, recorded, moved: false }))
     }
 }
 
@@ -526,6 +593,30 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
         bytes = &bytes[count..];
     }
     Ok(())
+}
+
+/// Gives what was displaced, and may be written to by whoever has it open, the attributes of what it becomes. Setting mtime
+/// could hide such a write: then the next scan reads the content.
+pub(super) fn adjust(
+    directory: &OwnedFd,
+    name: &[u8],
+    staged: &Facts,
+    wanted: &Attributes,
+) -> io::Result<(Facts, Origin)> {
+    let mut facts = Facts::at(directory, name)?;
+    if !facts.same_but_for_ctime(staged) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it was written to while it was being moved"));
+    }
+    let mtime = wanted.mtime.filter(|mtime| *mtime != staged.mtime);
+    if facts.permissions() != wanted.mode || mtime.is_some() {
+        rustix::fs::chmodat(directory, name, mode(wanted.mode), AtFlags::empty())?;
+        if let Some(mtime) = mtime {
+            rustix::fs::utimensat(directory, name, &timestamps(mtime), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        facts = Facts::at(directory, name)?;
+    }
+    let untouched = (facts.mtime, facts.size) == (staged.mtime, staged.size);
+    Ok((facts, if untouched { Origin::Own } else { Origin::Doubtful }))
 }
 
 /// The owner can write in it until it is in place: moving a directory writes its `..`.

@@ -15,7 +15,7 @@ use super::FileStore;
 use super::attributes::Attributes;
 use super::facts::{Facts, Kind, Time};
 use super::fingerprint::{Origin, Stamp};
-use super::holding::{Content, Holding, mode, timestamps};
+use super::holding::{Content, Holding, adjust, mode, timestamps};
 use super::path::{ItemPath, MAX_PATH_BYTES};
 use crate::knowledge::ItemDataHeader;
 use crate::provider::sdk::{Applied, Fingerprint, ItemError, ItemState, Put, Replaces, Staged};
@@ -109,10 +109,17 @@ impl Holding {
     fn ready(&self, number: u64, name: &[u8], state: &ItemState) -> Result<Fingerprint, ItemError> {
         let wanted = Attributes::of_state(state)?;
         let directory = self.directory(number);
+        let failed = |error: io::Error| ItemError::Failed(error.to_string());
         let (facts, recorded) = {
             let contents = self.contents();
             match contents.staged.get(&number).map(|held| &held.content) {
-                Some(Content::File { attributes, facts, recorded }) if wanted.kind == Kind::File => {
+                Some(Content::File { facts, moved: true, .. }) if wanted.kind == Kind::File => {
+                    let (staged, recorded) = (*facts, Time::now());
+                    drop(contents);
+                    let (facts, origin) = adjust(directory, name, &staged, &wanted).map_err(failed)?;
+                    return Ok(Stamp { facts, recorded, origin }.encode());
+                }
+                Some(Content::File { attributes, facts, recorded, .. }) if wanted.kind == Kind::File => {
                     ((*attributes == Some(wanted)).then_some(*facts), *recorded)
                 }
                 Some(Content::Nest) if wanted.kind == Kind::Directory => (None, Time::now()),
@@ -132,7 +139,7 @@ impl Holding {
         };
         let facts = match facts {
             Some(facts) => facts,
-            None => set().map_err(|error| ItemError::Failed(io::Error::from(error).to_string()))?,
+            None => set().map_err(|error| failed(error.into()))?,
         };
         Ok(Stamp { facts, recorded, origin: Origin::Own }.encode())
     }

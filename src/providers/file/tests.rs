@@ -300,8 +300,8 @@ fn edit_between_the_look_and_the_step_goes_back() {
     let state = file("new", "644");
     let wanted = Attributes::of_state(&state).unwrap();
     let staged = f.stage("a", &state, "new").unwrap();
-    let (entry, new) = f.store.holding.prepare(staged, &wanted).unwrap();
-    let expected = change::Expected { facts, kind: Kind::File, must_read: false };
+    let (entry, new, _) = f.store.holding.prepare(staged, &wanted).unwrap();
+    let expected = change::Expected { facts, kind: Kind::File, since: Time::now(), must_read: false };
 
     fs::write(f.root().join("a"), "edited meanwhile").unwrap();
     let result = f.store.put_over(&parent, path, entry, &new, &expected, &known);
@@ -399,6 +399,71 @@ fn deleted_content_is_a_source_until_the_session_ends() {
     fs::remove_file(f.root().join("new")).unwrap();
     assert_eq!(f.store.stage_copy(&new, &old, &known), Err(ItemError::Changed));
     assert!(matches!(f.store.delete(&old, &known), Ok(Applied::Done(_))), "gone already");
+}
+
+/// Deletes `old`, which has `payload` in it, and puts its content at `new`; the inodes of both.
+fn rename(f: &mut Fixture, meanwhile: impl FnOnce(&Fixture)) -> (u64, Result<u64, ItemError>) {
+    f.store.begin_section();
+    let header = ItemDataHeader { properties: directory("755").properties, content_size: 0, content_digest: None };
+    let items = [("d", directory("755"), ""), ("d/new", file("payload", "640"), "payload")];
+    let inode = fs::metadata(f.root().join("old")).unwrap().ino();
+    let known = f.known.item("old");
+    assert!(matches!(f.store.delete(&ItemId::from("old"), &known), Ok(Applied::Done(_))));
+    f.known.0.remove(&ItemId::from("old"));
+    let container = f.store.stage_container(&ItemId::from("d"), &header).unwrap();
+    let copy = f.store.stage_copy(&ItemId::from("d/new"), &ItemId::from("old"), &known).unwrap();
+    meanwhile(f);
+    let result = put_section(f, &items, vec![Some(container), Some(copy)]).remove(1);
+    (inode, result.map(|_| fs::metadata(f.root().join("d/new")).unwrap().ino()))
+}
+
+#[test]
+fn content_that_was_deleted_and_comes_again_is_moved() {
+    let mut f = Fixture::new();
+    f.put("old", &file("payload", "644"), "payload", &Replaces::Nothing).unwrap();
+    let (old, new) = rename(&mut f, |_| {});
+    assert_eq!(new, Ok(old));
+    assert_eq!((f.read("d/new").as_str(), mode_of(&f.root().join("d/new"))), ("payload", 0o640));
+    assert!(f.scan().is_empty());
+    f.store.end_session();
+    assert_eq!(f.held(), 0);
+}
+
+#[test]
+fn content_with_another_name_or_of_a_moment_ago_is_copied() {
+    for is_young in [false, true] {
+        let mut f = Fixture::new();
+        f.put("old", &file("payload", "644"), "payload", &Replaces::Nothing).unwrap();
+        if is_young {
+            fs::write(f.root().join("old"), "payload").unwrap();
+        } else {
+            fs::hard_link(f.root().join("old"), f.root().join("other")).unwrap();
+        }
+        f.scan();
+        let (old, new) = rename(&mut f, |_| {});
+        assert_ne!(new, Ok(old));
+        assert_eq!(f.read("d/new"), "payload");
+    }
+}
+
+/// Whoever has a file open when it is renamed at the other side writes to what it has become, or the rename waits.
+#[test]
+fn write_to_content_that_is_moved_is_seen() {
+    let mut f = Fixture::new();
+    f.put("old", &file("payload", "644"), "payload", &Replaces::Nothing).unwrap();
+    let mut open = fs::OpenOptions::new().write(true).open(f.root().join("old")).unwrap();
+    let (_, new) = rename(&mut f, |_| open.write_all(b"PAY").unwrap());
+    assert!(matches!(new, Err(ItemError::Failed(_))), "{new:?}");
+    assert!(!f.root().join("d/new").exists());
+
+    let mut f = Fixture::new();
+    f.put("old", &file("payload", "644"), "payload", &Replaces::Nothing).unwrap();
+    let mut open = fs::OpenOptions::new().write(true).open(f.root().join("old")).unwrap();
+    let (old, new) = rename(&mut f, |_| {});
+    assert_eq!(new, Ok(old));
+    open.write_all(b"PAY").unwrap();
+    assert_eq!(f.scan(), ["+d/new"]);
+    assert_eq!(f.known.item("d/new").state.digest, content::digest(b"PAYload"));
 }
 
 #[test]

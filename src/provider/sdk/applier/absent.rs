@@ -9,9 +9,10 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::plan::{Action, Step};
-use crate::knowledge::{ChangeGroup, ItemId, Knowledge, ReplicaId, Version};
+use crate::knowledge::{ChangeGroup, ItemId, Knowledge, ReplicaId};
 use crate::mutant::{self, Mutant};
 use crate::provider::sdk::metadata::Row;
+use crate::provider::sdk::ticks::Ticks;
 use crate::provider::sdk::{KnownItem, units};
 
 /// What a full-enumeration group says of an item that it does not list.
@@ -62,6 +63,7 @@ pub fn absence(
     let listed: HashSet<&ItemId> = group.changes.iter().map(|change| &change.item_id).collect();
     let made_with = &*group.made_with_knowledge;
     let mut absence = Absence { actions: BTreeMap::new(), learned: Knowledge::new(known.item_format()), tick };
+    let mut ticks = Ticks::new(replica.clone(), tick, [known, made_with]);
     for (id, row) in rows {
         if listed.contains(&id) || !known.contains_for_item(prerequisite, &id) {
             continue;
@@ -84,23 +86,20 @@ pub fn absence(
                 left_out: Vec::new(),
                 forgets: true,
             },
-            Absent::Contested => {
-                absence.tick += 1;
-                let version = Version::new(replica.clone(), absence.tick);
-                Action {
-                    index,
-                    after: units::renewed(row.clone(), version),
-                    step: Step::None,
-                    before: Some(row),
-                    comes_first: false,
-                    keeps_loser: false,
-                    left_out: Vec::new(),
-                    forgets: false,
-                }
-            }
+            Absent::Contested => Action {
+                index,
+                after: units::renewed(row.clone(), ticks.give()),
+                step: Step::None,
+                before: Some(row),
+                comes_first: false,
+                keeps_loser: false,
+                left_out: Vec::new(),
+                forgets: false,
+            },
         };
         absence.actions.insert(id, action);
     }
+    absence.tick = ticks.last();
     absence.learned = made_with.project_onto_items(absence.actions.keys());
     absence
 }

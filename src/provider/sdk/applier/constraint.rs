@@ -11,11 +11,12 @@
 use std::collections::BTreeMap;
 
 use super::decisions::Decisions;
-use super::plan::{Action, Arrival, CopyName, Deferral, Ground, Step, Ticks, Verdict, conflicting, delete, row_of};
+use super::plan::{Action, Arrival, CopyName, Deferral, Ground, Step, Verdict, conflicting, delete, row_of};
 use super::settle::{NewVersion, Winner, kind_of};
 use crate::knowledge::{ConstraintConflict, ItemChange, ItemDataHeader, ItemId};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::Row;
+use crate::provider::sdk::ticks::Ticks;
 use crate::provider::sdk::{ItemError, KnownItem, Staged, units};
 use crate::types::{ConstraintConflictReason as Reason, ConstraintResolveAction};
 

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use crate::knowledge::{ChangeUnitId, ItemChange, ItemId, Resolution, ResolutionAction, Version};
+use crate::mutant::{self, Mutant};
 use crate::provider::sdk::metadata::Row;
 use crate::types::{ConflictResolutionPolicy as Policy, ConstraintResolveAction, ResolveAction};
 
@@ -32,8 +33,8 @@ impl Decisions {
     ) -> impl Iterator<Item = &'a ResolutionAction> {
         let about = move |resolution: &&Resolution| {
             resolution.change_unit_id.as_ref() == unit
-                && resolution.source_version == *source
-                && resolution.destination_version == *destination
+                && (resolution.source_version == *source && resolution.destination_version == *destination
+                    || mutant::is(Mutant::StaleDecision))
         };
         self.0.get(item).into_iter().flatten().filter(about).map(|resolution| &resolution.action)
     }

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::hashing::Hashing;
 use super::merge::{Course, Fetched, course, too_large, wanted};
 use super::section;
 use super::settle::{Incoming, Settlement, Winner, kind_of, settle};
@@ -169,7 +170,7 @@ struct Underway {
     staging: Option<Box<dyn Staging>>,
     /// Of units.
     values: Vec<u8>,
-    hasher: Sha256,
+    hashing: Hashing,
     received: u64,
     error: Option<RecoverableError>,
 }
@@ -482,7 +483,10 @@ impl Applier<'_> {
                     load.error = Some(not_as_announced(id));
                 } else if matches!(load.want, Want::Content) {
                     match self.shared.store.stage(id, &header) {
-                        Ok(staging) => load.staging = Some(staging),
+                        Ok(staging) => {
+                            load.staging = Some(staging);
+                            load.hashing = Hashing::of(header.content_size);
+                        }
                         Err(error) => load.error = Some(error.into_recoverable(id)),
                     }
                 }
@@ -497,11 +501,11 @@ impl Applier<'_> {
                 }
                 self.session.counters.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
                 if matches!(load.want, Want::Units(_)) && load.error.is_none() {
-                    load.hasher.update(&chunk);
+                    load.hashing.update(&chunk);
                     load.values.extend_from_slice(&chunk);
                 }
                 if let Some(staging) = &mut load.staging {
-                    load.hasher.update(&chunk);
+                    load.hashing.update(&chunk);
                     if let Err(error) = staging.write_all(&chunk) {
                         load.error = Some(cannot_write(id, &error));
                         load.staging = None;
@@ -534,8 +538,7 @@ impl Applier<'_> {
         item.incoming.properties = Some(header.properties);
         match load.want {
             Want::Units(units) => {
-                let whole =
-                    load.received == header.content_size && Digest(load.hasher.finalize().into()) == content_digest;
+                let whole = load.received == header.content_size && load.hashing.finish() == content_digest;
                 match Object::parse(&load.values) {
                     _ if !whole => item.error = Some(not_as_announced(id)),
                     None => item.error = Some(no_object(id)),
@@ -557,8 +560,7 @@ impl Applier<'_> {
                 Err(_) => wanted.push_back((load.index, Want::Content)),
             },
             Want::Content => {
-                let whole =
-                    load.received == header.content_size && Digest(load.hasher.finalize().into()) == content_digest;
+                let whole = load.received == header.content_size && load.hashing.finish() == content_digest;
                 match load.staging {
                     Some(staging) if whole => match staging.finish() {
                         Ok(staged) => item.staged = Some(staged),
@@ -609,7 +611,7 @@ fn ask(
             header: None,
             staging: None,
             values: Vec::new(),
-            hasher: Sha256::new(),
+            hashing: Hashing::Here(Sha256::new()),
             received: 0,
             error: None,
         });

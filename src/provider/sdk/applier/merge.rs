@@ -1,7 +1,7 @@
 //! A change of some units of an item that is here, unit by unit (`windows-sync.md` 6.1, E6).
 //!
-//! ‡ A unit whose conflict is resolved gets a new local version, whoever won; also where both sides have the same value, or
-//! neither has any, though nothing is decided then. The other units are not touched by it.
+//! ‡ A unit whose conflict is resolved gets a new local version, whoever won; where both sides have the same value, or neither
+//! has any, nothing is decided, and the greater of the two versions stays. The other units are not touched by it.
 //!
 //! Keeping both is a matter of whole items: the winners' values stay in the item, and what the item would be if the others had
 //! won is kept beside it. A store that cannot do that leaves the unit in conflict, for a person to decide.
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::plan::{Action, CopyName, Deferral, Ground, Step, Ticks, Verdict, row_of, stage};
+use super::plan::{Action, CopyName, Deferral, Ground, Step, Verdict, row_of, stage};
 use super::settle::NewVersion;
 use crate::knowledge::{
     ChangeUnitChange, ChangeUnitId, Digest, ItemChange, ItemId, Knowledge, RecoverableError, UnitDecision, Version,
@@ -20,6 +20,7 @@ use crate::knowledge::{
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::{Row, Unit};
+use crate::provider::sdk::ticks::Ticks;
 use crate::provider::sdk::units::{self, MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES, Object};
 use crate::provider::sdk::{ItemError, ItemState};
 use crate::types::{ConflictResolutionPolicy as Policy, Hresult};
@@ -192,7 +193,12 @@ impl Ground<'_> {
                 continue;
             }
             if ours.digest == theirs.digest {
-                after.insert(unit_id, Unit { version: resolved(ticks), ..ours.clone() });
+                if theirs.version > ours.version {
+                    after.insert(unit_id, theirs);
+                } else if anew {
+                    // Unnamed, it would have the version of the item that takes this one's place.
+                    after.insert(unit_id, ours.clone());
+                }
                 continue;
             }
             conflict = true;

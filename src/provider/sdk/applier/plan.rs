@@ -18,6 +18,7 @@ use crate::knowledge::{
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::Row;
+use crate::provider::sdk::ticks::Ticks;
 use crate::provider::sdk::units::{self, Object};
 use crate::provider::sdk::{Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Staged, metadata_failed};
 use crate::types::ConflictResolutionPolicy;
@@ -180,20 +181,12 @@ impl std::fmt::Debug for Ground<'_> {
     }
 }
 
-/// Gives out local versions.
-pub(super) struct Ticks {
-    replica: ReplicaId,
-    tick: u64,
-}
-
 impl Ticks {
+    /// The version that was settled on.
     pub(super) fn version(&mut self, wanted: NewVersion) -> Version {
         match wanted {
             NewVersion::Given(version) => version,
-            NewVersion::Local => {
-                self.tick += 1;
-                Version::new(self.replica.clone(), self.tick)
-            }
+            NewVersion::Local => self.give(),
         }
     }
 }
@@ -254,7 +247,7 @@ impl Ground<'_> {
     /// # Errors
     /// Those of `rows`.
     pub fn plan(&self, obtained: Vec<Obtained>, replica: ReplicaId, tick: u64) -> Result<Plan, CallError> {
-        let mut ticks = Ticks { replica, tick };
+        let mut ticks = Ticks::new(replica, tick, [self.known, self.made_with]);
         let mut plan = Plan { verdicts: Vec::with_capacity(obtained.len()), actions: BTreeMap::new(), tick: 0 };
         for (index, obtained) in obtained.into_iter().enumerate() {
             let change = &self.changes[index];
@@ -265,7 +258,7 @@ impl Ground<'_> {
             plan.verdicts.push(verdict);
         }
         self.revive_containers(&mut plan.actions, &mut ticks)?;
-        plan.tick = ticks.tick;
+        plan.tick = ticks.last();
         Ok(plan)
     }
 
@@ -378,7 +371,7 @@ impl Ground<'_> {
         if matches!(winner, Winner::SourceAndCopy | Winner::DestinationAndCopy) && !mutant::is(Mutant::NoLoserCopy) {
             let source_wins = winner == Winner::SourceAndCopy;
             let loser = match (source_wins, &row) {
-                (true, Some(row)) => row.item.state.clone(),
+                (true, Some(row)) => ItemState { modification_time: row.modification_time(), ..row.item.state.clone() },
                 _ => match incoming() {
                     Ok(state) => state,
                     Err(error) => return Ok(Verdict::Failed(error)),
@@ -429,7 +422,11 @@ impl Ground<'_> {
             }),
             (Winner::Deletion, row) => Ok(delete(change, row, version)),
             (Winner::Destination | Winner::DestinationAndCopy, Some(row)) => {
-                Ok((Some(row.clone()), units::renewed(row, version), Step::None))
+                let after = match own {
+                    true => units::renewed(row.clone(), version),
+                    false => units::agreed(row.clone(), change, version),
+                };
+                Ok((Some(row), after, Step::None))
             }
             (Winner::Destination | Winner::DestinationAndCopy, None) => Err(ItemError::Changed.into_recoverable(id)),
         };
@@ -563,8 +560,9 @@ fn adopt(canonical: &[u8], incoming: &mut Incoming, row: Option<&Row>) -> bool {
     let digest = Digest(Sha256::digest(canonical).into());
     let as_it_came = incoming.digest == Some(digest);
     (incoming.size, incoming.digest) = (Some(canonical.len() as u64), Some(digest));
-    if let Some(state) = row.filter(|row| row.is_there()).map(|row| &row.item.state).filter(|it| it.digest == digest) {
-        (incoming.properties, incoming.modification_time) = (Some(state.properties.clone()), state.modification_time);
+    if let Some(row) = row.filter(|row| row.is_there() && row.item.state.digest == digest) {
+        let properties = row.item.state.properties.clone();
+        (incoming.properties, incoming.modification_time) = (Some(properties), row.modification_time());
     }
     as_it_came
 }

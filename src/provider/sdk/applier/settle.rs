@@ -1,7 +1,9 @@
 //! What becomes of one change: the table of `windows-sync.md` 6.1, and the policies for its conflicts.
 //!
 //! ‡ Whoever wins a conflict, the result gets a new local version, which dominates both sides. Only where nothing is decided
-//! (the same state, or both deleted) the greater of the two versions stays, which every replica finds alike.
+//! (the same state, or both deleted) the greater of the two versions stays. Every replica finds the same one, because a version is
+//! greater than all that its maker knew (`ticks`); a new one would be met by other new ones, for ever where sessions go round a
+//! ring in one direction.
 
 use std::collections::BTreeMap;
 
@@ -184,14 +186,16 @@ pub fn settle(
             Settlement::Settled { winner, version: given(), conflict: true }
         }
     };
-    // Of several versions on one side there is no greater one that says it all.
-    let greater = || match divided {
-        true => NewVersion::Local,
-        false => NewVersion::Given(row.version.clone().max(version.clone())),
+    // Where units have versions of their own there is no greater one that says it all.
+    let theirs_is_one = change.change_units.iter().all(|unit| unit.version == *version);
+    let ours_is_one = row.units.iter().flatten().all(|(_, unit)| unit.version == row.version);
+    let greater = || match theirs_is_one && ours_is_one && !mutant::is(Mutant::RenewEqual) {
+        true => NewVersion::Given(row.version.clone().max(version.clone())),
+        false => NewVersion::Local,
     };
     match (conflict, policy) {
         (Conflict::DeleteDelete, _) => settled(Winner::Destination, greater()),
-        (Conflict::UpdateUpdate, _) => match update_update(incoming, &row.item.state, policy) {
+        (Conflict::UpdateUpdate, _) => match update_update(incoming, row, policy) {
             Settlement::Settled { winner, conflict: false, .. } => settled(winner, greater()),
             Settlement::Settled { winner, conflict: true, .. } => resolved(winner),
             settlement => settlement,
@@ -207,19 +211,20 @@ pub fn settle(
 }
 
 /// Both sides have changed the item. The answer does not depend on which side is the source, but by policy.
-fn update_update(incoming: &Incoming, local: &ItemState, policy: Policy) -> Settlement {
+fn update_update(incoming: &Incoming, row: &Row, policy: Policy) -> Settlement {
+    let (local, local_time) = (&row.item.state, row.modification_time());
     let Some(same_content) = incoming.has_content_of(local) else { return Settlement::NeedsContent };
     let digest = incoming.digest;
     let incoming_is_later = if same_content {
         let Some(properties) = &incoming.properties else { return Settlement::NeedsHeader };
         let theirs = (incoming.modification_time, properties);
-        let ours = (local.modification_time, &local.properties);
+        let ours = (local_time, &local.properties);
         if theirs == ours {
             return settled(Winner::Destination, NewVersion::Local);
         }
         theirs > ours
     } else {
-        (incoming.modification_time, digest) > (local.modification_time, Some(local.digest))
+        (incoming.modification_time, digest) > (local_time, Some(local.digest))
     };
     let (wins, loses) = match policy {
         Policy::None => return Settlement::Deferred,

@@ -7,11 +7,29 @@
 use std::sync::Arc;
 
 use super::{Limits, Listing, Meeting, Scope, batch_of};
-use crate::knowledge::{ChangeBatch, ItemId};
+use crate::knowledge::{ChangeBatch, IdParameters, ItemId};
+use crate::provider::sdk::metadata::Metadata;
 use crate::provider::sdk::session::Work;
 use crate::provider::sdk::{Shared, canceled, lock, metadata_failed};
 use crate::provider::{CallError, ChangeBatchRequest, Refusal, RefusalCode};
 use crate::types::Hresult;
+
+/// How many items are to come after the last batch: counted once, for a count looks at all of them.
+#[derive(Debug)]
+pub(in crate::provider::sdk) struct Rest {
+    /// Of the metadata when it was counted; any commit since makes it useless.
+    generation: u64,
+    last: ItemId,
+    left: u64,
+}
+
+impl Rest {
+    /// True for the batch that follows, where nothing else has happened.
+    fn is_of(&self, metadata: &Metadata, lower_bound: &ItemId) -> bool {
+        self.generation == metadata.generation()
+            && IdParameters::BUILT_IN.item_id.after(&self.last).as_ref() == Some(lower_bound)
+    }
+}
 
 /// The next batch of a full enumeration.
 pub(in crate::provider::sdk) fn full_enumeration_batch(
@@ -49,7 +67,14 @@ pub(in crate::provider::sdk) fn full_enumeration_batch(
             listing.listed.push(listed);
         }
         if !whole && let Some(last) = listing.listed.last() {
-            listing.remaining_updates = metadata.count_above(&last.id).map_err(metadata_failed)?;
+            let (last, listed) = (last.id.clone(), listing.listed.len() as u64);
+            let earlier = lock(&session.rest).take();
+            let rest = match earlier.filter(|rest| rest.is_of(&metadata, &lower_bound)) {
+                Some(Rest { left, .. }) => left.saturating_sub(listed),
+                None => metadata.count_above(&last).map_err(metadata_failed)?,
+            };
+            listing.remaining_updates = rest;
+            *lock(&session.rest) = Some(Rest { generation: metadata.generation(), last, left: rest });
         }
         listing
     };

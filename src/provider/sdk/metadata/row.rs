@@ -52,6 +52,18 @@ impl Row {
         }
     }
 
+    /// When a user last changed it: of an item with change units, the latest of their times, which go with their versions; what the
+    /// store says is its own matter there.
+    pub fn modification_time(&self) -> Option<jiff::Timestamp> {
+        match &self.units {
+            None => self.item.state.modification_time,
+            Some(units) => {
+                let alive = units.values().filter(|unit| unit.digest.is_some());
+                alive.filter_map(|unit| unit.modification_time).max()
+            }
+        }
+    }
+
     /// The item as the store must find it; meaningful when it [is there](Self::is_there).
     pub fn in_store(&self) -> KnownItem {
         KnownItem { deleted: false, ..self.item.clone() }

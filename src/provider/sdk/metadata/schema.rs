@@ -6,7 +6,7 @@ use super::{begin_replica, corrupt};
 
 /// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.
 pub(super) const APPLICATION_ID: i32 = 0x5379_6e63;
-pub(super) const SCHEMA_VERSION: i32 = 3;
+pub(super) const SCHEMA_VERSION: i32 = 4;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -27,7 +27,7 @@ CREATE TABLE items (
     version_tick INTEGER NOT NULL,
     units BLOB
 ) WITHOUT ROWID;
-CREATE INDEX items_by_digest ON items (digest);
+CREATE INDEX items_by_digest ON items (digest, deleted);
 CREATE INDEX items_by_version ON items (version_replica, version_tick);
 CREATE INDEX items_lingering ON items (item_id) WHERE lingering = 1;
 CREATE TABLE intents (
@@ -82,6 +82,11 @@ ALTER TABLE intents ADD COLUMN forgets INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX tombstones_by_age ON tombstones (since);
 INSERT INTO tombstones (item_id, since) SELECT item_id, unixepoch() FROM items WHERE deleted = 1;
+",
+    // Whether content is still there has to be found without a look at every tombstone of it.
+    "
+DROP INDEX items_by_digest;
+CREATE INDEX items_by_digest ON items (digest, deleted);
 ",
 ];
 

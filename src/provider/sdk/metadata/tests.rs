@@ -57,6 +57,22 @@ fn a_file_of_version_1_opens_with_all_that_is_in_it() {
 }
 
 #[test]
+fn content_is_found_without_a_look_at_each_tombstone_of_it() {
+    let (new, old) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    Connection::open(old.path().join(FILE_NAME)).unwrap().execute_batch(VERSION_1).unwrap();
+    for directory in [new, old] {
+        let metadata = Metadata::open(directory.path(), "here").unwrap();
+        let plan: String = metadata
+            .connection
+            .query_row("EXPLAIN QUERY PLAN SELECT 1 FROM items WHERE deleted = 0 AND digest = x''", [], |row| {
+                row.get(3)
+            })
+            .unwrap();
+        assert!(plan.ends_with("items_by_digest (digest=? AND deleted=?)"), "{plan}");
+    }
+}
+
+#[test]
 fn change_units_come_back_as_they_were() {
     let directory = TempDir::new().unwrap();
     let mut metadata = Metadata::open(directory.path(), "here").unwrap();

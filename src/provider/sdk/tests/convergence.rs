@@ -1,5 +1,6 @@
 use super::harness::{PLAN, Plan, Replica, begin, end, key, request, settle, sync};
-use crate::knowledge::OutcomeKind;
+use crate::knowledge::{ItemId, OutcomeKind};
+use crate::provider::sdk::metadata::Commit;
 use crate::provider::{ProcessOutput, ProcessStart, Provider};
 use crate::types::{ConflictResolutionPolicy, ProviderRole};
 
@@ -205,4 +206,35 @@ async fn a_local_edit_that_was_not_detected_is_never_overwritten() {
     b.provider.end_session(end(session)).await.unwrap();
     assert_eq!(kinds, [OutcomeKind::RecoverableError]);
     assert_eq!(b.store.read("f").as_deref(), Some("mine"));
+}
+
+#[tokio::test]
+async fn a_full_enumeration_says_how_much_is_to_come() {
+    let a = Replica::new("a");
+    for n in 0..10 {
+        a.store.write(&n.to_string(), "x", 1);
+    }
+    let session = key();
+    a.provider.begin_session(begin(ProviderRole::Source, session, false)).await.unwrap();
+    let plan = Plan { batch_size: 3, ..PLAN };
+    let format = crate::knowledge::IdParameters::BUILT_IN.item_id;
+    let mut bound = ItemId::default();
+    for (changed, left) in [(false, 7), (false, 4), (true, 2), (false, 0)] {
+        if changed {
+            // Committed meanwhile, as by another session.
+            let mut metadata = a.provider.shared.metadata();
+            let row = metadata.row(&"0".into()).unwrap().unwrap();
+            let tick = metadata.tick();
+            metadata.commit(Commit { rows: vec![("99".into(), row)], tick, ..Commit::default() }).unwrap();
+        }
+        let request = request(crate::knowledge::Knowledge::new(format), plan);
+        let batch = a.provider.get_full_enumeration_change_batch(session, request, bound).await.unwrap();
+        let listed: Vec<_> = batch.changes().map(|(_, change)| change.item_id.clone()).collect();
+        assert_eq!(
+            (batch.remaining_updates, batch.is_last_batch, listed.len()),
+            (Some(left), left == 0, if left == 0 { 2 } else { 3 })
+        );
+        bound = format.after(listed.last().unwrap()).unwrap();
+    }
+    a.provider.end_session(end(session)).await.unwrap();
 }

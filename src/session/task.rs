@@ -482,13 +482,18 @@ impl SessionTask {
         if self.unwritten.note(&mut self.machine) {
             self.visible_at.get_or_insert_with(|| Instant::now() + TRANSITION_DELAY);
         } else {
+            self.visible_at = None;
             self.parts.store.progress(self.machine.record().clone());
         }
     }
 
-    /// Transitions are committed as they become visible, and nothing waits for that but what is written next.
+    /// Transitions are committed as they become visible, and nothing waits for that but what is written next. Those that were
+    /// on their way already are durable now: then it is only progress.
     async fn make_visible(&mut self) {
         self.published().await;
+        if !self.unwritten.note(&mut self.machine) {
+            return self.publish();
+        }
         let writes = self.take_writes();
         match self.parts.store.submit(writes).await {
             Ok(submitted) => self.publishing = Some(submitted),

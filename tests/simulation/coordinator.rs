@@ -690,19 +690,7 @@ impl World {
                 }
                 self.begin_commit(Committer::Session(guid, Some(commit)), writes);
             }
-            Effect::Publish => {
-                let Some(session) = self.session(guid) else { return };
-                if session.unwritten.note(&mut session.machine) {
-                    if !std::mem::replace(&mut session.becomes_visible, true) {
-                        self.becomes_visible(guid);
-                    }
-                    return;
-                }
-                let record = session.machine.record().clone();
-                if let (Some(published), Some(coordinator)) = (self.database.progress(record), &self.coordinator) {
-                    coordinator.hub.publish(vec![published]);
-                }
-            }
+            Effect::Publish => self.publish(guid),
             Effect::Release => {
                 if let Some(session) = self.session(guid) {
                     session.permit = None;
@@ -716,6 +704,20 @@ impl World {
                 }
             }
             Effect::Finish => self.finish_session(guid),
+        }
+    }
+
+    fn publish(&mut self, guid: SyncGuid) {
+        let Some(session) = self.session(guid) else { return };
+        if session.unwritten.note(&mut session.machine) {
+            if !std::mem::replace(&mut session.becomes_visible, true) {
+                self.becomes_visible(guid);
+            }
+            return;
+        }
+        let record = session.machine.record().clone();
+        if let (Some(published), Some(coordinator)) = (self.database.progress(record), &self.coordinator) {
+            coordinator.hub.publish(vec![published]);
         }
     }
 
@@ -991,6 +993,10 @@ impl World {
                 if session.publishing {
                     self.becomes_visible(sync_guid);
                 } else if std::mem::take(&mut session.becomes_visible) {
+                    // Those that were on their way may be durable now.
+                    if !session.unwritten.note(&mut session.machine) {
+                        return self.publish(sync_guid);
+                    }
                     let writes = session.unwritten.take(&mut session.machine);
                     self.begin_commit(Committer::Session(sync_guid, None), writes);
                 }

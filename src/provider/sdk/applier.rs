@@ -46,12 +46,14 @@ mod hashing;
 pub(super) mod merge;
 pub(super) mod plan;
 mod recovery;
+mod scrutiny;
 mod section;
 pub(super) mod settle;
+mod wire;
 
 use decisions::Decisions;
-use fetch::Wire;
 use section::Section;
+use wire::Wire;
 
 /// Outcomes and loads that may wait for the coordinator: small ones, so many that the end of a section is not a hand-over of
 /// each from thread to thread.

@@ -5,29 +5,23 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sha2::{Digest as _, Sha256};
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 
 use super::hashing::Hashing;
 use super::merge::{Course, Fetched, course, too_large, wanted};
+use super::scrutiny::recoverable;
 use super::section;
 use super::settle::{Incoming, Settlement, Winner, kind_of, settle};
-use super::{Applier, Section, stopped};
-use crate::knowledge::{
-    ChangeUnitId, Digest, IdParameters, ItemChange, ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError,
-    Version,
-};
+use super::wire::Wire;
+use super::{Applier, Section};
+use crate::knowledge::{ChangeUnitId, Digest, ItemChange, ItemData, ItemDataHeader, ItemId, RecoverableError};
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::session::Session;
 use crate::provider::sdk::units::{MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES, Object};
 use crate::provider::sdk::{ItemError, KnownItem, Shared, Staged, Staging, lock, metadata_failed};
-use crate::provider::{
-    CallError, DataPart, Load, MAX_OUTSTANDING_LOADS, ProcessInput, ProcessInputs, ProcessOutput, Refusal, RefusalCode,
-};
+use crate::provider::{CallError, DataPart, Load, MAX_OUTSTANDING_LOADS, ProcessOutput, Refusal, RefusalCode};
 use crate::types::Hresult;
 
 /// Inline contents that are staged between two looks at what the source sends.
@@ -38,85 +32,6 @@ const WORTH_A_THREAD: usize = 16;
 
 /// What staging an inline content comes to.
 type StagedInline = Result<(Staged, Digest), RecoverableError>;
-
-/// The two channels of a batch, used from a blocking thread.
-pub(super) struct Wire {
-    runtime: Handle,
-    inputs: ProcessInputs,
-    outputs: mpsc::Sender<Result<ProcessOutput, CallError>>,
-    session: Arc<Session>,
-    next_load: u64,
-}
-
-impl Wire {
-    pub(super) fn new(
-        runtime: Handle,
-        inputs: ProcessInputs,
-        outputs: mpsc::Sender<Result<ProcessOutput, CallError>>,
-        session: Arc<Session>,
-    ) -> Self {
-        Self { runtime, inputs, outputs, session, next_load: 1 }
-    }
-
-    /// An error when the batch is to stop.
-    pub(super) fn check(&self) -> Result<(), CallError> {
-        if self.session.cancel.is_cancelled() || self.outputs.is_closed() || self.inputs.is_closed() {
-            return Err(stopped());
-        }
-        Ok(())
-    }
-
-    pub(super) fn send(&self, output: ProcessOutput) -> Result<(), CallError> {
-        self.session.renew_lease();
-        match self.outputs.try_send(Ok(output)) {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(stopped()),
-            Err(mpsc::error::TrySendError::Full(output)) => self.runtime.block_on(async {
-                tokio::select! {
-                    () = self.session.cancel.cancelled() => Err(stopped()),
-                    sent = self.outputs.send(output) => sent.map_err(|_| stopped()),
-                }
-            }),
-        }
-    }
-
-    /// False when there is no room at the moment.
-    fn try_send(&self, output: ProcessOutput) -> Result<bool, CallError> {
-        match self.outputs.try_send(Ok(output)) {
-            Ok(()) => Ok(true),
-            Err(mpsc::error::TrySendError::Full(_)) => Ok(false),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(stopped()),
-        }
-    }
-
-    /// The next part, waiting for it; `None` at once when `wait` is false and none is there.
-    fn receive(&mut self, wait: bool) -> Result<Option<(u64, DataPart)>, CallError> {
-        self.check()?;
-        let input = match self.inputs.try_recv() {
-            Ok(input) => input,
-            Err(mpsc::error::TryRecvError::Disconnected) => return Err(stopped()),
-            Err(mpsc::error::TryRecvError::Empty) if !wait => return Ok(None),
-            Err(mpsc::error::TryRecvError::Empty) => {
-                let (session, outputs, inputs) = (&self.session, &self.outputs, &mut self.inputs);
-                self.runtime.block_on(async {
-                    tokio::select! {
-                        () = session.cancel.cancelled() => Err(stopped()),
-                        () = outputs.closed() => Err(stopped()),
-                        input = inputs.recv() => input.ok_or_else(stopped),
-                    }
-                })?
-            }
-        };
-        self.session.renew_lease();
-        match input {
-            ProcessInput::Data { load_id, part } => Ok(Some((load_id, part))),
-            ProcessInput::Cancel => {
-                self.session.cancel.cancel();
-                Err(stopped())
-            }
-        }
-    }
-}
 
 /// What was obtained for one change before it is settled for good.
 #[derive(Debug)]
@@ -235,7 +150,7 @@ impl Applier<'_> {
         if !change.change_units.is_empty() {
             return self.need_units(section, change, incoming);
         }
-        let version = self.check_change(section, change)?;
+        let version = self.check_change(section, change).map_err(Need::Failed)?;
         let metadata = self.shared.metadata();
         let row = metadata.row(&change.item_id).map_err(|error| Need::Call(metadata_failed(error).into()))?;
         let knowledge = (&*section.group.made_with_knowledge, &*self.known, &*self.forgotten);
@@ -286,7 +201,7 @@ impl Applier<'_> {
         change: &ItemChange,
         incoming: &Incoming,
     ) -> Result<Option<Want>, Need> {
-        self.check_units(section, change)?;
+        self.check_units(section, change).map_err(Need::Failed)?;
         let row = self.shared.metadata().row(&change.item_id);
         let row = row.map_err(|error| Need::Call(metadata_failed(error).into()))?;
         let knowledge = (&*section.group.made_with_knowledge, &*self.known, &*self.forgotten);
@@ -308,48 +223,6 @@ impl Applier<'_> {
                 Ok(Some(Want::Units(Vec::new())))
             }
         }
-    }
-
-    /// What can be said against a change with units as such.
-    fn check_units(&self, section: &Section<'_>, change: &ItemChange) -> Result<(), Need> {
-        let id = &change.item_id;
-        let fail = |hresult, description: &str| Err(Need::Failed(recoverable(id, hresult, description)));
-        let schema = IdParameters::BUILT_IN;
-        let unit_fits = |unit: &ChangeUnitId| {
-            schema.change_unit_id.fits(unit.as_bytes().len()) && std::str::from_utf8(unit.as_bytes()).is_ok()
-        };
-        if !schema.item_id.fits(id.as_bytes().len())
-            || !change.change_units.iter().all(|it| unit_fits(&it.change_unit_id))
-        {
-            return fail(
-                Hresult::SYNC_E_ID_FORMAT_MISMATCH,
-                "an id of it does not fit the schema, or is no name of a member",
-            );
-        }
-        if change.change_units.len() > MAX_CHANGE_UNITS {
-            return Err(Need::Failed(too_large(id)));
-        }
-        let most = i64::MAX as u64;
-        let out_of_range = |version: &Version| version.tick > most;
-        if change.versions().chain([&change.creation_version]).any(out_of_range)
-            || change.data_size.is_some_and(|size| size > most)
-        {
-            return fail(Hresult::SYNC_E_INVALID_VERSION, "a tick or size is out of range");
-        }
-        let made_with = &section.group.made_with_knowledge;
-        let knows = |knowledge: &Knowledge| {
-            change.change_units.iter().all(|it| knowledge.contains_change_unit(id, &it.change_unit_id, &it.version))
-        };
-        // What is not listed is at the creation version: it is learned with the rest.
-        if !knows(made_with) || !made_with.vector_for_item(id).contains(&change.creation_version) {
-            return fail(Hresult::SYNC_E_CHANGE_NOT_IN_KNOWLEDGE, "a version of it is not in the source's knowledge");
-        }
-        let prerequisite = &self.batch.prerequisite_knowledge;
-        if !self.has_prerequisite && !knows(&self.known) && !self.known.contains_for_item(prerequisite, id) {
-            // R19, item by item: nothing could be learned of it.
-            return fail(Hresult::SYNC_E_CHANGE_NEEDS_KNOWLEDGE, "an earlier change of it was left out");
-        }
-        Ok(())
     }
 
     /// The values that came inline.
@@ -392,42 +265,6 @@ impl Applier<'_> {
             return Err(recoverable(id, Hresult::E_OUTOFMEMORY, description));
         }
         Ok(())
-    }
-
-    /// What can be said against a change as such.
-    fn check_change<'c>(&self, section: &Section<'_>, change: &'c ItemChange) -> Result<&'c Version, Need> {
-        let fail = |hresult, description: &str| {
-            Need::Failed(RecoverableError {
-                hresult,
-                item_display_name: change.item_id.to_string(),
-                error_description: description.to_owned(),
-            })
-        };
-        let Some(version) = &change.change_version else {
-            return Err(fail(Hresult::SYNC_E_ITEM_HAS_CHANGE_UNITS, "items with change units are not offered"));
-        };
-        if !IdParameters::BUILT_IN.item_id.fits(change.item_id.as_bytes().len()) {
-            return Err(fail(Hresult::SYNC_E_ID_FORMAT_MISMATCH, "the item's id does not fit the schema"));
-        }
-        let most = i64::MAX as u64;
-        if version.tick > most
-            || change.creation_version.tick > most
-            || change.data_size.is_some_and(|size| size > most)
-        {
-            return Err(fail(Hresult::SYNC_E_INVALID_VERSION, "a tick or size is out of range"));
-        }
-        if !section.group.made_with_knowledge.contains_change(&change.item_id, version) {
-            return Err(fail(Hresult::SYNC_E_CHANGE_NOT_IN_KNOWLEDGE, "its version is not in the source's knowledge"));
-        }
-        let prerequisite = &self.batch.prerequisite_knowledge;
-        if !self.has_prerequisite
-            && !self.known.contains_change(&change.item_id, version)
-            && !self.known.contains_for_item(prerequisite, &change.item_id)
-        {
-            // R19, item by item: nothing could be learned of it.
-            return Err(fail(Hresult::SYNC_E_CHANGE_NEEDS_KNOWLEDGE, "an earlier change of it was left out"));
-        }
-        Ok(version)
     }
 
     /// Stages inline contents on two threads: creating small files is what takes the time.
@@ -641,10 +478,6 @@ fn stage_inline(shared: &Shared, session: &Session, change: &ItemChange, data: &
     Ok((staged, digest))
 }
 
-fn recoverable(id: &ItemId, hresult: Hresult, description: &str) -> RecoverableError {
-    RecoverableError { hresult, item_display_name: id.to_string(), error_description: description.to_owned() }
-}
-
 /// What has come cannot be divided.
 fn no_object(id: &ItemId) -> RecoverableError {
     let description = format!(
@@ -674,11 +507,8 @@ fn out_of_order(load_id: u64) -> CallError {
 }
 
 fn not_as_announced(id: &ItemId) -> RecoverableError {
-    RecoverableError {
-        hresult: Hresult::SYNC_E_DATA_MODIFIED_CONCURRENTLY,
-        item_display_name: id.to_string(),
-        error_description: "the content that came is not the one that was announced".to_owned(),
-    }
+    let description = "the content that came is not the one that was announced";
+    recoverable(id, Hresult::SYNC_E_DATA_MODIFIED_CONCURRENTLY, description)
 }
 
 fn cannot_write(id: &ItemId, error: &std::io::Error) -> RecoverableError {

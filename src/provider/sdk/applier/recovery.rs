@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::Applier;
 use super::absent::{Absence, absence};
-use super::fetch::Wire;
 use super::plan::Action;
+use super::wire::Wire;
 use crate::knowledge::{ChangeBatch, ChangeGroup, GroupKind, ItemId, Selection};
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::{lock, metadata_failed, store_failed};

@@ -9,12 +9,14 @@
 //! - `reading`: items by their ids, as far as a look and their content go.
 //! - `holding`, `change`: content is staged invisibly, made durable, then put in place by
 //!   one rename that is checked and, if it displaced what nobody knew, undone.
+//! - `displaced`: content that was deleted or replaced, for what comes under another name.
 //! - `nest`: a new directory is staged with what goes into it, and put in place as a whole.
 //! - `overlay`: the same store for a dry run: what is written stays in memory.
 
 mod attributes;
 mod change;
 mod content;
+mod displaced;
 mod facts;
 mod filter;
 mod fingerprint;

@@ -12,13 +12,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{Advice, AtFlags, CWD, Dir, FallocateFlags, Mode, OFlags, RenameFlags, StatxFlags, Timestamps};
+use rustix::fs::{Advice, AtFlags, CWD, Dir, FallocateFlags, Mode, OFlags, RenameFlags, Timestamps};
 use rustix::io::Errno;
 
 use super::attributes::{Attributes, MAX_TARGET_BYTES};
 use super::content::Reader;
+use super::displaced::{Displaced, adjust};
 use super::facts::{Facts, Kind, Time};
-use super::fingerprint::{Origin, Stamp};
+use super::fingerprint::Origin;
 use super::nest::{NEST, Nests, remove_all};
 use super::path::ItemPath;
 use super::reading::read_digest;
@@ -61,19 +62,9 @@ pub(super) struct Contents {
     pub(super) nests: Nests,
     /// Staged since the last `sync`.
     unsynced: Vec<u64>,
-    displaced: HashMap<Digest, Vec<Displaced>>,
+    pub(super) displaced: HashMap<Digest, Vec<Displaced>>,
     /// Staged entries that were displaced ones before: sources for copies until they are put.
-    moved: HashMap<Digest, u64>,
-}
-
-/// Content that was in the tree, and is under its number now.
-#[derive(Debug)]
-struct Displaced {
-    number: u64,
-    /// The look by which it was what was known.
-    facts: Facts,
-    /// At or before that look.
-    since: Time,
+    pub(super) moved: HashMap<Digest, u64>,
 }
 
 /// Something staged.
@@ -211,40 +202,6 @@ impl Holding {
         Ok(self.staged(entry, Content::File { attributes: None, facts, recorded, moved: false }))
     }
 
-    /// Stages something displaced that has this content, itself: a rename moves no bytes. Not what has another name too, and
-    /// what its times do not prove to be as it was.
-    pub(super) fn stage_displaced(self: &Arc<Self>, path: ItemPath<'_>, size: u64, digest: &Digest) -> Option<Staged> {
-        let displaced = self.contents().displaced.get_mut(digest)?.pop()?;
-        let number = displaced.number;
-        let name = number.to_string().into_bytes();
-        let recorded = Time::now();
-        let Some(facts) = self.movable(&displaced, &name).filter(|facts| facts.size == size) else {
-            self.contents().displaced.entry(*digest).or_default().push(displaced);
-            return None;
-        };
-        let entry = self.entry(number, name);
-        let entry = match self.nest_of(path) {
-            Some((directory, name)) if entry.move_to(self.at(directory), &name, RenameFlags::NOREPLACE).is_ok() => {
-                entry.keep();
-                self.entry(self.number(directory), name)
-            }
-            _ => entry,
-        };
-        let staged = self.staged(entry, Content::File { attributes: None, facts, recorded, moved: true });
-        self.contents().moved.insert(*digest, staged.0);
-        Some(staged)
-    }
-
-    /// What a look at something displaced shows, if it can be moved.
-    fn movable(&self, displaced: &Displaced, name: &[u8]) -> Option<Facts> {
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        let statx = rustix::fs::statx(self.directory(displaced.number), name, flags, StatxFlags::BASIC_STATS).ok()?;
-        let links = statx.stx_nlink;
-        let facts = Facts::from(statx);
-        let stamp = Stamp { facts: displaced.facts, recorded: displaced.since, origin: Origin::Own };
-        (links == 1 && facts.same_but_for_ctime(&displaced.facts) && !stamp.is_racy()).then_some(facts)
-    }
-
     /// A new file with these permissions, less the umask: in the nest of its container, or by itself.
     fn create_file(
         self: &Arc<Self>,
@@ -350,28 +307,6 @@ impl Holding {
             rustix::fs::utimensat(directory, name, &timestamps(mtime), AtFlags::SYMLINK_NOFOLLOW)?;
         }
         Ok((Facts::at(directory, name)?, Origin::Own))
-    }
-
-    /// Keeps what an entry displaced, as a source for copies. `facts` are of a look by which it was what was known.
-    pub(super) fn keep_displaced(&self, entry: Entry, digest: Digest, facts: Facts, since: Time) {
-        let number = entry.keep();
-        self.contents().displaced.entry(digest).or_default().push(Displaced { number, facts, since });
-    }
-
-    /// Content that was in the tree a moment ago, under whatever name.
-    pub(super) fn open_displaced(&self, digest: &Digest) -> Option<OwnedFd> {
-        let (number, name) = {
-            let contents = self.contents();
-            match contents.displaced.get(digest).and_then(|displaced| displaced.last()) {
-                Some(displaced) => (displaced.number, displaced.number.to_string().into_bytes()),
-                None => {
-                    let number = *contents.moved.get(digest)?;
-                    (number, contents.staged.get(&number)?.name.clone())
-                }
-            }
-        };
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        rustix::fs::openat(self.directory(number), name, flags, Mode::empty()).ok()
     }
 
     /// Makes all staged files durable.
@@ -595,34 +530,24 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives what was displaced, and may be written to by whoever has it open, the attributes of what it becomes. Setting mtime
-/// could hide such a write: then the next scan reads the content.
-pub(super) fn adjust(
-    directory: &OwnedFd,
-    name: &[u8],
-    staged: &Facts,
-    wanted: &Attributes,
-) -> io::Result<(Facts, Origin)> {
-    let mut facts = Facts::at(directory, name)?;
-    if !facts.same_but_for_ctime(staged) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it was written to while it was being moved"));
-    }
-    let mtime = wanted.mtime.filter(|mtime| *mtime != staged.mtime);
-    if facts.permissions() != wanted.mode || mtime.is_some() {
-        rustix::fs::chmodat(directory, name, mode(wanted.mode), AtFlags::empty())?;
-        if let Some(mtime) = mtime {
-            rustix::fs::utimensat(directory, name, &timestamps(mtime), AtFlags::SYMLINK_NOFOLLOW)?;
-        }
-        facts = Facts::at(directory, name)?;
-    }
-    let untouched = (facts.mtime, facts.size) == (staged.mtime, staged.size);
-    Ok((facts, if untouched { Origin::Own } else { Origin::Doubtful }))
-}
-
 /// The owner can write in it until it is in place: moving a directory writes its `..`.
 fn make_directory(directory: &OwnedFd, name: &[u8], wanted: u32) -> rustix::io::Result<()> {
     rustix::fs::mkdirat(directory, name, Mode::RWXU)?;
     rustix::fs::chmodat(directory, name, mode(wanted | 0o700), AtFlags::empty())
+}
+
+/// Gives what is under `name`, and no symlink, its mode, and its mtime where one is wanted. How it looks then.
+pub(super) fn set_attributes(
+    directory: &OwnedFd,
+    name: &[u8],
+    permissions: u32,
+    mtime: Option<Time>,
+) -> rustix::io::Result<Facts> {
+    rustix::fs::chmodat(directory, name, mode(permissions), AtFlags::empty())?;
+    if let Some(mtime) = mtime {
+        rustix::fs::utimensat(directory, name, &timestamps(mtime), AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    Facts::at(directory, name)
 }
 
 pub(super) fn mode(bits: u32) -> Mode {

@@ -13,9 +13,10 @@ use rustix::io::Errno;
 
 use super::FileStore;
 use super::attributes::Attributes;
+use super::displaced::adjust;
 use super::facts::{Facts, Kind, Time};
 use super::fingerprint::{Origin, Stamp};
-use super::holding::{Content, Holding, adjust, mode, timestamps};
+use super::holding::{Content, Holding, mode, set_attributes};
 use super::path::{ItemPath, MAX_PATH_BYTES};
 use crate::knowledge::ItemDataHeader;
 use crate::provider::sdk::{Applied, Fingerprint, ItemError, ItemState, Put, Replaces, Staged};
@@ -131,11 +132,7 @@ impl Holding {
             if wanted.kind == Kind::Directory && facts.permissions() == wanted.mode {
                 return Ok(facts);
             }
-            rustix::fs::chmodat(directory, name, mode(wanted.mode), AtFlags::empty())?;
-            if let Some(mtime) = wanted.mtime {
-                rustix::fs::utimensat(directory, name, &timestamps(mtime), AtFlags::SYMLINK_NOFOLLOW)?;
-            }
-            Facts::at(directory, name)
+            set_attributes(directory, name, wanted.mode, wanted.mtime)
         };
         let facts = match facts {
             Some(facts) => facts,

@@ -121,6 +121,12 @@ impl IdFormat {
         }
     }
 
+    /// Bytes of the longest id that fits.
+    pub fn longest(self) -> usize {
+        let (Self::Fixed(most) | Self::Variable(most)) = self;
+        usize::from(most)
+    }
+
     /// The first id that is not below `id`, which may be any bytes; `None` when all ids are below it.
     pub fn at_or_after(self, id: &ItemId) -> Option<ItemId> {
         let len = id.as_bytes().len();
@@ -132,8 +138,7 @@ impl IdFormat {
     /// A range that ends with `id` ends just before it, so that every bound is itself an id of the schema.
     pub fn after(self, id: &ItemId) -> Option<ItemId> {
         let bytes = id.as_bytes();
-        let (Self::Fixed(most) | Self::Variable(most)) = self;
-        let most = usize::from(most);
+        let most = self.longest();
         let mut next = bytes[..bytes.len().min(most)].to_vec();
         if next.len() < most {
             match self {

@@ -6,12 +6,9 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use super::{Path, Violations, time};
-use crate::knowledge::{Digest, ItemId};
+use crate::knowledge::{Digest, IdParameters, ItemId};
 use crate::pb;
 use crate::provider::sdk::Fingerprint;
-
-/// Longest item id of the built-in schema.
-const MAX_ITEM_ID_BYTES: usize = 4_096;
 
 /// What a store says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,10 +73,11 @@ pub fn schema(response: pb::GetSchemaResponse, violations: &mut Violations) -> O
     if !(1..=255).contains(&store_id.len()) {
         violations.add(Path::ROOT.field("store_id"), "must have 1 to 255 bytes");
     }
+    let longest = IdParameters::BUILT_IN.item_id.longest();
     let max_item_id_size = match max_item_id_size as usize {
-        0 => MAX_ITEM_ID_BYTES,
-        size @ 1..=MAX_ITEM_ID_BYTES => size,
-        _ => return violations.none(Path::ROOT.field("max_item_id_size"), "must be at most 4096"),
+        0 => longest,
+        size if size <= longest => size,
+        _ => return violations.none(Path::ROOT.field("max_item_id_size"), format!("must be at most {longest}")),
     };
     let store_id = store_id.to_vec();
     Some(Schema { store_id, member_name, max_item_id_size, supports_anchors, supports_digests, supports_properties })

@@ -183,7 +183,8 @@ impl Moved {
             parts.push(format!("moved {} ({})", count(written, "item"), bytes(self.bytes)));
         }
         if self.deleted > 0 {
-            parts.push(format!("deleted {}", count(self.deleted, "item")));
+            // The other end may never have had the items.
+            parts.push(format!("passed on {}", count(self.deleted, "deletion")));
         }
         if self.conflicts > 0 {
             parts.push(format!("met {}", count(self.conflicts, "conflict")));
@@ -283,7 +284,7 @@ mod tests {
         assert_eq!(
             summary.words(),
             "a and b are not in sync yet.\n\
-             a → b: moved 4 items (2.0 KiB), deleted 1 item, met 1 conflict.\n\
+             a → b: moved 4 items (2.0 KiB), passed on 1 deletion, met 1 conflict.\n\
              Kept both of\n  n.txt, the other as n.conflict-1.txt\n\
              Left out, so try again when it is resolved:\n  x: permission denied\n\
              Never carried:\n  pipe: a FIFO\n\

@@ -39,7 +39,7 @@ mod left_out;
 mod link;
 mod recovery;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use change_loop::{BatchInHand, Rate};
 use end::Ends;

@@ -69,3 +69,56 @@ impl Unwritten {
         &self.last_cause
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use jiff::Timestamp;
+
+    use super::super::machine::tests::{Shape, record};
+    use super::super::machine::{Answer, Event, Now};
+    use super::super::timing::Timing;
+    use super::*;
+    use crate::provider::CallError;
+    use crate::types::SyncState;
+
+    fn cannot_reach(machine: &mut Machine, role: ProviderRole, now: Now) {
+        let answer = Answer::Identified(Err(CallError::Unreachable("refused".to_owned())));
+        machine.handle(Event::Answered { role, sent: now.instant, answer }, now);
+    }
+
+    /// State, whether there is a transition, and what is waited for, of each write.
+    fn of<'a>(writes: &'a [Write]) -> Vec<(SyncState, bool, &'a str)> {
+        let session = |write: &'a Write| match write {
+            Write::Session(record, event) => (record.state, event.is_some(), record.waiting_reason.as_str()),
+            other => panic!("not expected: {other:?}"),
+        };
+        writes.iter().map(session).collect()
+    }
+
+    #[test]
+    fn a_transition_keeps_the_record_of_its_time_and_what_came_after_goes_with_it() {
+        let now = Now { instant: Instant::now(), wall: Timestamp::UNIX_EPOCH };
+        let mut machine = Machine::new(record(Shape::Coordinated), Timing::default());
+        let mut unwritten = Unwritten::default();
+        machine.handle(Event::Started, now);
+        assert!(!unwritten.note(&mut machine));
+        assert_eq!(of(&unwritten.take(&mut machine)), [(SyncState::Initialized, false, "")]);
+
+        cannot_reach(&mut machine, ProviderRole::Source, now);
+        assert!(unwritten.note(&mut machine));
+        let connecting = (SyncState::Connecting, true, "SOURCE_UNREACHABLE");
+        assert_eq!(of(&unwritten.take(&mut machine)), [connecting], "nothing else has changed");
+
+        // The commit fails; the next one carries it again.
+        cannot_reach(&mut machine, ProviderRole::Destination, now);
+        assert!(unwritten.note(&mut machine));
+        let newest = (SyncState::Connecting, false, "DESTINATION_UNREACHABLE");
+        assert_eq!(of(&unwritten.take(&mut machine)), [connecting, newest]);
+
+        unwritten.written();
+        assert!(!unwritten.note(&mut machine), "what comes now is only progress");
+        assert_eq!(of(&unwritten.take(&mut machine)), [newest]);
+    }
+}

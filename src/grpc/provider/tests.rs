@@ -7,11 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
-use super::{DialOptions, DialOut, ProviderServer};
+use super::{Connections, DialOptions, DialOut, ProviderServer};
 use crate::knowledge::fixtures::{SCHEMA, all, assert_same, batch, change, ordered, replica, version};
 use crate::knowledge::{
     ChangeBatch, ChangeOutcome, Digest, GroupKind, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError,
@@ -267,6 +268,27 @@ async fn serve(provider: Fake, stop: CancellationToken) -> SocketAddr {
 
 fn dial(address: SocketAddr) -> DialOut {
     DialOut::new(&format!("http://{address}"), DialOptions::default()).expect("it is an address")
+}
+
+#[tokio::test]
+async fn the_next_session_finds_the_connection_of_the_one_before() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = format!("http://{}", listener.local_addr().expect("it is bound"));
+    let accepted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = accepted.clone();
+    let incoming = TcpListenerStream::new(listener).map(move |connection| {
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        connection
+    });
+    let service = ProviderServer::new(Arc::new(Fake::default()), CancellationToken::new()).into_service();
+    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+
+    let connections = Connections::default();
+    for _ in 0..3 {
+        let provider = DialOut::over(connections.to(&address).expect("it is an address"));
+        assert_eq!(provider.get_id_parameters().await, Ok(info()));
+    }
+    assert_eq!(accepted.load(std::sync::atomic::Ordering::Relaxed), 1);
 }
 
 fn request() -> ChangeBatchRequest {

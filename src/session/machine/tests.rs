@@ -29,7 +29,7 @@ const CALLER_LEASE: Duration = Duration::from_secs(150);
 
 /// Which sessions the histories are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
+pub(in crate::session) enum Shape {
     Coordinated,
     /// With source and destination dialled or not.
     External([bool; 2]),
@@ -42,7 +42,7 @@ const EXTERNAL: [Shape; 4] = [
     Shape::External([false, false]),
 ];
 
-fn record(shape: Shape) -> SessionRecord {
+pub(in crate::session) fn record(shape: Shape) -> SessionRecord {
     let dialled = match shape {
         Shape::Coordinated => [true; 2],
         Shape::External(dialled) => dialled,

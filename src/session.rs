@@ -14,6 +14,7 @@
 
 pub mod admission;
 pub mod blame;
+mod calls;
 pub mod edge;
 pub mod handle;
 pub mod machine;

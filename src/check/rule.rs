@@ -152,24 +152,4 @@ rules! {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_rule_is_documented() {
-        let document = include_str!("../../docs/conformance.md");
-        for rule in Rule::ALL {
-            let row = format!("| {} | {} | {} |", rule.id(), rule.title(), rule.source());
-            assert!(document.contains(&row), "docs/conformance.md needs the row {row}");
-        }
-    }
-
-    #[test]
-    fn every_rule_has_an_id_of_its_own() {
-        let mut ids: Vec<_> = Rule::ALL.iter().map(|rule| rule.id()).collect();
-        ids.sort_unstable();
-        let all = ids.len();
-        ids.dedup();
-        assert_eq!(ids.len(), all);
-    }
-}
+mod tests;

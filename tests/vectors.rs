@@ -418,10 +418,12 @@ async fn e8_calls_out_of_order() {
     field.stop().await;
 }
 
+type Tamper = fn(&mut ChangeBatch);
+
 /// A replica whose batches are changed on their way out.
 struct Tampers {
     inner: Arc<ReplicaProvider>,
-    with: fn(&mut ChangeBatch),
+    with: Tamper,
 }
 
 #[async_trait::async_trait]
@@ -471,7 +473,7 @@ impl Provider for Tampers {
 }
 
 /// A source that has forgotten a deletion and tampers with its batches, and a destination that is out of date.
-async fn tampering(with: fn(&mut ChangeBatch)) -> (Field, Endpoint, Replica) {
+async fn tampering(with: Tamper) -> (Field, Endpoint, Replica) {
     let field = Field::new().await;
     let store = MemoryStore::default();
     let forgets = Options { tombstone_age: Some(Duration::ZERO), ..options("a") };
@@ -499,7 +501,7 @@ async fn tampering(with: fn(&mut ChangeBatch)) -> (Field, Endpoint, Replica) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e8_batches_that_break_the_rules() {
     let order = Hresult::SYNC_E_RANGE_OUT_OF_ORDER;
-    let cases: [(&str, fn(&mut ChangeBatch), Hresult); 8] = [
+    let cases: [(&str, Tamper, Hresult); 8] = [
         ("i5 then i1", |batch| batch.groups[0].changes.reverse(), order),
         ("an upper bound of i4 after i5", |batch| batch.groups[0].kind = ordered("", Some("i4")), order),
         (

@@ -35,6 +35,7 @@ mod rule;
 mod sample;
 mod scenario;
 mod session;
+mod simple;
 mod suite;
 mod transcript;
 mod wire;
@@ -83,4 +84,13 @@ pub enum SetupError {
 /// When there is nobody to check. Broken rules are no error: they are in the report.
 pub async fn knowledge_provider(options: Options) -> Result<Report, SetupError> {
     checks::run(options).await
+}
+
+/// Checks a SimpleSyncProviderService.
+///
+/// # Errors
+///
+/// When there is nobody to check. Broken rules are no error: they are in the report.
+pub async fn simple_provider(options: Options) -> Result<Report, SetupError> {
+    simple::run(options).await
 }

@@ -13,11 +13,14 @@ use prost::{Message, Name};
 use prost_types::Timestamp;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use crate::check::connection::{Connection, Frames, Unanswered};
 use crate::check::partner::digest;
+use crate::check::raw::Breaking;
 use crate::check::transcript::Transcript;
 use crate::grpc::address::AddressError;
 use crate::pb;
@@ -89,6 +92,12 @@ impl Data {
     }
 }
 
+/// Where a call goes.
+pub(super) fn path(rpc: &str) -> Result<PathAndQuery, Status> {
+    let path = format!("/synclave.v1.SimpleSyncProviderService/{rpc}");
+    path.parse().map_err(|_| Status::internal(format!("{path} is no path")))
+}
+
 /// A part of a write.
 #[derive(Clone, Debug)]
 pub(super) enum Part {
@@ -120,6 +129,15 @@ impl Write {
             content_size: self.data.content.len() as u64,
             content_digest: Some(self.data.digest()),
         }
+    }
+
+    /// A part of it as it is sent.
+    pub(super) fn encoded(&self, part: Part) -> Bytes {
+        let bytes = match self.expected {
+            None => self.insert(part).encode_to_vec(),
+            Some(_) => self.update(part).encode_to_vec(),
+        };
+        Bytes::from(bytes)
     }
 
     pub(super) fn insert(&self, part: Part) -> pb::InsertItemRequest {
@@ -321,6 +339,17 @@ impl Store {
             self.transcript().received(rpc, &answer);
             Ok(answer.item_version)
         }
+    }
+
+    /// Begins a write with parts as bytes, and breaks the call off at a `None`. An answer is the store's, given too early.
+    pub(super) async fn break_off(&self, write: &Write, parts: mpsc::Receiver<Option<Bytes>>) -> Result<(), Fault> {
+        let rpc = write.rpc();
+        let mut client = tonic::client::Grpc::new(self.connection.channel());
+        let call = async move {
+            client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+            client.client_streaming(Request::new(ReceiverStream::new(parts)), path(rpc)?, Breaking).await
+        };
+        self.connection.bounded::<_, Fault>(rpc, call).await.map(drop)
     }
 
     pub(super) async fn delete(&self, id: &Bytes, version: &Bytes) -> Result<(), Fault> {

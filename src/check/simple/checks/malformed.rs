@@ -2,28 +2,23 @@
 
 use bytes::Bytes;
 use prost::{Message, Name};
-use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
 
 use crate::check::book::{Held, Stop};
 use crate::check::raw::{Raw, with_extra};
 use crate::check::rule::Rule;
 use crate::check::simple::bench::Bench;
-use crate::check::simple::store::{Fault, Part, Write, whole};
+use crate::check::simple::store::{Fault, Part, Write, path, whole};
 use crate::pb;
-
-fn path(rpc: &str) -> Held<PathAndQuery> {
-    format!("/synclave.v1.SimpleSyncProviderService/{rpc}").parse().map_err(|_| Stop::Blocked)
-}
 
 /// Calls with messages that are given as bytes; the first answer.
 async fn call_raw(bench: &Bench, rpc: &'static str, messages: Vec<Bytes>) -> Held<Result<Bytes, Fault>> {
     let connection = bench.store.connection();
     let mut client = tonic::client::Grpc::new(connection.channel());
-    let path = path(rpc)?;
     let call = async move {
         client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let mut stream = client.streaming(Request::new(tokio_stream::iter(messages)), path, Raw).await?.into_inner();
+        let mut stream =
+            client.streaming(Request::new(tokio_stream::iter(messages)), path(rpc)?, Raw).await?.into_inner();
         stream.message().await
     };
     let answer: Result<_, Fault> = connection.bounded(rpc, call).await;

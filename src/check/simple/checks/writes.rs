@@ -93,27 +93,22 @@ pub(super) async fn broken_off(bench: &Bench) -> Held {
     let rule = Rule::StoreCancel;
     let writes = insert_and_update(bench, "by a call that is broken off").await?;
     for write in &writes {
-        // Kept until the call is gone, so that it is broken off and not ended.
         let (sender, receiver) = mpsc::channel(16);
         for part in write.data.parts() {
             if !matches!(part, Part::End(_)) {
-                sender.try_send(part).map_err(|_| Stop::Blocked)?;
+                sender.try_send(Some(write.encoded(part))).map_err(|_| Stop::Blocked)?;
             }
         }
-        {
-            let call = bench.store.write(write, receiver);
-            let look = undone(bench, rule, write, "has not come to its end");
-            tokio::select! {
-                biased;
-                _ = call => {
-                    let message = format!("{} was answered before its end", write.rpc());
-                    return Err(Stop::Broken { rule, message });
-                }
-                looked = look => looked?,
-            }
-        }
-        drop(sender);
-        bench.store.transcript().note(format!("-> {} broken off", write.rpc()));
+        bench.store.transcript().note(format!("-> {} (start and chunks; then it is broken off)", write.rpc()));
+        let call = bench.store.break_off(write, receiver);
+        let look = async {
+            undone(bench, rule, write, "has not come to its end").await?;
+            drop(sender.send(None).await);
+            Held::Ok(())
+        };
+        let (result, looked) = tokio::join!(call, look);
+        looked?;
+        bench.require(rule, result.is_err(), || format!("{} was answered before its end", write.rpc()))?;
         for _ in 0..3 {
             undone(bench, rule, write, "was broken off").await?;
         }

@@ -10,6 +10,7 @@
 //! scenario       bring, update, delete, look: the steps that they are made of
 //! session        one session's calls; what is judged of every batch and every load
 //! conversation   ProcessChangeBatch: answers to loads; what is judged of outcomes and of what is learned
+//! divided        items with change units
 //! partner        the pretended replicas: versions, changes, batches
 //! wire           the gRPC client: every message into the transcript, every call bounded in time
 //! book, rule     marks and verdicts
@@ -24,6 +25,7 @@ mod bench;
 mod book;
 mod checks;
 mod conversation;
+mod divided;
 mod partner;
 mod report;
 mod rule;

@@ -322,7 +322,7 @@ impl Provider for Mutated {
         match self.mutant {
             M::IgnoresOffsets => load.offset = 0,
             M::LoadsWholeItems => load.change_unit_ids.clear(),
-            M::ForgetsUnitVersions => {
+            M::ForgetsUnitVersions if load.version.replica != self.replica => {
                 let memory = self.memory();
                 let mut here = memory.units.get(&item).into_iter().flatten();
                 let asked =

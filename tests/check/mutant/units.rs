@@ -32,7 +32,9 @@ pub(super) fn spoil(mutant: M, memory: &Memory, change: &mut ItemChange) {
         }
         M::ForgetsUnitVersions => {
             let creation = &change.creation_version;
-            change.change_units.iter_mut().for_each(|unit| unit.version = creation.clone());
+            let as_brought =
+                change.change_units.iter_mut().filter(|unit| here.get(&unit.change_unit_id) == Some(&unit.version));
+            as_brought.for_each(|unit| unit.version = creation.clone());
         }
         _ => {}
     }

@@ -12,7 +12,10 @@
 //! conversation   ProcessChangeBatch: answers to loads; what is judged of outcomes and of what is learned
 //! divided        items with change units
 //! partner        the pretended replicas: versions, changes, batches
-//! wire           the gRPC client: every message into the transcript, every call bounded in time
+//! wire           the gRPC client, and what it means when a call has no answer
+//! connection     every message into the transcript, every call bounded in time
+//! raw            messages as bytes
+//! suite          lists of checks
 //! book, rule     marks and verdicts
 //! ```
 //!
@@ -24,14 +27,17 @@ use std::time::Duration;
 mod bench;
 mod book;
 mod checks;
+mod connection;
 mod conversation;
 mod divided;
 mod partner;
+mod raw;
 mod report;
 mod rule;
 mod sample;
 mod scenario;
 mod session;
+mod suite;
 mod transcript;
 mod wire;
 

@@ -152,14 +152,7 @@ pub(super) async fn merge(bench: &Bench) -> Held {
     let merged = here.with(&one, "changed there", &version);
     let applied = bring_units(bench, Policy::None, &[&here.creation, &version], &merged, &[&one]).await?;
     is_no_conflict(bench, Rule::UnitMerge, &applied, &here)?;
-    bench.is_as_divided(
-        &bench
-            .look_with(&applied.knowledge, &[&here.item])
-            .await?
-            .remove(&here.item)
-            .ok_or(Stop::Broken { rule: Rule::Complete, message: format!("item {} was not sent", here.item) })?,
-        &merged,
-    )
+    bench.is_as_divided(&bench.look_at(&here.item).await?, &merged)
 }
 
 /// Both sides changed one unit, and the source another one as well: deferred, and then for the source.
@@ -195,8 +188,7 @@ pub(super) async fn conflict(bench: &Bench) -> Held {
     bench.require(Rule::Applies, outcome.kind == OutcomeKind::Applied, || {
         format!("a conflict that the policy settles came to {:?}: {:?}", outcome.kind, outcome.error)
     })?;
-    let seen = bench.look_with(&applied.knowledge, &[item]).await?;
-    let seen = bench.sent(Rule::Complete, seen, item)?;
+    let seen = bench.look_at(item).await?;
     let object = seen.content.as_ref().and_then(object_of).unwrap_or_default();
     bench.require(Rule::SourceWins, object.get(&two) == there.text(&two), || {
         format!("unit {two} of item {item} is to be the source's, and is {:?}", object.get(&two))
@@ -244,6 +236,10 @@ async fn meet_deletion(bench: &Bench, policy: Policy, deleted_there: bool) -> He
     bench.require(Rule::ConflictSeen, outcome.conflict, || {
         format!("one side changed a unit of item {item} and the other deleted it, and the outcome says no conflict")
     })?;
+    let defers = policy == Policy::None;
+    bench.require(Rule::Deferred, !defers || outcome.kind == OutcomeKind::Deferred, || {
+        format!("a conflict with policy NONE came to {:?}", outcome.kind)
+    })?;
     let whole = outcome.failed_change_unit_ids.is_empty();
     bench.require(Rule::UpdateDelete, whole, || {
         let left_out: Vec<_> = outcome.failed_change_unit_ids.iter().map(name).collect();
@@ -251,17 +247,26 @@ async fn meet_deletion(bench: &Bench, policy: Policy, deleted_there: bool) -> He
     })?;
     let stays_deleted = deleted_there == (policy == Policy::SourceProviderWins);
     let rule = if stays_deleted { Rule::TombstoneStored } else { Rule::Complete };
-    let seen = bench.look_with(&applied.knowledge, &[item]).await?;
+    let seen = bench.look(&[item]).await?;
     Ok((bench.sent(rule, seen, item)?, edited))
 }
 
 /// Deleted, or there with all of its members.
 fn settled(bench: &Bench, seen: &Seen, alive: Option<&Divided>) -> Held {
     let item = &seen.change.item_id;
-    let object = seen.content.as_ref().and_then(object_of);
-    bench.require(Rule::UpdateDelete, object.as_ref() == alive.map(|divided| &divided.object), || {
-        let wanted = alive.map(|divided| Value::Object(divided.object.clone()));
-        format!("item {item} is to be {wanted:?} (none: deleted) after an update and a deletion met, and is {object:?}")
+    bench.require(Rule::UpdateDelete, seen.is_deleted() == alive.is_none(), || {
+        let (is, other) = if seen.is_deleted() { ("deleted", "alive") } else { ("alive", "deleted") };
+        format!("item {item} is to be {other} after an update and a deletion met, and is {is}")
+    })?;
+    let (Some(content), Some(alive)) = (&seen.content, alive) else { return Ok(()) };
+    let object = object_of(content);
+    let has = |name: &String, value: &Value| alive.object.get(name).is_none_or(|written| written == value);
+    let as_written = object.as_ref().is_some_and(|object| object.iter().all(|(name, value)| has(name, value)));
+    bench.require(Rule::KeepsData, as_written, || {
+        format!("item {item} is to have the members of {:?}, and has {object:?}", alive.object)
+    })?;
+    bench.require(Rule::UpdateDelete, object.as_ref() == Some(&alive.object), || {
+        format!("item {item} is to come whole after an update and a deletion met, and has {object:?}")
     })
 }
 

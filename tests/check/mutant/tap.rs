@@ -248,8 +248,12 @@ impl Tap {
             let again = !memory.applied.insert(item.clone());
             let change = change.as_ref().expect("the honest provider names items of the batch");
             let same = change.content_digest.is_some() && memory.digests.get(&item) == change.content_digest.as_ref();
-            let both =
-                again && outcome.tombstone && memory.deleted.contains(&item) && !memory.digests.contains_key(&item);
+            let divided = memory.units.get(&item).is_some_and(|units| !units.is_empty());
+            let both = again
+                && outcome.tombstone
+                && !divided
+                && memory.deleted.contains(&item)
+                && !memory.digests.contains_key(&item);
             match (self.mutant, &change.change_version) {
                 (M::KeepsTheWinnersVersion, Some(version))
                     if outcome.conflict && self.policy == Policy::SourceProviderWins =>

@@ -11,7 +11,10 @@
 //! session        one session's calls; what is judged of every batch and every load
 //! conversation   ProcessChangeBatch: answers to loads; what is judged of outcomes and of what is learned
 //! partner        the pretended replicas: versions, changes, batches
-//! wire           the gRPC client: every message into the transcript, every call bounded in time
+//! wire           the gRPC client, and what it means when a call has no answer
+//! connection     every message into the transcript, every call bounded in time
+//! raw            messages as bytes
+//! suite          lists of checks
 //! book, rule     marks and verdicts
 //! ```
 //!
@@ -23,13 +26,16 @@ use std::time::Duration;
 mod bench;
 mod book;
 mod checks;
+mod connection;
 mod conversation;
 mod partner;
+mod raw;
 mod report;
 mod rule;
 mod sample;
 mod scenario;
 mod session;
+mod suite;
 mod transcript;
 mod wire;
 

@@ -3,35 +3,40 @@
 use std::fmt;
 
 macro_rules! rules {
-    ($($name:ident = $id:literal, $source:literal, $title:literal;)*) => {
+    ($([$list:ident: $about:literal] $($name:ident = $id:literal, $source:literal, $title:literal;)*)*) => {
         /// A rule that a provider can be held to from outside.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Rule {
-            $(#[doc = $title] $name,)*
+            $($(#[doc = $title] $name,)*)*
         }
 
         impl Rule {
-            /// Every rule, in the order of the report.
-            pub const ALL: &[Self] = &[$(Self::$name,)*];
+            /// Every rule, in the order of the document.
+            pub const ALL: &[Self] = &[$($(Self::$name,)*)*];
+
+            $(
+                #[doc = $about]
+                pub const $list: &[Self] = &[$(Self::$name,)*];
+            )*
 
             /// The stable id.
             pub fn id(self) -> &'static str {
                 match self {
-                    $(Self::$name => $id,)*
+                    $($(Self::$name => $id,)*)*
                 }
             }
 
             /// One line: what must hold.
             pub fn title(self) -> &'static str {
                 match self {
-                    $(Self::$name => $title,)*
+                    $($(Self::$name => $title,)*)*
                 }
             }
 
             /// Where the rule comes from.
             pub fn source(self) -> &'static str {
                 match self {
-                    $(Self::$name => $source,)*
+                    $($(Self::$name => $source,)*)*
                 }
             }
         }
@@ -45,6 +50,8 @@ impl fmt::Display for Rule {
 }
 
 rules! {
+    [KNOWLEDGE_PROVIDER: "The rules of a KnowledgeSyncProviderService, in the order of the report."]
+
     // The wire.
     Answers = "D-ANSWERS", "design 4, Lease", "every call is answered in time, and the connection lasts";
     Wire = "D-WIRE", "proto/synclave/v1", "every answer is complete and well-formed";

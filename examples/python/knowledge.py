@@ -24,9 +24,10 @@ class Knowledge:
         column = self.columns.get(unit, self.columns[None])
         return column[bisect.bisect_right(column, item, key=lambda entry: entry[0]) - 1][1]
 
-    def has(self, item, version):
-        """Whether the change of this item with this version, a (replica, tick), is known."""
-        return self.vector(item).get(version[0], 0) >= version[1]
+    def has(self, item, version, unit=None):
+        """Whether the change of this item, or of one unit of it, with this version, a (replica, tick), is known."""
+        units = self.columns if unit is None else [unit]
+        return all(self.vector(item, unit).get(version[0], 0) >= version[1] for unit in units)
 
     def combined(self, rule, *others):
         """A knowledge whose vectors `rule` makes of those that this and the others have of the same items and units."""
@@ -56,8 +57,10 @@ class Knowledge:
             inside[None].append((after(upper), {}))
         return self.combined(lambda vector, mask: vector if mask else {}, Knowledge(inside))
 
-    def without(self, item):
-        mine = Knowledge({None: [(b"", {"": 1})]}).within(item, item)
+    def without(self, item, units=()):
+        """Nothing of an item, or of some units of it."""
+        all_of = {unit: [(b"", {"": 1})] for unit in units or [None]}
+        mine = Knowledge({None: [(b"", {})]} | all_of).within(item, item)
         return self.combined(lambda vector, mask: {} if mask else vector, mine)
 
     def where(self, prerequisite, known):

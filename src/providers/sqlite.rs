@@ -1,8 +1,9 @@
 //! The SQLite provider's store: the rows of one table.
 //!
-//! An item is a row; its id is the row's primary key, its content the other columns as a JSON object (`row`). A table beside
-//! it, `synclave_feed_TABLE`, records by three triggers which rows changed, whoever changed them, so that a look costs what
-//! changed; the first look of a process reads all rows, because triggers can be dropped and do not see what `REPLACE` displaces.
+//! An item is a row; its id is the row's primary key, its content the other columns as a JSON object (`row`), so that a column
+//! is a change unit. A table beside it, `synclave_feed_TABLE`, records by three triggers which rows changed, whoever changed
+//! them, so that a look costs what changed; the first look of a process reads all rows, because triggers can be dropped and do
+//! not see what `REPLACE` displaces.
 //!
 //! What SDK and peers know of an item beside its columns (properties, modification time) has no place in the row. It is
 //! recorded with the change in the feed until a look has shown that the metadata has it, so that after a crash the row is
@@ -404,6 +405,11 @@ fn item_failed(error: rusqlite::Error) -> ItemError {
 }
 
 impl ItemStore for SqliteStore {
+    /// The columns beside the key.
+    fn has_change_units(&self) -> bool {
+        true
+    }
+
     fn detect(&self, known: &dyn Known) -> Result<Detection, StoreError> {
         self.look(known).map_err(|error| self.io(&error))
     }

@@ -199,8 +199,8 @@ pub enum Applied {
 /// A store whose items are synced.
 pub trait ItemStore: fmt::Debug + Send + Sync + 'static {
     /// True when the items that are made here have change units: their content is a JSON object, and its members are versioned
-    /// each on its own ([`MAX_CHANGE_UNITS`](super::MAX_CHANGE_UNITS), [`MAX_DIVIDED_BYTES`](super::MAX_DIVIDED_BYTES)). Such
-    /// a store takes no other items. What arrives with units keeps them in every store.
+    /// each on its own ([`MAX_CHANGE_UNITS`](super::MAX_CHANGE_UNITS), [`MAX_DIVIDED_BYTES`](super::MAX_DIVIDED_BYTES)). Of
+    /// the items that are small enough such a store takes no others. What arrives with units keeps them in every store.
     fn has_change_units(&self) -> bool {
         false
     }

@@ -10,6 +10,7 @@
 //! scenario       bring, update, delete, look: the steps that they are made of
 //! session        one session's calls; what is judged of every batch and every load
 //! conversation   ProcessChangeBatch: answers to loads; what is judged of outcomes and of what is learned
+//! divided        items with change units
 //! partner        the pretended replicas: versions, changes, batches
 //! wire           the gRPC client, and what it means when a call has no answer
 //! connection     every message into the transcript, every call bounded in time
@@ -28,6 +29,7 @@ mod book;
 mod checks;
 mod connection;
 mod conversation;
+mod divided;
 mod partner;
 mod raw;
 mod report;

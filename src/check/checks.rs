@@ -22,6 +22,7 @@ mod malformed;
 mod optional;
 mod stopping;
 mod tombstones;
+mod units;
 
 checks! {
     Bench:
@@ -65,6 +66,14 @@ checks! {
     conflicts::update_and_deletion [UpdateDelete];
     conflicts::edit_beats_deletion [EditBeatsDeletion];
     conflicts::two_deletions [DeleteDelete];
+    units::versions [KeepsUnits];
+    units::exceptions [UnitExceptions];
+    units::loads [UnitLoads];
+    units::later_unit [UnitLater];
+    units::merge [UnitMerge];
+    units::conflict [UnitConflict, UnitNotLearned];
+    units::update_and_deletion [UpdateDelete];
+    units::failed_creation [UnitCreation];
     stopping::cancel [Canceled, WorkAfterCancel];
     stopping::cancel_by_renewal [CanceledByRenewal];
     stopping::end_while_working [EndWaits];

@@ -154,6 +154,16 @@ rules! {
     NoReturn = "D-NO-RETURN", "issue C", "a deleted item does not come back by what was known before";
     CreatedAgain = "D-CREATED-AGAIN", "windows-sync.md 4.3; design 6", "a deleted item may be created again by a change that knows the deletion";
 
+    // Change units.
+    KeepsUnits = "WS-4.3-UNITS", "windows-sync.md 4.3", "an item keeps the version of each change unit, and takes those that are sent";
+    UnitExceptions = "TV-03", "windows-sync.md TV-03, 5.10", "of an item with change units just those are sent that the destination does not know";
+    UnitLoads = "D-UNIT-DATA", "proto; design 6", "a load of some change units gives those members of the JSON object, and no others";
+    UnitLater = "WS-4.3-LATER", "windows-sync.md 4.3", "a change unit that came later counts as having the item's creation version before";
+    UnitMerge = "E6", "windows-sync.md E6, 6.1", "changes of different units of an item are no conflict";
+    UnitConflict = "E6-CONFLICT", "windows-sync.md E6, 6.1", "a conflict is about the units that both sides changed, and the others go on";
+    UnitNotLearned = "R21-UNIT", "windows-sync.md R21, 6.5", "what is left out of one change unit is not learned of it, and is of the others";
+    UnitCreation = "R22", "windows-sync.md R22", "the creation of an item fails as a whole, never in some of its change units";
+
     // Optional features.
     FullEnumeration = "R24", "windows-sync.md R24, 4.9", "full enumeration gives every item from the lower bound on, in one ordered group";
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use synclave::knowledge::{
-    ChangeBatch, ClockVector, Digest, IdFormat, IdParameters, ItemChange, ItemDataHeader, ItemId, Knowledge, ReplicaId,
-    Version,
+    ChangeBatch, ChangeUnitId, ClockVector, Digest, IdFormat, IdParameters, ItemChange, ItemDataHeader, ItemId,
+    Knowledge, ReplicaId, Version,
 };
 use synclave::provider::sdk::ReplicaProvider;
 use synclave::provider::{
@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 
 mod batch;
 mod tap;
+mod units;
 
 /// What is wrong with a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +101,15 @@ pub enum Mutant {
     RevivesDeletedItems,
     ForgetsSecondCreations,
     EnumeratesWhatIsMissing,
+    SendsAllUnits,
+    ForgetsUnitVersions,
+    LoadsWholeItems,
+    CallsLaterUnitsConflicts,
+    SeesConflictsOfItems,
+    DefersWholeItems,
+    DefersUnitsOfDeletions,
+    LearnsDeferredUnits,
+    FailsCreationsInPart,
 }
 
 use Mutant as M;
@@ -122,6 +132,7 @@ struct Memory {
     revived: HashSet<ItemId>,
     left_by_cancel: HashSet<ItemId>,
     applied: HashSet<ItemId>,
+    units: HashMap<ItemId, units::Units>,
     working: bool,
 }
 
@@ -310,6 +321,16 @@ impl Provider for Mutated {
         };
         match self.mutant {
             M::IgnoresOffsets => load.offset = 0,
+            M::LoadsWholeItems => load.change_unit_ids.clear(),
+            M::ForgetsUnitVersions if load.version.replica != self.replica => {
+                let memory = self.memory();
+                let mut here = memory.units.get(&item).into_iter().flatten();
+                let asked =
+                    |unit: &ChangeUnitId| load.change_unit_ids.is_empty() || load.change_unit_ids.contains(unit);
+                if let Some((_, version)) = here.find(|(unit, _)| asked(unit)) {
+                    load.version = version.clone();
+                }
+            }
             M::GivesAnyVersion => {
                 load.version = newest.filter(|newest| is_later(newest, &load.version)).unwrap_or(load.version);
             }

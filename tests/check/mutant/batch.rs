@@ -7,7 +7,7 @@ use synclave::knowledge::{ChangeBatch, ChangeFlags, ItemData, ItemDataHeader, Kn
 use synclave::provider::ProcessStart;
 use synclave::types::ConflictResolutionPolicy as Policy;
 
-use super::{Mutant as M, Mutated, is_later, knows, stranger};
+use super::{Mutant as M, Mutated, is_later, knows, stranger, units};
 
 impl Mutated {
     /// What is wrong with a batch that is given.
@@ -42,6 +42,7 @@ impl Mutated {
                 _ => {}
             }
             for change in changes {
+                units::spoil(self.mutant, &memory, change);
                 let deleted = change.flags.is_deleted();
                 match self.mutant {
                     M::TombstonesWithData if deleted => {
@@ -49,7 +50,8 @@ impl Mutated {
                         change.inline_data = Some(ItemData { header, content: Bytes::from_static(b"x") });
                     }
                     M::RenewsCreationVersions if !deleted => {
-                        change.creation_version = change.change_version.clone().expect("no units here");
+                        change.creation_version =
+                            change.change_version.clone().unwrap_or(change.creation_version.clone());
                     }
                     M::KeepsTheWinnersVersion | M::DecidesWhereNothingIs => {
                         if let Some(version) = memory.shown.get(&change.item_id) {
@@ -94,7 +96,8 @@ impl Mutated {
         }
         for group in &mut batch.groups {
             for change in &mut group.changes {
-                let version = change.change_version.clone().expect("no units here");
+                memory.first_creation.entry(change.item_id.clone()).or_insert(change.creation_version.clone());
+                let Some(version) = change.change_version.clone() else { continue };
                 if self.mutant == M::CreatesWhatIsLost
                     && !memory.seen.contains_key(&change.item_id)
                     && !change.flags.is_deleted()
@@ -124,7 +127,6 @@ impl Mutated {
                     memory.tombstones.extend(change.change_version.clone());
                     memory.deleted.insert(change.item_id.clone());
                 }
-                memory.first_creation.entry(change.item_id.clone()).or_insert(change.creation_version.clone());
             }
         }
     }

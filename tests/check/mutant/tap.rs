@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use synclave::knowledge::{
-    ChangeBatch, ChangeOutcome, Digest, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId,
-    Version,
+    ChangeBatch, ChangeOutcome, ChangeUnitId, Digest, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError,
+    ReplicaId, Version,
 };
 use synclave::provider::{
     CallError, DataPart, Load, MAX_OUTSTANDING_LOADS, ProcessInput, ProcessInputs, ProcessOutput, ProcessOutputs,
@@ -22,13 +22,16 @@ use super::{Memory, Mutant as M, Mutant, Mutated, knows, lock, stranger};
 const FIRST_AHEAD: u64 = 1_000_000;
 
 /// The frames of one application, both ways.
-struct Tap {
-    mutant: Mutant,
+pub(super) struct Tap {
+    pub(super) mutant: Mutant,
     policy: Policy,
     replica: ReplicaId,
     memory: Arc<Mutex<Memory>>,
     known: Knowledge,
-    batch: ChangeBatch,
+    pub(super) batch: ChangeBatch,
+    /// What the honest provider does not get to see.
+    aside: Vec<ItemId>,
+    left_out: Vec<(ItemId, ChangeUnitId)>,
     /// Loads that the honest provider has not asked for yet, or whose answer waits for it.
     ahead: HashMap<ItemId, u64>,
     buffered: HashMap<u64, Vec<DataPart>>,
@@ -54,6 +57,7 @@ impl Mutated {
         let original = batch.clone();
         let policy = start.conflict_resolution_policy;
         self.spoil_application(&mut start, &mut batch);
+        let aside = self.set_aside(policy, &mut batch);
         let known = self.inner.get_sync_batch_parameters(key).await?.knowledge;
         let (to_honest, from_kit) = mpsc::channel(1_000);
         let from_honest = self.inner.process_change_batch(key, start, batch, from_kit).await?;
@@ -65,6 +69,8 @@ impl Mutated {
             memory: self.memory.clone(),
             known,
             batch: original,
+            aside,
+            left_out: Vec::new(),
             ahead: HashMap::new(),
             buffered: HashMap::new(),
             wanted: HashMap::new(),
@@ -191,6 +197,11 @@ impl Tap {
                             .map(|group| group.made_with_knowledge.project_onto_items(failed.clone()));
                         *learned = Knowledge::union_all(format, taught.chain([learned.clone()]));
                     }
+                    M::LearnsDeferredUnits => {
+                        if let Some(taught) = self.taught_of(&self.left_out) {
+                            *learned = learned.union(&taught);
+                        }
+                    }
                     M::HidesItsOwnTick => {
                         let before = known.max_tick(&self.replica);
                         let items: Vec<ItemId> =
@@ -206,7 +217,11 @@ impl Tap {
                     M::ReappliesKnownChanges => result.changes_applied += self.obsolete,
                     _ => {}
                 }
-                vec![ProcessOutput::Result(result)]
+                let deferred = self.aside.drain(..).map(|item| {
+                    let outcome = ChangeOutcome::of(item, OutcomeKind::Deferred);
+                    ProcessOutput::Outcome(ChangeOutcome { conflict: true, ..outcome })
+                });
+                deferred.chain([ProcessOutput::Result(result)]).collect()
             }
             other => vec![other],
         };
@@ -223,19 +238,29 @@ impl Tap {
         if outcome.kind == OutcomeKind::Obsolete {
             self.obsolete += 1;
         }
+        let of_unit = |unit: &ChangeUnitId| (item.clone(), unit.clone());
+        self.left_out.extend(outcome.failed_change_unit_ids.iter().map(of_unit));
         let mut memory = lock(&self.memory);
+        if let Some(change) = &change {
+            self.spoil_units(&mut memory, change, &mut outcome);
+        }
         if outcome.kind == OutcomeKind::Applied {
             let again = !memory.applied.insert(item.clone());
             let change = change.as_ref().expect("the honest provider names items of the batch");
             let same = change.content_digest.is_some() && memory.digests.get(&item) == change.content_digest.as_ref();
-            let both =
-                again && outcome.tombstone && memory.deleted.contains(&item) && !memory.digests.contains_key(&item);
-            let version = change.change_version.clone().expect("no units here");
-            match self.mutant {
-                M::KeepsTheWinnersVersion if outcome.conflict && self.policy == Policy::SourceProviderWins => {
-                    drop(memory.shown.insert(item.clone(), version))
+            let divided = memory.units.get(&item).is_some_and(|units| !units.is_empty());
+            let both = again
+                && outcome.tombstone
+                && !divided
+                && memory.deleted.contains(&item)
+                && !memory.digests.contains_key(&item);
+            match (self.mutant, &change.change_version) {
+                (M::KeepsTheWinnersVersion, Some(version))
+                    if outcome.conflict && self.policy == Policy::SourceProviderWins =>
+                {
+                    drop(memory.shown.insert(item.clone(), version.clone()))
                 }
-                M::DecidesWhereNothingIs if same => {
+                (M::DecidesWhereNothingIs, _) if same => {
                     let own = Version::new(self.replica.clone(), 1);
                     memory.shown.insert(item.clone(), own);
                 }

@@ -125,6 +125,8 @@ class Provider(KnowledgeSyncProviderServiceServicer):
                     unit = change.change_units.add(change_unit_id=units.id_of(name), version=wire(version))
                     if modified is not None:
                         unit.modification_time.FromNanoseconds(modified)
+                if row["deleted"] and row.get("winner"):
+                    change.winner_item_id = bytes.fromhex(row["winner"])
                 if not change.change_units:
                     change.change_version.CopyFrom(wire(row["version"]))
                 if not row["deleted"]:

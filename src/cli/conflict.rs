@@ -98,7 +98,7 @@ enum Action {
     AcceptDestination,
     /// What the source has takes its place; of a collision, the item in the way is deleted everywhere
     AcceptSource,
-    /// Both become one, where the destination's store can merge
+    /// Of a collision of two items with change units, such as rows: both become one, that with the smaller id
     Merge,
     /// The later modification stays, the other beside it under a name of its own; not of a collision
     KeepBoth,

@@ -99,7 +99,9 @@ fn check(record: &ConflictRecord, decision: ConflictDecision) -> Result<(), Ille
             let deleted = record.destination_change.as_ref().unwrap_or(source);
             check_action(action, source, deleted)
         }
-        (ConflictDecision::Constraint(action), Some(constraint)) => check_constraint_action(action, constraint, source),
+        (ConflictDecision::Constraint(action), Some(constraint)) => {
+            check_constraint_action(action, constraint, source, record.destination_change.as_ref())
+        }
         (ConflictDecision::Concurrency(_), Some(_)) => {
             Err(Illegal("it is a constraint conflict: give a constraint_action (SyncConstraintResolveAction)"))
         }

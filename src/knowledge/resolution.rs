@@ -122,17 +122,25 @@ pub fn check_action(
     destination: &ConflictingChange,
 ) -> Result<(), Illegal> {
     match action {
-        ResolveAction::Defer
-        | ResolveAction::AcceptDestinationProvider
-        | ResolveAction::AcceptSourceProvider
-        | ResolveAction::TransferAndDefer => Ok(()),
+        ResolveAction::Defer | ResolveAction::AcceptDestinationProvider | ResolveAction::AcceptSourceProvider => Ok(()),
+        ResolveAction::TransferAndDefer => Err(NO_LOG),
         // R28: an update-delete conflict is settled for the whole item, and there is nothing to merge with, or to keep.
         ResolveAction::Merge | ResolveAction::KeepBoth if source.deleted || destination.deleted => Err(Illegal(
             "one side has deleted the item: only ACCEPT_SOURCE_PROVIDER, ACCEPT_DESTINATION_PROVIDER and DEFER settle it (R28)",
         )),
-        ResolveAction::Merge | ResolveAction::KeepBoth => Ok(()),
+        ResolveAction::KeepBoth => Ok(()),
+        // What can be merged is merged without a conflict: changes of different units.
+        ResolveAction::Merge => Err(Illegal(
+            "two contents are not merged: ACCEPT_SOURCE_PROVIDER, ACCEPT_DESTINATION_PROVIDER or KEEP_BOTH settle it; \
+             to merge by hand, edit one side and accept it",
+        )),
     }
 }
+
+/// No data of conflicts is kept at a replica.
+const NO_LOG: Illegal = Illegal(
+    "no replica keeps a log of conflicts with their data: DEFER leaves it as it is, and its data can be read from both sides",
+);
 
 /// Whether an action may settle a constraint conflict.
 ///
@@ -142,18 +150,23 @@ pub fn check_constraint_action(
     action: ConstraintResolveAction,
     conflict: &ConstraintConflict,
     source: &ConflictingChange,
+    destination: Option<&ConflictingChange>,
 ) -> Result<(), Illegal> {
     use ConstraintResolveAction::{Defer, Merge, RenameDestination, RenameSource, TransferAndDefer};
-    if matches!(action, Defer | TransferAndDefer) {
-        return Ok(());
+    match action {
+        Defer => return Ok(()),
+        TransferAndDefer => return Err(NO_LOG),
+        _ => {}
     }
     if conflict.reason != ConstraintConflictReason::Collision {
-        return Err(Illegal(
-            "only a collision can be settled: DEFER or TRANSFER_AND_DEFER for any other constraint (R29)",
-        ));
+        return Err(Illegal("only a collision can be settled: any other constraint is deferred (R29)"));
     }
     if source.deleted && matches!(action, Merge | RenameSource | RenameDestination) {
         return Err(Illegal("the source has deleted the item: there is nothing to rename or to merge"));
+    }
+    let divided = |side: &ConflictingChange| !side.change_units.is_empty();
+    if action == Merge && !(divided(source) && destination.is_some_and(divided)) {
+        return Err(Illegal("only items with change units are merged: accept one of the two, or rename one"));
     }
     Ok(())
 }

@@ -70,10 +70,21 @@ fn only_a_collision_can_be_settled() {
     }
     assert!(check_constraint_action(RenameSource, &collision, &side(true), Some(&side(false))).is_err());
 
-    let version = version("A", 1);
-    let unit = ChangeUnitChange { change_unit_id: "c1".into(), version, modification_time: None };
-    let divided = ConflictingChange { change_version: None, change_units: vec![unit], ..side(false) };
+    let divided = |units: &[&str]| {
+        let unit = |id: &&str| {
+            let (change_unit_id, version) = ((*id).into(), version("A", 1));
+            ChangeUnitChange { change_unit_id, version, modification_time: None }
+        };
+        ConflictingChange { change_version: None, change_units: units.iter().map(unit).collect(), ..side(false) }
+    };
+    let (more, divided) = (divided(&["c1", "c2"]), divided(&["c1"]));
     assert_eq!(check_constraint_action(Merge, &collision, &divided, Some(&divided)), Ok(()));
+    for action in [AcceptDestinationProvider, AcceptSourceProvider, Merge] {
+        check_constraint_action(action, &collision, &divided, Some(&more)).expect_err("no decision could name c2");
+    }
+    // Of a concurrency conflict the source may list units that are in no conflict, the destination does not.
+    assert_eq!(check_action(ResolveAction::AcceptSourceProvider, &more, &divided), Ok(()));
+    check_action(ResolveAction::AcceptSourceProvider, &divided, &more).expect_err("no decision could name c2");
     for (source, destination) in [(&divided, Some(&side(false))), (&side(false), Some(&divided)), (&divided, None)] {
         let illegal = check_constraint_action(Merge, &collision, source, destination).expect_err("nothing to merge by");
         assert!(illegal.0.contains("change units"), "{illegal}");

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use prost_types::Timestamp;
 use sha2::{Digest as _, Sha256};
 use synclave::pb::enumerate_items_response::Event;
@@ -117,10 +117,12 @@ pub struct Skills {
     pub anchors: bool,
     pub digests: bool,
     pub properties: bool,
+    /// Versions are made of the content, so that they come again with it.
+    pub versions_of_content: bool,
 }
 
-pub const SKILLED: Skills = Skills { anchors: true, digests: true, properties: true };
-pub const PLAIN: Skills = Skills { anchors: false, digests: false, properties: false };
+pub const SKILLED: Skills = Skills { anchors: true, digests: true, properties: true, versions_of_content: false };
+pub const PLAIN: Skills = Skills { anchors: false, digests: false, properties: false, versions_of_content: true };
 
 #[derive(Clone, Debug)]
 pub struct SimpleStore {
@@ -234,6 +236,7 @@ impl SimpleStore {
         state.changes.push((state.clock, id.clone(), before.is_none()));
         item.version = match &before {
             Some(before) if self.is(M::KeepsVersions) => before.version,
+            _ if self.skills.versions_of_content => digest(&item.content).get_u64(),
             _ => state.clock,
         };
         if self.is(M::LosesTimes) {

@@ -59,6 +59,6 @@ checks! {
     ids::bytes [StoreIdBytes] after [StoreExists];
     malformed::unknown_fields [StoreUnknownFields];
     malformed::requests [StoreMalformed, StoreAlive] after [StoreNotFound];
-    ids::longest [StoreIdSize];
+    ids::longest [StoreIdSize] after [StoreMalformed];
     schema::identity [StoreIdentity];
 }

@@ -102,9 +102,12 @@ pub(super) async fn races(bench: &Bench) -> Held {
 async fn race(bench: &Bench, expected: Option<Bytes>, id: &Bytes, round: usize) -> Held {
     let rule = Rule::StoreRace;
     let write = |text: &str| -> Held<Write> {
-        Ok(Write { id: id.clone(), expected: expected.clone(), data: bench.data(&format!("{text}, round {round}"))? })
+        // Not what was inserted a moment ago: a store may make versions of contents, and then the same version is right.
+        let kind = if expected.is_some() { "updated" } else { "inserted" };
+        let data = bench.data(&format!("{kind} {text}, round {round}"))?;
+        Ok(Write { id: id.clone(), expected: expected.clone(), data })
     };
-    let (first, second) = (write("of one")?, write("of the other")?);
+    let (first, second) = (write("by one")?, write("by the other")?);
     let parts = |write: &Write| whole(write.data.parts());
     let (mine, other) =
         tokio::join!(bench.store.write(&first, parts(&first)), bench.other.write(&second, parts(&second)));

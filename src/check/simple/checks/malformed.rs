@@ -79,6 +79,8 @@ pub(super) async fn requests(bench: &Bench) -> Held {
     let invalid = &[Code::InvalidArgument][..];
     let or_absent = &[Code::InvalidArgument, Code::NotFound][..];
     let data = bench.data("malformed")?;
+    // A store that takes it has it to be deleted.
+    bench.own(Bytes::new());
     let parts = data.parts();
     let insert = |id: Bytes| Write { id, expected: None, data: data.clone() };
     let update = |id: Bytes| Write { id, expected: Some(Bytes::from_static(b"1")), data: data.clone() };

@@ -32,7 +32,7 @@ pub(super) async fn run(options: Options) -> Result<Report, SetupError> {
     let bench = Bench::new(options)?;
     let member_name = match bench.store.schema().await {
         Ok(schema) => schema.member_name,
-        Err(Fault::Silent(message)) => return Err(SetupError::Unreachable(message)),
+        Err(Fault::Silent(message)) => return Err(SetupError::Unreachable(format!("cannot be reached: {message}"))),
         // It is there; what is wrong with its answer is for the checks to say.
         Err(Fault::Status(_)) => String::new(),
     };

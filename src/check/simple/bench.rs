@@ -135,7 +135,13 @@ impl Bench {
 
     /// Asks what the store is.
     pub(super) async fn ask_schema(&self, store: &Store) -> Held<pb::GetSchemaResponse> {
-        let response = self.answered(Rule::StoreSchema, "GetSchema", store.schema().await)?;
+        let result = store.schema().await;
+        if result.as_ref().is_err_and(|fault| fault.code() == Some(Code::Unimplemented)) {
+            let message =
+                "there is no SimpleSyncProviderService; leave --simple out to check a whole provider".to_owned();
+            return Err(Stop::Broken { rule: Rule::StoreSchema, message });
+        }
+        let response = self.answered(Rule::StoreSchema, "GetSchema", result)?;
         let decode = |violations: &mut _| codec::schema(response.clone(), violations);
         let schema = decoded_by(Rule::StoreSchema, "GetSchema", decode)?;
         self.book.held(Rule::StoreSchema);

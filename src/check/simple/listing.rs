@@ -51,10 +51,10 @@ impl Bench {
 
     /// A list, judged for itself alone.
     pub(super) async fn listed(&self, store: &Store, since: Option<&Bytes>) -> Held<Listed> {
+        let schema = self.schema()?;
         let rpc = if since.is_some() { "EnumerateItems since an anchor" } else { "EnumerateItems" };
         let rule = if since.is_some() { Rule::StoreChanges } else { Rule::StoreAll };
         let frames = self.answered(rule, rpc, store.list(since.cloned()).await)?;
-        let schema = self.schema()?;
         let mut listed = Listed::default();
         let mut complete = false;
         for frame in frames {

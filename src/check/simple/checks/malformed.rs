@@ -47,6 +47,8 @@ where
 /// Every call in messages with a field of a later version in each.
 pub(super) async fn unknown_fields(bench: &Bench) -> Held {
     let rule = Rule::StoreUnknownFields;
+    // Of a store that is there at all.
+    bench.schema()?;
     let _: pb::GetSchemaResponse = call_with_extra(bench, "GetSchema", vec![pb::GetSchemaRequest {}]).await?;
     let _: pb::EnumerateItemsResponse =
         call_with_extra(bench, "EnumerateItems", vec![pb::EnumerateItemsRequest { since_anchor: None }]).await?;

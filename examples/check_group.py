@@ -150,20 +150,39 @@ class Group:
         assert self.round() == 0, "updates when nothing has changed"
 
 
+    def units(self):
+        """A row's columns are change units in the whole provider too: edits of different members are no conflict."""
+        (table, at_table), (full, at_full) = self.members[1], self.members[3]
+        sync = lambda: self.run("operation", "start", at_table, at_full, "--conflict", "destination-wins", "--wait")
+        item = dict(zip(MEMBERS, ["as it was", "here", 1]))
+        table.set("bolt", item, None)
+        assert sync().returncode == 0 and full.items() == {"bolt": item}, full.items()
+        table.set("bolt", item | {"note": "of the table"}, None)
+        full.set("bolt", item | {"quantity": 2}, 2)
+        expected = {"bolt": item | {"note": "of the table", "quantity": 2}}
+        assert sync().returncode == 0 and table.items() == full.items() == expected, (table.items(), full.items())
+        table.set("bolt", None, None)
+        full.set("bolt", expected["bolt"] | {"place": "there"}, None)
+        ended = self.run("operation", "start", at_table, at_full, "--wait")
+        expected["bolt"]["place"] = "there"
+        assert ended.returncode == 0 and table.items() == full.items() == expected, (table.items(), full.items())
+
+
 def main(synclave, *seeds):
     failed, seeds = 0, seeds or ("0", "1")
-    for seed in seeds:
+    for seed in [None, *seeds]:
+        what = "two members of a row" if seed is None else f"files, a table and two stores in Python, history {seed}"
         with tempfile.TemporaryDirectory() as scratch:
-            group = Group(synclave, int(seed), pathlib.Path(scratch))
+            group = Group(synclave, int(seed or 0), pathlib.Path(scratch))
             try:
-                group.history()
-                print(f"ok: files, a table and two stores in Python, history {seed}", flush=True)
+                group.units() if seed is None else group.history()
+                print(f"ok: {what}", flush=True)
             except AssertionError as error:
                 failed += 1
-                print(f"FAILED: files, a table and two stores in Python, history {seed}: {error}", flush=True)
+                print(f"FAILED: {what}: {error}", flush=True)
             finally:
                 group.stop()
-    print(f"{len(seeds) - failed} passed, {failed} failed")
+    print(f"{len(seeds) + 1 - failed} passed, {failed} failed")
     return failed == 0
 
 

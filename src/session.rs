@@ -9,6 +9,7 @@
 //! | what others may ask of one | [`handle`]: a [`SessionHandle`], which only sends |
 //! | who carries it out | [`task`]: one per session |
 //! | how item data flows | [`relay`] |
+//! | how one side of a conflict is read | [`reading`] |
 //! | who may run when | [`admission`] |
 //! | what a token is | [`token`] |
 
@@ -19,6 +20,7 @@ pub mod edge;
 pub mod handle;
 pub mod machine;
 pub mod outbox;
+pub mod reading;
 pub mod recovery;
 pub mod registry;
 pub mod relay;

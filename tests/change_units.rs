@@ -1,48 +1,25 @@
 //! Change units through real providers over gRPC: two stores in memory and a directory, and a coordinator between them.
 
-use std::sync::Arc;
+mod support;
+
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use synclave::command::BeginSession;
-use synclave::coordinator::{Coordinator, Options, Providers};
-use synclave::grpc::provider::DialOptions;
+use support::replicas::Field;
 use synclave::knowledge::{FilterRequest, FilteringType, SyncFilter};
-use synclave::provider::sdk::{Options as Sdk, ReplicaProvider};
-use synclave::providers::file::FileStore;
+use synclave::provider::DataPart;
+use synclave::provider::sdk::Options as Sdk;
 use synclave::providers::memory::MemoryStore;
-use synclave::server::{incoming, serve_provider};
 use synclave::store::SessionRecord;
 use synclave::types::{
-    ConflictResolutionPolicy as Policy, Endpoint, FullEnumerationAction, Hresult, SessionKind, SyncState,
+    ConflictResolutionPolicy as Policy, Endpoint, FullEnumerationAction, Hresult, ProviderRole, SyncState,
 };
-use tempfile::TempDir;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
-struct Bench {
-    coordinator: Coordinator,
-    stop: CancellationToken,
-    directory: TempDir,
-}
+struct Bench(Field);
 
 impl Bench {
     async fn start() -> Self {
-        let directory = TempDir::new().expect("a directory");
-        let store = Coordinator::open(&directory.path().join("coordinator")).expect("opens");
-        let dial = Providers::new(DialOptions::default()).into_dial();
-        let coordinator = Coordinator::start(store, Options::default(), dial).await.expect("starts");
-        Self { coordinator, stop: CancellationToken::new(), directory }
-    }
-
-    async fn serve(&self, name: &str, provider: Arc<ReplicaProvider>) -> Endpoint {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port on loopback");
-        let address = listener.local_addr().expect("bound");
-        let (stop, name) = (self.stop.clone(), name.to_owned());
-        tokio::spawn(async move {
-            serve_provider(incoming(listener), provider, stop).await.unwrap_or_else(|error| panic!("{name}: {error}"));
-        });
-        Endpoint::Address(format!("http://{address}"))
+        Self(Field::new().await)
     }
 
     async fn memory(&self, name: &str) -> (MemoryStore, Endpoint) {
@@ -50,21 +27,13 @@ impl Bench {
     }
 
     async fn memory_with(&self, name: &str, options: Sdk) -> (MemoryStore, Endpoint) {
-        let store = MemoryStore::default();
-        let metadata = self.directory.path().join(name);
-        let provider = ReplicaProvider::open(Arc::new(store.clone()), &metadata, name, options);
-        (store, self.serve(name, provider.expect("opens")).await)
+        self.0.memory(name, options).await
     }
 
     /// A directory; its path, and where it is served.
     async fn files(&self, name: &str) -> (std::path::PathBuf, Endpoint) {
-        let root = self.directory.path().join(name);
-        std::fs::create_dir(&root).expect("a new directory");
-        let state = FileStore::default_state_dir(&root);
-        let store = FileStore::open(&root, &state).expect("opens");
-        let identity = store.identity();
-        let provider = ReplicaProvider::open(Arc::new(store), &state, &identity, Sdk::default());
-        (root, self.serve(name, provider.expect("opens")).await)
+        let replica = self.0.directory(name, Sdk::default()).await;
+        (replica.root, replica.endpoint)
     }
 
     /// One session, to its end.
@@ -77,27 +46,13 @@ impl Bench {
         source: &Endpoint,
         destination: &Endpoint,
         policy: Policy,
-        full_enumeration_action: FullEnumerationAction,
+        action: FullEnumerationAction,
     ) -> SessionRecord {
-        let command = BeginSession {
-            request_id: None,
-            kind: SessionKind::Coordinated,
-            source: source.clone(),
-            destination: destination.clone(),
-            conflict_resolution_policy: policy,
-            full_enumeration_action,
-            collision_conflict_resolution_policy: Default::default(),
-            allow_mass_delete: false,
-            lease: None,
-        };
-        let operation = self.coordinator.operations.begin_session(command).await.expect("accepted").operation_id;
-        let record = self.coordinator.operations.ended(operation).await.expect("runs to its end");
-        (*self.coordinator.hub.get(record.sync_guids[0]).expect("visible")).clone()
+        self.0.session(source, destination, policy, action).await
     }
 
     async fn stop(self) {
-        self.coordinator.stop(Duration::from_secs(5)).await;
-        self.stop.cancel();
+        self.0.stop().await;
     }
 }
 
@@ -296,5 +251,37 @@ async fn a_list_of_items_holds_back_the_units_of_the_others() {
     assert_eq!(in_sync(&at_a, &at_c).await, 2);
     let of_a = json!({"c1": "of a", "c2": 1});
     assert_eq!(json!(c.contents()), json!({"before": of_a, "wanted": merged, "with": of_a}));
+    bench.stop().await;
+}
+
+/// What is read of a conflict of units is those units, as both sides have them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_data_of_a_conflict_is_that_of_its_units() {
+    let bench = Bench::start().await;
+    let (a, at_a) = bench.memory("a").await;
+    let (b, at_b) = bench.memory("b").await;
+    a.set("i1", json!({"c1": 1, "c2": 1, "c3": 1})).expect("an object");
+    assert_eq!(bench.session(&at_a, &at_b, Policy::None).await.state, SyncState::InSync);
+    edit(&a, "i1", "c1", json!("merged"));
+    edit(&a, "i1", "c2", json!("of a"));
+    edit(&b, "i1", "c2", json!("of b"));
+    assert_eq!(bench.session(&at_a, &at_b, Policy::None).await.state, SyncState::Completed);
+    let coordinator = &bench.0.coordinator;
+    let (found, _) = coordinator.store.conflicts(None, 10, "").await.expect("readable");
+    let read = async |side| {
+        let id = found.items[0].conflict_id;
+        let parts = synclave::operation::conflicts::load(&coordinator.store, &coordinator.sessions, id, side).await;
+        let (mut parts, mut content) = (parts.expect("there"), Vec::new());
+        while let Some(part) = parts.recv().await {
+            match part.expect("read") {
+                DataPart::Header(_) | DataPart::End { .. } => {}
+                DataPart::Chunk(chunk) => content.extend_from_slice(&chunk),
+                DataPart::Failed(error) => panic!("{error:?}"),
+            }
+        }
+        serde_json::from_slice::<Value>(&content).expect("an object")
+    };
+    assert_eq!(read(ProviderRole::Source).await, json!({"c2": "of a"}));
+    assert_eq!(read(ProviderRole::Destination).await, json!({"c2": "of b"}));
     bench.stop().await;
 }

@@ -1,21 +1,19 @@
 //! Conflicts as things that people look at and decide, and items that are set aside: a coordinator and real replicas of
 //! directories, each behind gRPC.
 
+mod support;
+
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use support::replicas::{Full, Refused};
 use synclave::coordinator::{Coordinator, Options, Providers};
 use synclave::grpc::provider::DialOptions;
-use synclave::knowledge::{ItemDataHeader, ItemId};
 use synclave::pb::operation_service_client::OperationServiceClient;
 use synclave::pb::{self, SyncConstraintResolveAction as Constraint, SyncResolveAction as Action};
-use synclave::provider::sdk::{
-    self, Applied, Detection, ItemError, ItemState, ItemStore, Known, KnownItem, Replaces, ReplicaProvider, Staged,
-    Staging, StoreError,
-};
+use synclave::provider::sdk::{self, ReplicaProvider};
 use synclave::providers::file::FileStore;
 use synclave::server::{incoming, serve_coordinator, serve_provider};
 use synclave::session::Timing;
@@ -40,86 +38,6 @@ async fn listener() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port on loopback");
     let address = format!("http://{}", listener.local_addr().expect("bound"));
     (listener, address)
-}
-
-/// Which item a store refuses to put, and how often it did.
-#[derive(Clone, Debug, Default)]
-struct Refused(Arc<Mutex<(Option<ItemId>, u32)>>);
-
-impl Refused {
-    fn set(&self, id: &str) {
-        self.0.lock().expect("whole").0 = Some(id.into());
-    }
-
-    fn clear(&self) {
-        self.0.lock().expect("whole").0 = None;
-    }
-
-    fn tries(&self) -> u32 {
-        self.0.lock().expect("whole").1
-    }
-
-    fn refuses(&self, id: &ItemId) -> bool {
-        let mut refused = self.0.lock().expect("whole");
-        let refuses = refused.0.as_ref() == Some(id);
-        refused.1 += u32::from(refuses);
-        refuses
-    }
-}
-
-/// A directory whose disk has no room for one item.
-#[derive(Debug)]
-struct Full(FileStore, Refused);
-
-impl ItemStore for Full {
-    fn detect(&self, known: &dyn Known) -> Result<Detection, StoreError> {
-        self.0.detect(known)
-    }
-    fn open(&self, id: &ItemId, known: &KnownItem) -> Result<Box<dyn Read + Send>, ItemError> {
-        self.0.open(id, known)
-    }
-    fn is_unchanged(&self, id: &ItemId, known: &KnownItem) -> bool {
-        self.0.is_unchanged(id, known)
-    }
-    fn stage(&self, id: &ItemId, header: &ItemDataHeader) -> Result<Box<dyn Staging>, ItemError> {
-        if self.1.refuses(id) {
-            return Err(ItemError::Failed("no room for it".to_owned()));
-        }
-        self.0.stage(id, header)
-    }
-    fn stage_copy(&self, id: &ItemId, from: &ItemId, known: &KnownItem) -> Result<Staged, ItemError> {
-        if self.1.refuses(id) {
-            return Err(ItemError::Failed("no room for it".to_owned()));
-        }
-        self.0.stage_copy(id, from, known)
-    }
-    fn sync_staged(&self) -> Result<(), StoreError> {
-        self.0.sync_staged()
-    }
-    fn put(&self, id: &ItemId, staged: Staged, state: &ItemState, replaces: &Replaces) -> Result<Applied, ItemError> {
-        self.0.put(id, staged, state, replaces)
-    }
-    fn set_properties(&self, id: &ItemId, state: &ItemState, known: &KnownItem) -> Result<Applied, ItemError> {
-        self.0.set_properties(id, state, known)
-    }
-    fn delete(&self, id: &ItemId, known: &KnownItem) -> Result<Applied, ItemError> {
-        self.0.delete(id, known)
-    }
-    fn sync_applied(&self) -> Result<(), StoreError> {
-        self.0.sync_applied()
-    }
-    fn end_session(&self) {
-        self.0.end_session();
-    }
-    fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
-        self.0.conflict_copy_id(id, loser, attempt)
-    }
-    fn other_id(&self, id: &ItemId, item: &ItemState, attempt: u32) -> Option<ItemId> {
-        self.0.other_id(id, item, attempt)
-    }
-    fn containers(&self, id: &ItemId) -> Vec<ItemId> {
-        self.0.containers(id)
-    }
 }
 
 async fn directory(root: PathBuf, refused: Refused, stop: CancellationToken) -> pb::Endpoint {
@@ -312,6 +230,78 @@ async fn a_deferred_conflict_has_both_sides_and_keeps_its_id_while_they_stay() {
     world.stop().await;
 }
 
+/// Content as far as it came, and how it ended.
+async fn data(
+    world: &mut World,
+    conflict: &pb::Conflict,
+    side: pb::SyncProviderRole,
+) -> Result<(String, Option<String>), tonic::Status> {
+    use pb::load_conflict_data_response::Part;
+
+    let request = pb::LoadConflictDataRequest { conflict_id: conflict.conflict_id.clone(), side: Some(side.into()) };
+    let mut parts = world.client.load_conflict_data(request).await?.into_inner();
+    let mut content = Vec::new();
+    while let Some(message) = parts.message().await? {
+        match message.part.expect("a part") {
+            Part::Header(_) => {}
+            Part::Chunk(chunk) => content.extend_from_slice(&chunk),
+            Part::End(_) => return Ok((String::from_utf8(content).expect("text"), None)),
+            Part::RecoverableError(error) => {
+                return Ok((String::from_utf8(content).expect("text"), Some(error.error_description)));
+            }
+        }
+    }
+    panic!("the data has no end")
+}
+
+/// What both sides have is read on request, which changes nothing; of a side that has moved on it is not.
+#[tokio::test]
+async fn the_data_of_both_sides_is_read_on_request() {
+    use pb::SyncProviderRole::{Destination, Source};
+
+    let (mut world, conflict) = in_conflict().await;
+    for _ in 0..2 {
+        assert_eq!(data(&mut world, &conflict, Source).await.expect("there"), ("of a".to_owned(), None));
+        assert_eq!(data(&mut world, &conflict, Destination).await.expect("there"), ("of b!".to_owned(), None));
+    }
+    let shown = world.only_conflict().await;
+    assert_eq!(shown, conflict, "nothing was decided or met by it");
+    world.write("b", "f", "later");
+    world.write("b", "a new one", "before it in the order of ids");
+    let (content, error) = data(&mut world, &conflict, Destination).await.expect("an answer");
+    assert_eq!(content, "");
+    assert!(error.as_ref().is_some_and(|error| error.contains("sync the two again")), "{error:?}");
+    let mut unknown = conflict.clone();
+    unknown.conflict_id = "01234567-89ab-7def-8123-456789abcdef".to_owned();
+    assert_eq!(data(&mut world, &unknown, Source).await.expect_err("never was").code(), Code::NotFound);
+    let request = pb::LoadConflictDataRequest { conflict_id: conflict.conflict_id.clone(), side: None };
+    let refused = world.client.load_conflict_data(request).await.expect_err("no side");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    // The sessions are over: the next one of the two begins at once.
+    world.sync().await;
+    let anew = world.only_conflict().await;
+    assert_eq!(data(&mut world, &anew, Destination).await.expect("there"), ("later".to_owned(), None));
+
+    fs::remove_file(world.path("a", "f")).expect("removed");
+    world.sync().await;
+    let deleted = world.only_conflict().await;
+    let refused = data(&mut world, &deleted, Source).await.expect_err("there is nothing");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    world.stop().await;
+}
+
+/// Of a collision the destination's side is the item in the way, which has another id.
+#[tokio::test]
+async fn the_data_of_a_collision_is_that_of_both_items() {
+    let (mut world, conflict) = in_collision().await;
+    assert_ne!(conflict.item_id.as_ref(), conflict.conflicting_item_id());
+    let source = data(&mut world, &conflict, pb::SyncProviderRole::Source).await.expect("an answer");
+    let destination = data(&mut world, &conflict, pb::SyncProviderRole::Destination).await.expect("an answer");
+    assert_ne!(source, destination);
+    assert_eq!((source.1, destination.1), (None, None));
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn each_way_to_settle_it_is_carried_out_by_the_next_session_on_both_sides() {
     for (action, wins) in [(Action::AcceptSourceProvider, "of a"), (Action::AcceptDestinationProvider, "of b!")] {
@@ -374,6 +364,7 @@ async fn a_version_that_moved_on_makes_it_a_conflict_anew() {
     world.stop().await;
 }
 
+/// R28 and E8: a conflict of an edit with a deletion is settled for the item as a whole.
 #[tokio::test]
 async fn what_a_conflict_does_not_allow_is_refused_with_the_rule() {
     let mut world = World::new().await;

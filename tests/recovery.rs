@@ -1,102 +1,32 @@
 //! A destination that is out of date, and the three ways out (`windows-sync.md` E4), through real providers: directories
 //! behind gRPC servers on loopback, and a coordinator between them.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+mod support;
+
 use std::time::Duration;
 
-use synclave::command::BeginSession;
-use synclave::coordinator::{Coordinator, Options, Providers};
-use synclave::grpc::provider::DialOptions;
-use synclave::provider::sdk::{self, ReplicaProvider};
-use synclave::providers::file::FileStore;
-use synclave::server::{incoming, serve_provider};
+use support::replicas::{Field as Replicas, Replica};
+use synclave::provider::sdk;
 use synclave::store::SessionRecord;
-use synclave::types::{
-    ConflictResolutionPolicy, Endpoint, FullEnumerationAction as Action, Hresult, SessionKind, SyncState,
-};
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use synclave::types::{ConflictResolutionPolicy, FullEnumerationAction as Action, Hresult, SyncState};
 
-/// A directory and the address of its provider.
-struct Replica {
-    root: tempfile::TempDir,
-    endpoint: Endpoint,
-}
-
-impl Replica {
-    fn path(&self, name: &str) -> PathBuf {
-        self.root.path().join(name)
-    }
-
-    fn write(&self, name: &str, content: &str) {
-        std::fs::write(self.path(name), content).expect("writable");
-    }
-
-    fn delete(&self, name: &str) {
-        std::fs::remove_file(self.path(name)).expect("it is there");
-    }
-
-    /// `name=content` of every file, in order.
-    fn files(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.root.path()).expect("a directory").map(|entry| entry.expect("an entry"));
-        let files = entries.filter(|entry| entry.path().is_file()).map(|entry| {
-            let content = std::fs::read_to_string(entry.path()).expect("readable");
-            format!("{}={content}", entry.file_name().to_string_lossy())
-        });
-        let mut files: Vec<String> = files.collect();
-        files.sort();
-        files
-    }
-}
-
-struct Field {
-    coordinator: Coordinator,
-    stop: CancellationToken,
-    _data: tempfile::TempDir,
-}
+struct Field(Replicas);
 
 impl Field {
     async fn new() -> Self {
-        let data = tempfile::tempdir().expect("a directory");
-        let store = Coordinator::open(data.path()).expect("opens");
-        let dial = Providers::new(DialOptions::default()).into_dial();
-        let coordinator = Coordinator::start(store, Options::default(), dial).await.expect("starts");
-        Self { coordinator, stop: CancellationToken::new(), _data: data }
+        Self(Replicas::new().await)
     }
 
     /// A directory that forgets its deletions after `tombstone_age`.
     async fn replica(&self, name: &str, tombstone_age: Option<Duration>) -> Replica {
-        let root = tempfile::tempdir().expect("a directory");
-        let state = FileStore::default_state_dir(root.path());
-        let store = FileStore::open(root.path(), &state).expect("opens");
-        let identity = store.identity();
         let options =
             sdk::Options { member_name: name.to_owned(), requested_batch_size: 2, tombstone_age, ..Default::default() };
-        let provider = ReplicaProvider::open(Arc::new(store), &state, &identity, options).expect("opens");
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let endpoint = Endpoint::Address(format!("http://{}", listener.local_addr().expect("bound")));
-        let stop = self.stop.clone();
-        tokio::spawn(async move { serve_provider(incoming(listener), provider, stop).await.expect("serves") });
-        Replica { root, endpoint }
+        self.0.directory(name, options).await
     }
 
     /// One session; how it ended.
     async fn sync(&self, source: &Replica, destination: &Replica, action: Action) -> SessionRecord {
-        let command = BeginSession {
-            request_id: None,
-            kind: SessionKind::Coordinated,
-            source: source.endpoint.clone(),
-            destination: destination.endpoint.clone(),
-            conflict_resolution_policy: ConflictResolutionPolicy::KeepBoth,
-            collision_conflict_resolution_policy: Default::default(),
-            full_enumeration_action: action,
-            allow_mass_delete: false,
-            lease: None,
-        };
-        let operation = self.coordinator.operations.begin_session(command).await.expect("accepted").operation_id;
-        let record = self.coordinator.operations.ended(operation).await.expect("runs to its end");
-        (*self.coordinator.hub.get(record.sync_guids[0]).expect("visible")).clone()
+        self.0.session(&source.endpoint, &destination.endpoint, ConflictResolutionPolicy::KeepBoth, action).await
     }
 
     async fn in_sync(&self, source: &Replica, destination: &Replica, action: Action) -> SessionRecord {
@@ -106,8 +36,7 @@ impl Field {
     }
 
     async fn stop(self) {
-        self.coordinator.stop(Duration::from_secs(5)).await;
-        self.stop.cancel();
+        self.0.stop().await;
     }
 }
 

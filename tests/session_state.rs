@@ -290,3 +290,30 @@ async fn what_a_session_keeps_is_there_in_its_time_and_not_beyond() {
     field.coordinator.stop(Duration::from_secs(5)).await;
     field.stop.cancel();
 }
+
+/// E8: the rows of the session state.
+#[tokio::test(flavor = "multi_thread")]
+async fn e8_a_role_that_is_none_and_a_fault_without_a_session() {
+    let mut field = Field::new().await;
+    let operation = field.begin("witness").await;
+    assert_eq!(field.ended(operation).await.state, SyncState::InSync);
+    let operation = field.begin("destination").await;
+    let (At::Begin(token), begins) = field.held().await else { panic!("the session begins") };
+    let progress =
+        |role| pb::OnProgressRequest { token: token.clone(), role: Some(role), stage: Some(0), ..Default::default() };
+    field.state.on_progress(progress(1)).await.expect("the destination's");
+    let refused_role = field.state.on_progress(progress(2)).await.expect_err("no role");
+    assert_eq!(refused_role.code(), Code::InvalidArgument, "{refused_role:?}");
+    drop(begins);
+    field.passes(operation).await;
+    let fault = |token: &str| pb::SetProviderWithErrorRequest {
+        token: token.to_owned(),
+        caller_at_fault: true,
+        hresult: None,
+        message: "late".to_owned(),
+    };
+    not_now(field.state.set_provider_with_error(fault("nobody's")).await);
+    not_now(field.state.set_provider_with_error(fault(&token)).await);
+    field.coordinator.stop(Duration::from_secs(5)).await;
+    field.stop.cancel();
+}

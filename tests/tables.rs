@@ -5,7 +5,7 @@ mod processes;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use processes::{Ended, Process, Scratch, Synced, run, synclave};
+use processes::{Ended, Process, Scratch, Synced, number, run, synclave};
 use rusqlite::Connection;
 
 /// A database with a provider of its table `people`.
@@ -107,6 +107,41 @@ fn what_is_no_row_is_left_out_and_said_and_the_rest_goes_on() {
     assert_eq!(synced.ended.code(), Some(3), "{:?}", synced.ended);
     assert_eq!(database.rows().len(), 1);
     assert!(directory.join("odd").exists());
+}
+
+/// Columns are change units: edits of different ones of the same row are no conflict. A row that is too large to be divided is
+/// carried as a whole.
+#[test]
+fn columns_of_one_row_are_edited_on_both_sides() {
+    let scratch = Scratch::new();
+    let rows = "INSERT INTO people VALUES ('ada', 36, NULL), ('bob', 41, zeroblob(5000000))";
+    let one = Database::start(scratch.path("one.db"), rows);
+    let other = Database::start(scratch.path("other.db"), "");
+    let between = |a: &Database, b: &Database| {
+        let synced = scratch.sync(Path::new(&a.address), Path::new(&b.address), &["--conflict", "keep-both"]);
+        let of = |name: &str| synced.infos().iter().map(|info| number(&info["dfsrSyncInfo"][name])).sum::<u64>();
+        (of("updatesTransferred"), of("conflictsGenerated"))
+    };
+    assert_eq!(between(&one, &other), (2, 0));
+    one.run("UPDATE people SET age = 37 WHERE name = 'ada'");
+    other.run("UPDATE people SET photo = x'01' WHERE name = 'ada'; UPDATE people SET age = 42 WHERE name = 'bob'");
+    assert_eq!(between(&one, &other).1, 0, "nothing was changed on both sides");
+    assert_eq!(one.rows(), other.rows());
+    assert_eq!(one.rows()[0], ("ada".to_owned(), Some(37), Some(vec![1])));
+    let (name, age, photo) = &one.rows()[1];
+    assert_eq!((name.as_str(), *age, photo.as_ref().map(Vec::len)), ("bob", Some(42), Some(5_000_000)));
+    scratch.expect_quiet(Path::new(&one.address), Path::new(&other.address));
+
+    // Of the same column it is a conflict, and the other column is no part of it.
+    one.run("UPDATE people SET age = 38, photo = x'02' WHERE name = 'ada'");
+    other.run("UPDATE people SET age = 39 WHERE name = 'ada'");
+    assert_eq!(between(&one, &other).1, 1);
+    assert_eq!(one.rows(), other.rows());
+    let copies = one.rows().into_iter().filter(|(name, ..)| name.starts_with("ada"));
+    let mut ages: Vec<_> = copies.map(|(_, age, photo)| (age, photo)).collect();
+    ages.sort();
+    assert_eq!(ages, [(Some(38), Some(vec![2])), (Some(39), Some(vec![2]))], "both are kept");
+    scratch.expect_quiet(Path::new(&one.address), Path::new(&other.address));
 }
 
 #[test]

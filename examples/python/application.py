@@ -6,6 +6,7 @@ import sys
 import threading
 
 import grpc
+import units
 from json_store import Changed, digest
 from knowledge import Knowledge
 from sessions import CODES, Refused
@@ -109,7 +110,7 @@ class Application:
                     outcome.recoverable_error.CopyFrom(error.to_wire(change.item_id))
                     failed += 1
                 if outcome.outcome in (enums.CHANGE_OUTCOME_KIND_RECOVERABLE_ERROR, enums.CHANGE_OUTCOME_KIND_DEFERRED):
-                    left_out.append(change.item_id)
+                    left_out.append((change.item_id, tuple(outcome.failed_change_unit_ids)))
                 applied += outcome.outcome == enums.CHANGE_OUTCOME_KIND_APPLIED
                 self.session.applied += outcome.outcome == enums.CHANGE_OUTCOME_KIND_APPLIED
                 self.session.heard()
@@ -129,66 +130,133 @@ class Application:
         elif last is None and group.unordered.all_changes_for_knowledge:
             learned = made_with
         else:
-            items = [change.item_id for change in group.changes] if last is None else [last]
-            learned = functools.reduce(Knowledge.union, (made_with.within(item, item) for item in items), Knowledge())
-        learned = functools.reduce(Knowledge.without, left_out, learned)
+            listed = [change for change in group.changes if last in (None, change.item_id)]
+            parts = [(change.item_id, [unit.change_unit_id for unit in change.change_units]) for change in listed]
+            learned = functools.reduce(Knowledge.union, (made_with.only(*part) for part in parts), Knowledge())
+        learned = functools.reduce(lambda learned, part: learned.without(*part), left_out, learned)
         return learned.where(self.prerequisite, self.known)
 
     def apply(self, group, made_with, change, left_out, outcome):
         item, replicas, store = change.item_id, self.batch.replica_ids, self.store
-        if change.change_units:
-            raise ItemError("SYNC_E_ITEM_HAS_CHANGE_UNITS", "items with change units are not offered")
-        modified = change.modification_time.ToNanoseconds() if change.HasField("modification_time") else None
-        theirs = {"version": version_of(change.change_version, replicas), "modified": modified, "file": None,
-                  "creation": version_of(change.creation_version, replicas), "deleted": bool(change.flags & 1),
-                  "properties": {}, "digest": digest(b""), "size": 0}
-        version = (bytes.fromhex(theirs["version"][0]), theirs["version"][1])
-        if not made_with.has(item, version):
+        time_of = lambda message: message.modification_time.ToNanoseconds() if message.HasField("modification_time") else None
+        creation, modified = version_of(change.creation_version, replicas), time_of(change)
+        listed = {units.name_of(unit.change_unit_id): [version_of(unit.version, replicas), time_of(unit) or modified]
+                  for unit in change.change_units}
+        theirs = {"version": creation if listed else version_of(change.change_version, replicas), "modified": modified,
+                  "file": None, "creation": creation, "deleted": bool(change.flags & 1), "properties": {},
+                  "digest": digest(b""), "size": 0, "units": None,
+                  "winner": change.winner_item_id.hex() or None}
+        versions = [(version, name) for name, (version, _) in listed.items()] or [(theirs["version"], None)]
+        if not all(units.has(made_with, item, *version) for version in versions):
             raise ItemError("SYNC_E_CHANGE_NOT_IN_KNOWLEDGE", "its version is not in the source's knowledge")
-        if self.known.has(item, version):
+        if all(units.has(self.known, item, *version) for version in versions) \
+                and (not listed or units.has_base(self.known, item, creation)):
             outcome.outcome = enums.CHANGE_OUTCOME_KIND_OBSOLETE
             return
         if not self.known.within(item, item).contains(self.prerequisite.within(item, item)):
             raise ItemError("SYNC_E_CHANGE_NEEDS_KNOWLEDGE", "an earlier change of it was left out")
+        whole = not listed or units.is_whole(item, creation, store.row(item), made_with, self.known)
         content = b""
         if not theirs["deleted"]:
-            if change.HasField("inline_data"):
+            # With units that is inline which is listed: all of them where the item is not known here.
+            if change.HasField("inline_data") and (not listed or not whole or not units.has_base(self.known, item, creation)):
                 header, content = change.inline_data.header, change.inline_data.content
             else:
-                header, content = yield from self.load(change)
+                header, content = yield from self.load(change, [] if whole else list(listed))
             theirs |= {"properties": dict(header.properties), "digest": digest(content), "size": len(content)}
-            announced = {change.content_digest, header.content_digest}
-            sizes = {header.content_size} | ({change.data_size} if change.HasField("data_size") else set())
+            announced = {header.content_digest} if listed else {header.content_digest, change.content_digest}
+            sizes = {header.content_size} | ({change.data_size} if change.HasField("data_size") and not listed else set())
             if announced - {b"", bytes.fromhex(theirs["digest"])} or sizes != {len(content)}:
                 raise not_as_announced()
+        members = units.parse(content) if listed else None
+        if listed and members is None:
+            raise ItemError("SYNC_E_ITEM_HAS_CHANGE_UNITS", "it has change units, and what came is no JSON object")
+        if whole and listed:
+            theirs["units"] = units.taken(creation, listed, members, modified)
         with store.lock:
             row = store.row(item)
-            winner, version, conflict = settle(change, theirs, made_with, self.known, row, self.policy)
-            loser, name = (row, None) if winner.startswith("SOURCE") else (theirs, None)
-            if winner.endswith("+COPY"):
-                name = self.copy_of(item, loser)
-                winner = winner.removesuffix("+COPY") if name != "" else "DEFERRED"
+            if listed and whole != units.is_whole(item, creation, row, made_with, self.known):
+                raise Changed
+            settled = self.settle(change, theirs, made_with, row, content) if whole else \
+                self.merge(item, creation, listed, members, made_with, row)
+            after, content, conflict, kept, waits = settled
             outcome.conflict = conflict
-            if winner == "MUST_EXIST":
-                raise ItemError("SYNC_E_ITEM_MUST_EXIST", "its creation is known here, but the item is not")
-            if winner == "DEFERRED":
+            outcome.failed_change_unit_ids.extend(map(units.id_of, sorted(waits)))
+            if waits or after is None:
                 outcome.outcome = enums.CHANGE_OUTCOME_KIND_DEFERRED
-                return self.describe(item, row, outcome.destination_change)
-            if name:  # the loser first: it must be kept before anything takes its place
-                kept = content if loser is theirs else store.read(item, row)
-                copy = store.next_version(made_with)
-                after = {**loser, "deleted": False, "version": copy, "creation": copy}
-                store.write(name, store.row(name), after, kept, store.knowledge)
-            knowledge = store.knowledge.union(self.learned(group, made_with, left_out, item))
-            version = version or store.next_version(made_with)
-            if winner == "DESTINATION":
-                store.commit({item: {**row, "version": version}}, knowledge)
-            elif theirs["deleted"] and (row is None or row["deleted"]):
-                store.commit({item: {**(row or theirs), "version": version}}, knowledge)
+                self.describe(item, row, waits, outcome.destination_change)
+            if after is None:
+                return
+            for name, loser, text in kept:  # first: it must be kept before anything takes its place
+                version = store.next_version(made_with)
+                store.write(name, store.row(name), {**units.renewed(loser, version), "creation": version}, text, store.knowledge)
+            parts = left_out + ([(item, tuple(outcome.failed_change_unit_ids))] if waits else [])
+            knowledge = store.knowledge.union(self.learned(group, made_with, parts, item))
+            if content is None:
+                store.commit({item: after}, knowledge)
             else:
-                kept = row if theirs["deleted"] else theirs
-                store.write(item, row, {**kept, "deleted": theirs["deleted"], "version": version}, content, knowledge)
-            outcome.outcome = enums.CHANGE_OUTCOME_KIND_APPLIED
+                store.write(item, row, after, content, knowledge)
+            if not waits:
+                outcome.outcome = enums.CHANGE_OUTCOME_KIND_APPLIED
+
+    def settle(self, change, theirs, made_with, row, content):
+        """(row, content, conflict, kept, units that wait) of a change of an item as a whole. No row: it is deferred. No content: what
+        is there stays. What is kept are names, rows and contents."""
+        winner, version, conflict = settle(change, theirs, made_with, self.known, row, self.policy)
+        if winner == "MUST_EXIST":
+            raise ItemError("SYNC_E_ITEM_MUST_EXIST", "its creation is known here, but the item is not")
+        kept = []
+        if winner.endswith("+COPY"):
+            winner, loser = winner.removesuffix("+COPY"), row if winner.startswith("SOURCE") else theirs
+            name = self.copy_of(change.item_id, loser)
+            if name == "":
+                winner = "DEFERRED"
+            elif name is not None:
+                text = content if loser is theirs else self.store.read(change.item_id, row)
+                kept = [(name, {**loser, "deleted": False}, text)]
+        if winner == "DEFERRED":
+            return None, None, conflict, [], []
+        own, version = version is None, version or self.store.next_version(made_with)
+        if winner == "DESTINATION":
+            if own or version == row["version"]:
+                return units.renewed(row, version) if own else row, None, conflict, kept, []
+            after = {**row, "version": version, "winner": theirs["winner"]}
+            if theirs["units"] is not None or row.get("units") is not None:
+                after |= {"creation": theirs["creation"], "units": theirs["units"]}
+            return after, None, conflict, kept, []
+        if theirs["deleted"]:
+            return {**(row or theirs), "deleted": True, "version": version, "units": None, "winner": theirs["winner"]}, \
+                None if row is None or row["deleted"] else b"", conflict, kept, []
+        return units.renewed(theirs, version) if own else theirs, content, conflict, kept, []
+
+    def merge(self, item, base, listed, members, made_with, row):
+        """The same of a change of some units of an item that is here."""
+        local = units.parse(self.store.read(item, row))
+        if local is None:
+            raise Changed
+        own = functools.cache(lambda: self.store.next_version(made_with))
+        merge = lambda policy: units.merge(item, listed, base, row, members, local, made_with, self.known, policy, own)
+        after, merged, losers, waits, conflict = merge(self.policy)
+        kept = []
+        if losers and self.policy == units.KEEP_BOTH:
+            copy = merged | {name: value for name, (value, _) in losers.items()}
+            loser = self.divided(row, units.at(copy, None, max((time or 0 for _, time in losers.values())) or None), copy)
+            name = self.copy_of(item, loser)
+            if name == "":  # nothing may be lost: they wait for a person
+                after, merged, _, waits, conflict = merge(units.NONE)
+            elif name is not None:
+                kept = [(name, loser, units.canonical(copy))]
+        if merged == local:
+            return after, None, conflict, kept, waits
+        return self.divided(after, after["units"], merged), units.canonical(merged), conflict, kept, waits
+
+    @staticmethod
+    def divided(row, divided, members):
+        """The row of an item whose content is made of its members."""
+        content = units.canonical(members)
+        properties = {key: value for key, value in row["properties"].items() if key != "mtime"}
+        return {**row, "units": divided, "digest": digest(content), "size": len(content), "properties": properties,
+                "modified": units.time_of(divided) or row["modified"]}
 
     def copy_of(self, item, loser):
         """A free name for the loser; None when one has its content already; empty when there is none."""
@@ -204,17 +272,23 @@ class Application:
                 return None
         return ""
 
-    def describe(self, item, row, wire):
+    def describe(self, item, row, waits, wire):
         wire.item_id, wire.deleted = item, row["deleted"]
-        wire.change_version.replica_id = bytes.fromhex(row["version"][0])
-        wire.change_version.tick_count = row["version"][1]
+        if row.get("units") is None:
+            wire.change_version.replica_id, wire.change_version.tick_count = bytes.fromhex(row["version"][0]), row["version"][1]
+        for name in waits or row.get("units") or ():
+            version = row["units"].get(name, [None, row["version"]])[1]
+            unit = wire.change_units.add(change_unit_id=units.id_of(name))
+            unit.version.replica_id, unit.version.tick_count = bytes.fromhex(version[0]), version[1]
         if not row["deleted"]:
             wire.data_size, wire.content_digest = row["size"], bytes.fromhex(row["digest"])
 
-    def load(self, change):
-        """Header and content of an item, from the source."""
+    def load(self, change, names):
+        """Header and content of an item, or of some units of it, from the source."""
         self.loads += 1
-        load = pb.ProcessLoad(load_id=self.loads, item_id=change.item_id, version=change.change_version)
+        version = change.change_units[0].version if change.change_units else change.change_version
+        load = pb.ProcessLoad(load_id=self.loads, item_id=change.item_id, version=version,
+                              change_unit_ids=map(units.id_of, names))
         yield pb.ProcessChangeBatchResponse(load=load)
         header, content = None, bytearray()
         while True:

@@ -11,6 +11,7 @@ import sys
 import uuid
 
 import grpc
+import units
 from application import Application, ItemError, required, version_of
 from json_store import Changed, Store
 from knowledge import Knowledge
@@ -104,10 +105,10 @@ class Provider(KnowledgeSyncProviderServiceServicer):
         with self.sessions.enter(request, SOURCE) as session, self.store.lock:
             known, store = Knowledge.from_wire(request.destination_knowledge, "destination_knowledge"), self.store
             self.check_own_tick(known)
-            rows = {item: row for item, row in store.rows().items()
-                    if not known.has(item, (bytes.fromhex(row["version"][0]), row["version"][1]))}
-            versions = [row[key][0] for row in rows.values() for key in ("version", "creation")]
-            replicas = [store.replica] + sorted({bytes.fromhex(replica) for replica in versions} - {store.replica})
+            rows = {item: row for item, row in store.rows().items() if units.lacks(item, row, known, store.knowledge)}
+            versions = [version for row in rows.values() for version in (row["version"], row["creation"])]
+            versions += [unit[1] for row in rows.values() for unit in (row.get("units") or {}).values()]
+            replicas = [store.replica] + sorted({bytes.fromhex(replica) for replica, _ in versions} - {store.replica})
             batch = data.ChangeBatch(replica_ids=replicas, prerequisite_knowledge=request.destination_knowledge)
             Knowledge().to_wire(batch.forgotten_knowledge, store.replica)
             group = batch.groups.add(ordered=data.OrderedGroup())
@@ -117,9 +118,20 @@ class Provider(KnowledgeSyncProviderServiceServicer):
                                                          tick_count=version[1])
             for item, row in rows.items():
                 change = data.ItemChange(item_id=item, creation_version=wire(row["creation"]), work_estimate=1,
-                                         change_version=wire(row["version"]), flags=1 if row["deleted"] else 0)
+                                         flags=1 if row["deleted"] else 0)
+                for name in units.missing(item, row, known, store.knowledge) if row.get("units") else ():
+                    _, version, modified = row["units"].get(name, [None, row["version"], None])
+                    unit = change.change_units.add(change_unit_id=units.id_of(name), version=wire(version))
+                    if modified is not None:
+                        unit.modification_time.FromNanoseconds(modified)
+                if row["deleted"] and row.get("winner"):
+                    change.winner_item_id = bytes.fromhex(row["winner"])
+                if not change.change_units:
+                    change.change_version.CopyFrom(wire(row["version"]))
                 if not row["deleted"]:
-                    change.data_size, change.content_digest = row["size"], bytes.fromhex(row["digest"])
+                    change.data_size = row["size"]
+                    if not change.change_units:
+                        change.content_digest = bytes.fromhex(row["digest"])
                     if row["modified"] is not None:
                         change.modification_time.FromNanoseconds(row["modified"])
                 room -= change.ByteSize() + 8
@@ -130,7 +142,7 @@ class Provider(KnowledgeSyncProviderServiceServicer):
             batch.work_estimate = len(group.changes)
             batch.remaining_work_estimate = batch.remaining_updates = len(rows) - len(group.changes)
             batch.is_last_batch = batch.remaining_updates == 0
-            session.replicas = replicas
+            session.replicas, session.made_with = replicas, store.knowledge
             return pb.GetChangeBatchResponse(batch=batch)
 
     @answering
@@ -142,9 +154,13 @@ class Provider(KnowledgeSyncProviderServiceServicer):
                     row = self.store.row(request.item_id)
                     if not row or row["deleted"]:
                         raise ItemError("SYNC_E_HAS_NO_DATA", "there is no data: the item is deleted or unknown here")
-                    if row["version"] != version:
-                        raise Changed
                     content = self.store.read(request.item_id, row)
+                    if row.get("units") is not None:
+                        content = units.part(request, row, version, session.made_with, content)
+                    elif row["version"] != version:
+                        raise Changed
+                    if content is None:
+                        raise Changed
             except Changed:
                 error = ItemError("SYNC_E_DATA_MODIFIED_CONCURRENTLY", "it has changed since it was listed")
                 yield pb.LoadChangeDataResponse(recoverable_error=error.to_wire(request.item_id))

@@ -14,6 +14,7 @@ import time
 import urllib.parse
 import uuid
 
+import units
 from knowledge import Knowledge
 from synclave.v1 import knowledge_pb2
 
@@ -118,6 +119,22 @@ class Store:
             after["file"] = digest(raw)
         self.commit({item: after}, knowledge)
 
+    @staticmethod
+    def is_layout(row, content):
+        """Whether an item with units differs from its row in nothing but the layout."""
+        members = units.parse(content) if row.get("units") is not None else None
+        return members is not None and units.edited(row["units"], members, None, None) == row["units"]
+
+    def edited(self, state, modified, before, content):
+        """The row of an item that a user has made or changed: as a whole, or some units of one that came with units."""
+        version = self.next_version()
+        row = {**state, "modified": modified, "deleted": False, "version": version, "units": None,
+               "creation": before["creation"] if before else version}
+        divided = before and before.get("units") is not None
+        if divided and (members := units.parse(content)) is not None:
+            row |= {"version": before["version"], "units": units.edited(before["units"], members, version, modified)}
+        return row
+
     def detect(self):
         """Makes versions of what users have changed (R14)."""
         rows, intents, changed, knowledge, seen = self.rows(), self.rows("intents"), {}, self.knowledge, set()
@@ -145,21 +162,19 @@ class Store:
             same = lambda other: other["digest"] == state["digest"] and other["properties"] == properties
             if intent and not intent["deleted"] and same(intent):
                 adopt(item, state["file"])
-            elif there and same(row):
-                changed[item] = {**row, "file": state["file"]}
+            elif there and (same(row) or self.is_layout(row, content)):
+                changed[item] = {**row, "file": state["file"], "digest": state["digest"], "size": state["size"]}
             else:
                 if there and row["digest"] != state["digest"]:
                     properties.pop("mtime", None)  # told when the content before it was made
-                version = self.next_version()
-                creation = row["creation"] if there else version
-                changed[item] = {**state, "modified": path.stat().st_mtime_ns, "deleted": False,
-                                 "version": version, "creation": creation}
+                changed[item] = self.edited(state, path.stat().st_mtime_ns, row if there else None, content)
         for item in rows.keys() - seen:
             if not rows[item]["deleted"]:
                 if item in intents and intents[item]["deleted"]:
                     adopt(item)
                 else:
-                    changed[item] = {**rows[item], "deleted": True, "file": None, "version": self.next_version()}
+                    changed[item] = {**rows[item], "deleted": True, "file": None, "units": None,
+                                     "version": self.next_version()}
         if changed or intents:
             self.commit(changed, knowledge)
             with self.book:

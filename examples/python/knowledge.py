@@ -24,9 +24,10 @@ class Knowledge:
         column = self.columns.get(unit, self.columns[None])
         return column[bisect.bisect_right(column, item, key=lambda entry: entry[0]) - 1][1]
 
-    def has(self, item, version):
-        """Whether the change of this item with this version, a (replica, tick), is known."""
-        return self.vector(item).get(version[0], 0) >= version[1]
+    def has(self, item, version, unit=None):
+        """Whether the change of this item, or of one unit of it, with this version, a (replica, tick), is known."""
+        units = self.columns if unit is None else [unit]
+        return all(self.vector(item, unit).get(version[0], 0) >= version[1] for unit in units)
 
     def combined(self, rule, *others):
         """A knowledge whose vectors `rule` makes of those that this and the others have of the same items and units."""
@@ -56,9 +57,13 @@ class Knowledge:
             inside[None].append((after(upper), {}))
         return self.combined(lambda vector, mask: vector if mask else {}, Knowledge(inside))
 
-    def without(self, item):
-        mine = Knowledge({None: [(b"", {"": 1})]}).within(item, item)
-        return self.combined(lambda vector, mask: {} if mask else vector, mine)
+    def without(self, item, units=()):
+        """Nothing of an item, or of some units of it."""
+        return self.combined(lambda vector, mask: {} if mask else vector, selection(item, units))
+
+    def only(self, item, units=()):
+        """Nothing but an item, or some units of it."""
+        return self.combined(lambda vector, mask: vector if mask else {}, selection(item, units))
 
     def where(self, prerequisite, known):
         """Only what may be learned by one who knows `known`: where that includes the prerequisite (R19)."""
@@ -117,6 +122,11 @@ class Knowledge:
                 columns[unit] = [(entry.lower_bound, vectors[entry.clock_vector_index]) for entry in fragment.ranges]
         check(not columns or None in columns, where, "fragments: none is about all other change units")
         return Knowledge(columns)
+
+
+def selection(item, units):
+    """A knowledge that has something for an item, or for some units of it, and for nothing else."""
+    return Knowledge({None: [(b"", {})]} | {unit: [(b"", {"": 1})] for unit in units or [None]}).within(item, item)
 
 
 def includes(vector, other):

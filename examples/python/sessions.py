@@ -60,6 +60,7 @@ class Session:
     ending: bool = False
     canceled: threading.Event = dataclasses.field(default_factory=threading.Event)
     replicas: list = dataclasses.field(default_factory=list)  # those of the batch that was sent last
+    made_with: object = None  # the knowledge of that batch
     applied: int = 0
 
     def heard(self):

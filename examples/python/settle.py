@@ -2,37 +2,37 @@
 import re
 import time
 
-NONE, DESTINATION_WINS, SOURCE_WINS, LAST_WRITER_WINS, KEEP_BOTH = 0, 1, 2, 16, 17
+import units
+from units import DESTINATION_WINS, KEEP_BOTH, NONE, SOURCE_WINS, latest
 
 
 def settle(change, theirs, made_with, known, row, policy):
-    """(winner, version, conflict): winner is OBSOLETE, MUST_EXIST, DEFERRED, SOURCE, DESTINATION, SOURCE+COPY or
+    """(winner, version, conflict): winner is MUST_EXIST, DEFERRED, SOURCE, DESTINATION, SOURCE+COPY or
     DESTINATION+COPY; version is the change's, the row's, or None for a new one of this replica.
 
     A conflict's outcome gets a new version, whoever won, so that it is newer than both sides: with the winner's version a third
     replica would settle the same conflict again, differently. Only where nothing is decided the greater version stays, by
     tick: a replica gives out ticks above all that it knows, so every replica finds the same one.
     """
-    deletes, version = bool(change.flags & 1), theirs["version"]
-    has = lambda knowledge, version: knowledge.has(change.item_id, (bytes.fromhex(version[0]), version[1]))
-    if has(known, version):
-        return "OBSOLETE", None, False
+    deletes, version, item = bool(change.flags & 1), theirs["version"], change.item_id
     if row is None:
-        return ("MUST_EXIST" if has(known, theirs["creation"]) else "SOURCE"), version, False
-    if row["version"] == version:
+        return ("MUST_EXIST" if units.has(known, item, theirs["creation"]) else "SOURCE"), version, False
+    divided = theirs["units"] is not None or row.get("units") is not None
+    if row["version"] == version and not divided:
         return "DESTINATION", version, False
-    if has(made_with, row["version"]):  # the source knew what is here, and changed that
+    if units.has_all(made_with, item, row):  # the source knew what is here, and changed that
         return "SOURCE", version, False
-    greater = max(version, row["version"], key=lambda version: (version[1], version[0]))
+    # Where units have versions of their own there is no greater one that says it all.
+    greater = latest(version, row["version"]) if units.is_one(theirs) and units.is_one(row) else None
     if deletes and row["deleted"]:
         return "DESTINATION", greater, False
     if deletes != row["deleted"] and policy != NONE:  # an edit beats a deletion, unless the policy names a side
         named = {DESTINATION_WINS: "DESTINATION", SOURCE_WINS: "SOURCE"}
         return named.get(policy, "DESTINATION" if deletes else "SOURCE"), None, True
-    same = theirs["digest"] == row["digest"] and not deletes and not row["deleted"]
+    same = units.same(theirs, row) and not deletes and not row["deleted"]
     rank = lambda state: (state["modified"] is not None, state["modified"] or 0,
                           sorted(state["properties"].items()) if same else state["digest"])
-    if same and rank(theirs) == rank(row):
+    if same and (divided or rank(theirs) == rank(row)):
         return "DESTINATION", greater, False
     if policy == NONE:
         return "DEFERRED", None, True

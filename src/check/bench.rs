@@ -8,7 +8,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::book::{Book, Failure, Held, Stop};
+use super::book::{Book, Held, Stop};
 use super::partner::Partner;
 use super::rule::Rule;
 use super::sample::Sample;
@@ -71,11 +71,7 @@ impl Bench {
 
     /// Marks the rule, or stops the check by it.
     pub(super) fn require(&self, rule: Rule, holds: bool, message: impl FnOnce() -> String) -> Held {
-        if holds {
-            self.book.held(rule);
-            return Ok(());
-        }
-        Err(Stop::Broken { rule, message: message() })
+        self.book.require(rule, holds, message)
     }
 
     /// The answer of a call that is in order; a refusal of it breaks `rule`.
@@ -124,18 +120,6 @@ impl Bench {
         self.require(Rule::Malformed, refusal.code == RefusalCode::InvalidArgument, || {
             format!("{rpc} with {what} was refused with {:?}, and is to be with InvalidArgument", refusal.code)
         })
-    }
-
-    /// A check ended; its evidence goes into the book.
-    pub(super) fn record(&self, check: &'static str, rules: &[Rule], outcome: Held) {
-        match outcome {
-            Ok(()) | Err(Stop::Blocked) => {}
-            Err(Stop::Broken { rule, message }) => {
-                let calls = self.wire.transcript().lines();
-                self.book.broken(rule, Failure { check, message, calls });
-            }
-            Err(Stop::NotOffered(reason)) => rules.iter().for_each(|rule| self.book.not_offered(*rule, &reason)),
-        }
     }
 
     // --- the provider ---
@@ -273,7 +257,7 @@ impl Bench {
 }
 
 /// A name as an id of the format; where it does not fit, the short one, or as much of a digest as fits.
-fn fit(name: &str, short: &str, format: IdFormat) -> ItemId {
+pub(super) fn fit(name: &str, short: &str, format: IdFormat) -> ItemId {
     let padded = |text: &str, size: u16| {
         let mut bytes = text.as_bytes().to_vec();
         bytes.resize(usize::from(size), b'0');

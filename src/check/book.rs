@@ -76,7 +76,7 @@ impl Book {
     }
 
     /// The rule was broken; the first evidence stays.
-    pub(super) fn broken(&self, rule: Rule, failure: Failure) {
+    fn broken(&self, rule: Rule, failure: Failure) {
         self.with(|marks| {
             if !matches!(marks.get(&rule), Some(Mark::Broken(_))) {
                 marks.insert(rule, Mark::Broken(failure));
@@ -85,10 +85,39 @@ impl Book {
     }
 
     /// The rule does not apply, unless it was looked at elsewhere.
-    pub(super) fn not_offered(&self, rule: Rule, reason: &str) {
+    fn not_offered(&self, rule: Rule, reason: &str) {
         self.with(|marks| {
             marks.entry(rule).or_insert_with(|| Mark::NotOffered(reason.to_owned()));
         });
+    }
+
+    /// The rule was broken, wherever.
+    pub(super) fn is_broken(&self, rule: Rule) -> bool {
+        self.with(|marks| matches!(marks.get(&rule), Some(Mark::Broken(_))))
+    }
+
+    /// Marks the rule, or stops the check by it.
+    pub(super) fn require(&self, rule: Rule, holds: bool, message: impl FnOnce() -> String) -> Held {
+        if holds {
+            self.held(rule);
+            return Ok(());
+        }
+        Err(Stop::Broken { rule, message: message() })
+    }
+
+    /// A check about these rules ended, with these calls.
+    pub(super) fn record(
+        &self,
+        check: &'static str,
+        rules: &[Rule],
+        outcome: Held,
+        calls: impl FnOnce() -> Vec<String>,
+    ) {
+        match outcome {
+            Ok(()) | Err(Stop::Blocked) => {}
+            Err(Stop::Broken { rule, message }) => self.broken(rule, Failure { check, message, calls: calls() }),
+            Err(Stop::NotOffered(reason)) => rules.iter().for_each(|rule| self.not_offered(*rule, &reason)),
+        }
     }
 
     /// The verdict on each rule of a list.

@@ -1,13 +1,13 @@
 //! The checks, by subject, and the run through all of them.
 
-use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::bench::Bench;
-use super::book::{Held, Stop};
+use super::book::Held;
 use super::partner::{Change, Partner, batch};
 use super::rule::Rule;
 use super::session::Ask;
+use super::suite::checks;
 use super::{Options, Report, SetupError};
 use crate::knowledge::{GroupKind, ItemId, OutcomeKind};
 use crate::types::{ConflictResolutionPolicy as Policy, ProviderRole};
@@ -22,31 +22,10 @@ mod malformed;
 mod optional;
 mod stopping;
 mod tombstones;
-
-/// One scenario takes so long at most; a bound for what the bounds of its calls do not catch.
-const CHECK_LIMIT: Duration = Duration::from_secs(60);
-
-/// A scenario.
-struct Check {
-    name: &'static str,
-    /// What it is about: these do not apply where the provider does not offer it.
-    rules: &'static [Rule],
-    run: for<'b> fn(&'b Bench) -> Pin<Box<dyn Future<Output = Held> + Send + 'b>>,
-}
-
-macro_rules! checks {
-    ($($module:ident::$name:ident [$($rule:ident),*];)*) => {
-        const CHECKS: &[Check] = &[
-            $(Check {
-                name: stringify!($name),
-                rules: &[$(Rule::$rule),*],
-                run: |bench| Box::pin($module::$name(bench)),
-            },)*
-        ];
-    };
-}
+mod units;
 
 checks! {
+    Bench:
     life_cycle::identity [Schema, Instance];
     life_cycle::outside_of_a_session [OnlyInSession, RenewUnknown, EndWithoutBegin];
     life_cycle::begin_and_end [Enlists, BeginTwice, EndForgets, LateBegin];
@@ -87,6 +66,14 @@ checks! {
     conflicts::update_and_deletion [UpdateDelete];
     conflicts::edit_beats_deletion [EditBeatsDeletion];
     conflicts::two_deletions [DeleteDelete];
+    units::versions [KeepsUnits];
+    units::exceptions [UnitExceptions];
+    units::loads [UnitLoads];
+    units::later_unit [UnitLater];
+    units::merge [UnitMerge];
+    units::conflict [UnitConflict, UnitNotLearned];
+    units::update_and_deletion [UpdateDelete];
+    units::failed_creation [UnitCreation];
     stopping::cancel [Canceled, WorkAfterCancel];
     stopping::cancel_by_renewal [CanceledByRenewal];
     stopping::end_while_working [EndWaits];
@@ -110,11 +97,9 @@ pub(super) async fn run(options: Options) -> Result<Report, SetupError> {
     }
     for check in CHECKS {
         bench.wire.transcript().clear();
-        let outcome = tokio::time::timeout(CHECK_LIMIT, (check.run)(&bench)).await.unwrap_or_else(|_| {
-            Err(Stop::Broken { rule: Rule::Answers, message: format!("the check was not over in {CHECK_LIMIT:?}") })
-        });
+        let outcome = check.run(&bench, Rule::Answers).await;
         let stopped = outcome.is_err();
-        bench.record(check.name, check.rules, outcome);
+        bench.book.record(check.name, check.rules, outcome, || bench.wire.transcript().lines());
         bench.close_all().await;
         if stopped && !is_idle(&bench).await {
             // What follows would only show again what was shown: the provider is stuck, or gone.
@@ -126,7 +111,7 @@ pub(super) async fn run(options: Options) -> Result<Report, SetupError> {
     Ok(Report {
         address: bench.options.address.clone(),
         member_name: bench.info().map(|info| info.member_name.clone()).unwrap_or_default(),
-        verdicts: bench.book.verdicts(Rule::ALL),
+        verdicts: bench.book.verdicts(Rule::KNOWLEDGE_PROVIDER),
         took: begun.elapsed(),
         left_behind,
     })

@@ -1,13 +1,15 @@
 //! ProcessChangeBatch as the kit leads it: the loads answered as a check wants them, every frame judged.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use super::bench::Bench;
 use super::book::{Held, Stop};
+use super::divided::name;
 use super::partner::Change;
 use super::rule::Rule;
 use super::session::Session;
@@ -15,8 +17,8 @@ use super::wire::{Fault, Frames, decoded};
 use crate::grpc::convert::knowledge::ReplicaKeys;
 use crate::grpc::convert::{batch as batch_codec, exchange};
 use crate::knowledge::{
-    ChangeBatch, ChangeOutcome, Digest, ItemChange, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError,
-    Selection,
+    ChangeBatch, ChangeOutcome, ChangeUnitId, Digest, ItemChange, ItemDataHeader, ItemId, Knowledge, OutcomeKind,
+    RecoverableError,
 };
 use crate::pb;
 use crate::provider::{
@@ -24,6 +26,8 @@ use crate::provider::{
     RefusalCode,
 };
 use crate::types::{ConflictResolutionPolicy as Policy, Hresult};
+
+mod learning;
 
 const RPC: &str = "ProcessChangeBatch";
 
@@ -36,6 +40,8 @@ const FRAMES: usize = 2_048;
 pub(super) enum Answer {
     /// In order: header, chunks, end.
     Content { header: ItemDataHeader, content: Bytes },
+    /// The same, of a JSON object: the members that are asked for, or all of them.
+    Members { properties: BTreeMap<String, String>, object: Map<String, Value> },
     /// The same, with other bytes than size and digest say.
     Corrupt { header: ItemDataHeader, content: Bytes },
     /// The end comes before the announced size is reached.
@@ -97,6 +103,23 @@ fn offered<T>(policy: Policy, result: Result<T, Fault>) -> Held<Result<T, Fault>
         }
         result => Ok(result),
     }
+}
+
+/// Some members of an object, or without any named all of them, as data.
+fn members(
+    properties: &BTreeMap<String, String>,
+    object: &Map<String, Value>,
+    units: &[ChangeUnitId],
+) -> (ItemDataHeader, Bytes) {
+    let named = |name: &str| units.is_empty() || units.iter().any(|unit| unit.as_bytes() == name.as_bytes());
+    let part: BTreeMap<&String, &Value> = object.iter().filter(|(name, _)| named(name)).collect();
+    let content = Bytes::from(serde_json::json!(part).to_string());
+    let header = ItemDataHeader {
+        properties: properties.clone(),
+        content_size: content.len() as u64,
+        content_digest: Some(super::partner::digest(&content)),
+    };
+    (header, content)
 }
 
 /// The usual start.
@@ -203,14 +226,18 @@ impl Conversation<'_> {
     pub(super) fn answer(&mut self, load: &Load, answer: &Answer) {
         let load_id = load.load_id;
         let data = |part| ProcessInput::Data { load_id, part };
+        if let Answer::Members { properties, object } = answer {
+            let (header, content) = members(properties, object, &load.change_unit_ids);
+            return self.answer(load, &Answer::Content { header, content });
+        }
         let content_digest = match answer {
             Answer::Content { content, .. } | Answer::Corrupt { content, .. } | Answer::Short { content, .. } => {
                 super::partner::digest(content)
             }
-            Answer::Error | Answer::Nothing => Digest([0; 32]),
+            Answer::Error | Answer::Nothing | Answer::Members { .. } => Digest([0; 32]),
         };
         let (header, content, whole) = match answer {
-            Answer::Nothing => return,
+            Answer::Nothing | Answer::Members { .. } => return,
             Answer::Error => {
                 self.outstanding.remove(&load_id);
                 return self.send(data(DataPart::Failed(RecoverableError {
@@ -316,8 +343,36 @@ impl Conversation<'_> {
             bench.require(rule, outcome.tombstone == deletion, || {
                 format!("the outcome of item {item} says tombstone = {}, and the change {deletion}", outcome.tombstone)
             })?;
+            self.judge_failed_units(listed, outcome)?;
         }
         Ok(())
+    }
+
+    /// Which change units an outcome may leave out.
+    fn judge_failed_units(&self, listed: &ItemChange, outcome: &ChangeOutcome) -> Held {
+        let (bench, item, failed) = (self.bench, &outcome.item_id, &outcome.failed_change_unit_ids);
+        let has = |unit: &ChangeUnitId| listed.change_units.iter().any(|listed| listed.change_unit_id == *unit);
+        let Some(unit) = failed.first() else {
+            if listed.change_units.iter().any(|unit| unit.version == listed.creation_version) {
+                bench.book.held(Rule::UnitCreation);
+            }
+            return Ok(());
+        };
+        bench.require(Rule::UpdateDelete, !listed.flags.is_deleted(), || {
+            format!("the outcome of the deletion of item {item} is about its unit {}", name(unit))
+        })?;
+        let creation = listed.change_units.iter().all(|unit| unit.version == listed.creation_version);
+        let recoverable = outcome.kind == OutcomeKind::RecoverableError;
+        bench.require(Rule::UnitCreation, !(creation && recoverable), || {
+            format!("the creation of item {item} failed in its unit {}, and not as a whole", name(unit))
+        })?;
+        let left_out = recoverable || outcome.kind == OutcomeKind::Deferred;
+        // An item that was made anew has lost the units that its change does not list.
+        let anew = !self.batch.prerequisite_knowledge.contains_change(item, &listed.creation_version);
+        bench.require(Rule::Outcomes, left_out && (anew || failed.iter().all(has)), || {
+            let failed: Vec<_> = failed.iter().map(name).collect();
+            format!("the outcome of item {item} is {:?}, with the failed units {failed:?}", outcome.kind)
+        })
     }
 
     /// Answers loads until the result.
@@ -364,59 +419,5 @@ impl Conversation<'_> {
 
     fn has_units(&self) -> bool {
         self.listed.values().any(|change| !change.change_units.is_empty())
-    }
-
-    /// K' = KD ∪ ProjectOntoKnowledgeWithPrerequisite(L, P, KD) less what failed or was deferred; own ticks may grow.
-    fn judge_learned(&self, known: &Knowledge, after: &Knowledge) -> Held {
-        let bench = self.bench;
-        let shrunk = after.lowest_uncontained(known);
-        bench.require(Rule::NeverShrinks, shrunk.is_none(), || {
-            format!("from item bound '{}' on less is known than before", shrunk.clone().unwrap_or_else(|| "".into()))
-        })?;
-        let mut left_out = Selection::default();
-        let mut failed = BTreeSet::new();
-        for (item, change) in &self.listed {
-            let outcome = self.outcomes.get(item);
-            let units = outcome.map_or(&[][..], |outcome| &outcome.failed_change_unit_ids);
-            let whole = match outcome.map(|outcome| outcome.kind) {
-                None | Some(OutcomeKind::Deferred | OutcomeKind::RecoverableError) => units.is_empty(),
-                Some(OutcomeKind::Applied | OutcomeKind::Obsolete) => false,
-            };
-            if whole {
-                left_out.add_item(item.clone());
-                failed.insert(item);
-            }
-            units.iter().for_each(|unit| left_out.add_change_unit(item.clone(), unit.clone()));
-            let deferred = outcome.is_some_and(|outcome| outcome.kind == OutcomeKind::Deferred);
-            let rule = if deferred { Rule::Deferred } else { Rule::FailedNotLearned };
-            if whole && !self.canceled && !super::session::is_known(known, change) {
-                bench.require(rule, !super::session::is_known(after, change), || {
-                    format!("item {item} was not applied, and its change is learned all the same")
-                })?;
-            }
-        }
-        let own = bench.replica()?;
-        let with = |mut learned: Knowledge| {
-            learned.exclude(&left_out);
-            let mut sum = known.union(&learned);
-            sum.set_local_tick(&own, u64::MAX);
-            sum
-        };
-        let taught = self.batch.learned_knowledge();
-        let expected = with(taught.project_with_prerequisite(&self.batch.prerequisite_knowledge, known));
-        let mut after = after.clone();
-        after.set_local_tick(&own, u64::MAX);
-        let more = expected.lowest_uncontained(&after);
-        // What the batch would have taught a destination that has its prerequisite.
-        let rule = if with(taught).contains(&after) { Rule::NeedsPrerequisite } else { Rule::Learned };
-        bench.require(if more.is_some() { rule } else { Rule::Learned }, more.is_none(), || {
-            let bound = more.clone().unwrap_or_else(|| "".into());
-            format!("from item bound '{bound}' on more is learned than was taught and applied")
-        })?;
-        let less = after.lowest_uncontained(&expected);
-        bench.require(Rule::Learned, less.is_none() || self.canceled, || {
-            let bound = less.clone().unwrap_or_else(|| "".into());
-            format!("from item bound '{bound}' on less is learned than was taught and applied")
-        })
     }
 }

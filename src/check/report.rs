@@ -15,7 +15,7 @@ pub struct Report {
     pub address: String,
     /// Its name, as it says.
     pub member_name: String,
-    /// Every rule, in the order of [`Rule::ALL`].
+    /// Every rule of the service that was checked, in the order of its list.
     pub verdicts: Vec<(Rule, Verdict)>,
     /// How long the run took.
     pub took: Duration,
@@ -56,7 +56,7 @@ impl Report {
     /// For people: a line for each rule, and the calls of each failure.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
-        let width = Rule::ALL.iter().map(|rule| rule.id().len()).max().unwrap_or(0);
+        let width = self.verdicts.iter().map(|(rule, _)| rule.id().len()).max().unwrap_or(0);
         for (rule, verdict) in &self.verdicts {
             let (id, title) = (rule.id(), rule.title());
             let _ = match verdict {

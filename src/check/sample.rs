@@ -59,6 +59,22 @@ impl Sample {
         Bytes::from(Value::Object(object).to_string())
     }
 
+    /// An object that an item with change units can have, and two of its members that are texts. `None` where it has fewer.
+    pub(super) fn members(&self) -> Option<(Map<String, Value>, [String; 2])> {
+        let object = match &self.content {
+            Content::Anything => Map::from_iter(["synclave", "unit"].map(|name| (name.to_owned(), "".into()))),
+            Content::Like { object, .. } => object.clone(),
+        };
+        let mut texts = object.iter().filter(|(_, value)| value.is_string()).map(|(name, _)| name.clone());
+        let two = [texts.next()?, texts.next()?];
+        Some((object, two))
+    }
+
+    /// True when an object may have members that the sample does not have.
+    pub(super) fn takes_new_members(&self) -> bool {
+        self.content == Content::Anything
+    }
+
     /// A content of at least so many bytes, different from one to the next chunk.
     pub(super) fn large(&self, text: &str, bytes: usize) -> Bytes {
         let mut long = String::with_capacity(bytes + 64);
@@ -83,6 +99,8 @@ mod tests {
         let row = Sample::like(BTreeMap::new(), br#"{"age":3,"name":"x"}"#);
         assert_eq!(&row.content("b")[..], br#"{"age":3,"name":"b"}"#);
         assert_eq!(Sample::like(BTreeMap::new(), b"hello"), plain);
+        assert_eq!(plain.members().map(|(_, two)| two), Some(["synclave".to_owned(), "unit".to_owned()]));
+        assert_eq!(row.members(), None, "a single text");
         assert!(plain.large("c", 100_000).len() >= 100_000);
     }
 }

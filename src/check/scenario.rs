@@ -23,12 +23,24 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn version(&self) -> Held<&Version> {
-        self.change.change_version.as_ref().ok_or(Stop::Blocked)
+        self.whole_version().ok_or(Stop::Blocked)
+    }
+
+    /// Its version. A store may divide what came as a whole: that is then the version of every unit.
+    pub(super) fn whole_version(&self) -> Option<&Version> {
+        whole_version(&self.change)
     }
 
     pub(super) fn is_deleted(&self) -> bool {
         self.change.flags.is_deleted()
     }
+}
+
+/// The version of an item, or the one that all of its change units have.
+fn whole_version(change: &ItemChange) -> Option<&Version> {
+    let mut versions = change.versions();
+    let first = versions.next()?;
+    versions.all(|version| version == first).then_some(first)
 }
 
 impl Bench {
@@ -148,7 +160,7 @@ impl Bench {
 
     /// A version names one content, wherever it is shown.
     fn judge_content(&self, change: &ItemChange, content: Option<&Bytes>) -> Held {
-        let Some((content, version)) = content.zip(change.change_version.as_ref()) else { return Ok(()) };
+        let Some((content, version)) = content.zip(whole_version(change)) else { return Ok(()) };
         let Some(written) = self.content_of(version) else { return Ok(()) };
         self.require(Rule::KeepsData, digest(content) == written, || {
             format!("item {} is shown with {version:?}, and another content than was sent by it", change.item_id)
@@ -178,10 +190,12 @@ impl Bench {
     /// The item is as it was written: version, creation version and content.
     pub(super) fn is_as_written(&self, seen: &Seen, written: &Written) -> Held {
         let Written { item, creation, version, content } = written;
-        self.require(Rule::KeepsVersion, seen.change.change_version.as_ref() == Some(version), || {
-            format!("item {item} was applied with {version:?}, and is shown with {:?}", seen.change.change_version)
+        self.require(Rule::KeepsVersion, seen.whole_version() == Some(version), || {
+            format!("item {item} was applied with {version:?}, and is shown with {:?}", seen.whole_version())
         })?;
-        self.require(Rule::KeepsVersion, seen.change.creation_version == *creation, || {
+        // A store may divide what came as a whole: the item that has these units is then made by that very change.
+        let divided = !seen.change.change_units.is_empty() && seen.change.creation_version == *version;
+        self.require(Rule::KeepsVersion, divided || seen.change.creation_version == *creation, || {
             let shown = &seen.change.creation_version;
             format!("item {item} was created with {creation:?}, and is shown with {shown:?}")
         })?;

@@ -1,16 +1,17 @@
-//! The provider, as the kit talks to it: every message goes into the transcript, every call is bounded in time.
-//!
-//! The kit speaks the wire's own messages, well-formed ones too: a transcript then shows exactly what was said.
+//! The provider, as the kit talks to it, and what it means when a call has no answer.
 
-use std::time::{Duration, Instant};
+use std::fmt;
+use std::time::Duration;
 
 use prost::{Message, Name};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Response, Status, Streaming};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
 
 use super::book::{Held, Stop};
+pub(super) use super::connection::Frames;
+use super::connection::{Connection, Unanswered};
 use super::rule::Rule;
 use super::transcript::Transcript;
 use crate::grpc::convert::{self, Violations};
@@ -19,9 +20,6 @@ use crate::pb;
 use crate::pb::knowledge_sync_provider_service_client::KnowledgeSyncProviderServiceClient;
 use crate::provider::{CallError, Refusal};
 use crate::types::Hresult;
-
-/// A connection that is not made in so long is given up.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a call came to, when it gave no answer.
 #[derive(Debug)]
@@ -34,24 +32,35 @@ pub(super) enum Fault {
     Silent(String),
 }
 
-impl Fault {
-    fn of(status: &Status, after: Duration) -> Self {
-        match status::into_call_error(status, after) {
-            CallError::Refused(refusal) => Self::Refused(refusal),
-            CallError::Garbage { .. } => Self::Bare(status.clone()),
-            error => Self::Silent(error.to_string()),
+impl From<Unanswered> for Fault {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::Status(status, after) => match status::into_call_error(&status, after) {
+                CallError::Refused(refusal) => Self::Refused(refusal),
+                CallError::Garbage { .. } => Self::Bare(status),
+                error => Self::Silent(error.to_string()),
+            },
+            Unanswered::Silent(message) => Self::Silent(message),
         }
     }
+}
 
-    /// One line.
-    pub(super) fn words(&self) -> String {
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(refusal) => {
-                format!("refused with {:?} {} ({})", refusal.code, refusal.reason, refusal.message)
+                write!(f, "refused with {:?} {} ({})", refusal.code, refusal.reason, refusal.message)
             }
-            Self::Bare(status) => format!("failed with status {:?} ({})", status.code(), status.message()),
-            Self::Silent(message) => message.clone(),
+            Self::Bare(status) => write!(f, "failed with status {:?} ({})", status.code(), status.message()),
+            Self::Silent(message) => f.write_str(message),
         }
+    }
+}
+
+impl Fault {
+    /// One line.
+    pub(super) fn words(&self) -> String {
+        self.to_string()
     }
 
     /// The rule that is broken when a call that is in order comes to this; `refused` when it was refused.
@@ -67,20 +76,11 @@ impl Fault {
     }
 }
 
-/// The frames of one data or application stream.
-#[derive(Debug)]
-pub(super) struct Frames<A> {
-    rpc: &'static str,
-    stream: Streaming<A>,
-}
-
 /// The kit's connection to a provider.
 #[derive(Debug)]
 pub(super) struct Wire {
-    channel: Channel,
+    connection: Connection,
     client: KnowledgeSyncProviderServiceClient<Channel>,
-    transcript: Transcript,
-    patience: Duration,
 }
 
 macro_rules! unary {
@@ -99,24 +99,23 @@ macro_rules! unary {
 impl Wire {
     /// Nothing is dialled yet. `patience` bounds every call and every wait for a frame.
     pub(super) fn new(address: &str, patience: Duration) -> Result<Self, address::AddressError> {
-        let channel =
-            Endpoint::from(address::parse(address)?).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
-        let client = KnowledgeSyncProviderServiceClient::new(channel.clone())
+        let connection = Connection::new(address, patience)?;
+        let client = KnowledgeSyncProviderServiceClient::new(connection.channel())
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT);
-        Ok(Self { channel, client, transcript: Transcript::default(), patience })
+        Ok(Self { connection, client })
     }
 
     pub(super) fn transcript(&self) -> &Transcript {
-        &self.transcript
+        self.connection.transcript()
     }
 
     pub(super) fn channel(&self) -> Channel {
-        self.channel.clone()
+        self.connection.channel()
     }
 
     pub(super) fn patience(&self) -> Duration {
-        self.patience
+        self.connection.patience()
     }
 
     unary! {
@@ -141,23 +140,16 @@ impl Wire {
         request: &Q,
         call: impl Future<Output = Result<Response<A>, Status>>,
     ) -> Result<A, Fault> {
-        self.transcript.sent(rpc, request);
-        let response = self.bounded(rpc, call).await?.into_inner();
-        self.transcript.received(rpc, &response);
-        Ok(response)
+        self.connection.unary(rpc, request, call).await
     }
 
+    /// Runs a call within the patience, with only a failure in the transcript.
     pub(super) async fn bounded<T>(
         &self,
         rpc: &'static str,
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Fault> {
-        let begun = Instant::now();
-        let outcome = match tokio::time::timeout(self.patience, call).await {
-            Ok(outcome) => outcome.map_err(|status| Fault::of(&status, begun.elapsed())),
-            Err(_) => Err(Fault::Silent(format!("no answer within {:?}", self.patience))),
-        };
-        outcome.inspect_err(|fault| self.transcript.note(format!("<- {rpc} {}", fault.words())))
+        self.connection.bounded(rpc, call).await
     }
 
     /// Begins ProcessChangeBatch. Dropping the sender half-closes the stream.
@@ -177,7 +169,7 @@ impl Wire {
         request: pb::LoadChangeDataRequest,
     ) -> Result<Frames<pb::LoadChangeDataResponse>, Fault> {
         let rpc = "LoadChangeData";
-        self.transcript.sent(rpc, &request);
+        self.transcript().sent(rpc, &request);
         let mut client = self.client.clone();
         let call = async move { client.load_change_data(request).await };
         Ok(Frames { rpc, stream: self.bounded(rpc, call).await?.into_inner() })
@@ -189,17 +181,7 @@ impl Wire {
         frames: &mut Frames<A>,
         within: Duration,
     ) -> Result<Option<A>, Fault> {
-        let begun = Instant::now();
-        let outcome = match tokio::time::timeout(within, frames.stream.message()).await {
-            Ok(outcome) => outcome.map_err(|status| Fault::of(&status, begun.elapsed())),
-            Err(_) => Err(Fault::Silent(format!("nothing came on the stream for {within:?}"))),
-        };
-        match &outcome {
-            Ok(Some(frame)) => self.transcript.received(frames.rpc, frame),
-            Ok(None) => self.transcript.note(format!("<- {} end of the stream", frames.rpc)),
-            Err(fault) => self.transcript.note(format!("<- {} {}", frames.rpc, fault.words())),
-        }
-        outcome
+        self.connection.next(frames, within).await
     }
 }
 
@@ -215,4 +197,9 @@ pub(super) fn decoded<T>(rpc: &str, decoder: impl FnOnce(&mut Violations) -> Opt
         };
         Stop::Broken { rule, message: format!("the answer to {rpc}: {error}") }
     })
+}
+
+/// The same, where whatever is wrong with the answer breaks `rule`.
+pub(super) fn decoded_by<T>(rule: Rule, rpc: &str, decoder: impl FnOnce(&mut Violations) -> Option<T>) -> Held<T> {
+    convert::decode(decoder).map_err(|error| Stop::Broken { rule, message: format!("the answer to {rpc}: {error}") })
 }

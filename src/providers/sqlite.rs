@@ -1,8 +1,9 @@
 //! The SQLite provider's store: the rows of one table.
 //!
-//! An item is a row; its id is the row's primary key, its content the other columns as a JSON object (`row`). A table beside
-//! it, `synclave_feed_TABLE`, records by three triggers which rows changed, whoever changed them, so that a look costs what
-//! changed; the first look of a process reads all rows, because triggers can be dropped and do not see what `REPLACE` displaces.
+//! An item is a row; its id is the row's primary key, its content the other columns as a JSON object (`row`), so that a column
+//! is a change unit. A table beside it, `synclave_feed_TABLE`, records by three triggers which rows changed, whoever changed
+//! them, so that a look costs what changed; the first look of a process reads all rows, because triggers can be dropped and do
+//! not see what `REPLACE` displaces.
 //!
 //! What SDK and peers know of an item beside its columns (properties, modification time) has no place in the row. It is
 //! recorded with the change in the feed until a look has shown that the metadata has it, so that after a crash the row is
@@ -222,7 +223,9 @@ impl SqliteStore {
         let sql = if is_new { Some(&self.table.sql.insert) } else { self.table.sql.update.as_ref() };
         if let Some(sql) = sql {
             let mut statement = inner.connection.prepare_cached(sql).map_err(item_failed)?;
-            statement.execute(params_from_iter(key.iter().chain(&values))).map_err(item_failed)?;
+            let written = statement.execute(params_from_iter(key.iter().chain(&values)));
+            written
+                .map_err(|error| self.collision(inner, id, &values, &error).unwrap_or_else(|| item_failed(error)))?;
         }
         // A column's type may turn a value into another, and a trigger of the table's own may change more: what is there must
         // be what was sent, or it would look like a user's change at the next look, and travel back.
@@ -239,6 +242,23 @@ impl SqliteStore {
         let mut statement = inner.connection.prepare_cached(&self.table.sql.set_facts).map_err(item_failed)?;
         statement.execute(params_from_iter(key.into_iter().chain([Value::Text(facts)]))).map_err(item_failed)?;
         Ok(())
+    }
+
+    /// The other row that has the same values in UNIQUE columns, when that is why a row cannot be written.
+    fn collision(&self, inner: &Inner, id: &ItemId, values: &[Value], error: &rusqlite::Error) -> Option<ItemError> {
+        let code = error.sqlite_error().map(|error| error.extended_code);
+        if code != Some(rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE) {
+            return None;
+        }
+        self.table.unique.iter().find_map(|(columns, sql)| {
+            let values = columns.iter().map(|column| &values[*column]);
+            let mut statement = inner.connection.prepare_cached(sql).ok()?;
+            let mut rows = statement.query(params_from_iter(values)).ok()?;
+            let row = rows.next().ok()??;
+            let key = (0..self.table.key_len()).map(|at| row.get_ref(at)).collect::<Result<Vec<_>, _>>().ok()?;
+            let other = self.table.item_id(&key).ok()?;
+            (other != *id).then_some(ItemError::Collision(other))
+        })
     }
 
     fn difference(&self, wanted: &[u8], now: &[u8]) -> Option<String> {
@@ -404,6 +424,11 @@ fn item_failed(error: rusqlite::Error) -> ItemError {
 }
 
 impl ItemStore for SqliteStore {
+    /// The columns beside the key.
+    fn has_change_units(&self) -> bool {
+        true
+    }
+
     fn detect(&self, known: &dyn Known) -> Result<Detection, StoreError> {
         self.look(known).map_err(|error| self.io(&error))
     }

@@ -8,17 +8,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeOutcome, ClockVector, Digest, IdFormat, IdParameters, ItemChange, ItemData,
-    ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError, ReplicaId, Version,
+    ChangeBatch, ChangeUnitId, ClockVector, Digest, IdFormat, IdParameters, ItemChange, ItemDataHeader, ItemId,
+    Knowledge, ReplicaId, Version,
 };
 use synclave::provider::sdk::ReplicaProvider;
 use synclave::provider::{
-    BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, Load, MAX_OUTSTANDING_LOADS,
-    ProcessInput, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessStart, Provider, ProviderInfo, Refusal, Renewal,
-    SessionKey, SyncBatchParameters,
+    BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, Load, ProcessInputs, ProcessOutputs,
+    ProcessStart, Provider, ProviderInfo, Refusal, Renewal, SessionKey, SyncBatchParameters,
 };
-use synclave::types::{ConflictResolutionPolicy as Policy, Hresult, SyncGuid};
+use synclave::types::SyncGuid;
 use tokio::sync::mpsc;
+
+mod batch;
+mod tap;
+mod units;
 
 /// What is wrong with a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +101,15 @@ pub enum Mutant {
     RevivesDeletedItems,
     ForgetsSecondCreations,
     EnumeratesWhatIsMissing,
+    SendsAllUnits,
+    ForgetsUnitVersions,
+    LoadsWholeItems,
+    CallsLaterUnitsConflicts,
+    SeesConflictsOfItems,
+    DefersWholeItems,
+    DefersUnitsOfDeletions,
+    LearnsDeferredUnits,
+    FailsCreationsInPart,
 }
 
 use Mutant as M;
@@ -120,6 +132,7 @@ struct Memory {
     revived: HashSet<ItemId>,
     left_by_cancel: HashSet<ItemId>,
     applied: HashSet<ItemId>,
+    units: HashMap<ItemId, units::Units>,
     working: bool,
 }
 
@@ -171,388 +184,6 @@ impl Mutated {
 
     fn key(&self, key: SessionKey) -> SessionKey {
         if self.mutant == M::TakesStaleEpochs { SessionKey { epoch: 1, ..key } } else { key }
-    }
-
-    fn spoil_batch(&self, batch: &mut ChangeBatch, asked: &Knowledge) {
-        let memory = self.memory();
-        let format = asked.item_format();
-        match self.mutant {
-            M::CallsEveryBatchTheLast => batch.is_last_batch = true,
-            M::CallsNoBatchTheLast => batch.is_last_batch = false,
-            M::ForgetsPrerequisite => batch.prerequisite_knowledge = Arc::new(Knowledge::new(format)),
-            M::SendsEverything => batch.prerequisite_knowledge = Arc::new(asked.clone()),
-            M::ClaimsForgottenVersions => {
-                batch.forgotten_knowledge = Arc::new(knows(format, &"x".into(), &stranger(3)));
-            }
-            _ => {}
-        }
-        for group in &mut batch.groups {
-            let changes = &mut group.changes;
-            match self.mutant {
-                M::LosesAnItem => {
-                    if let Some(at) = changes.iter().position(|change| !change.flags.is_deleted()) {
-                        changes.remove(at);
-                    }
-                }
-                M::HidesTombstones => changes.retain(|change| !change.flags.is_deleted()),
-                M::SendsInDescendingOrder => changes.reverse(),
-                M::SendsTwice => {
-                    let last = changes.last().cloned();
-                    changes.extend(last);
-                }
-                M::ForgetsMadeWith => group.made_with_knowledge = Arc::new(Knowledge::new(format)),
-                _ => {}
-            }
-            for change in changes {
-                let deleted = change.flags.is_deleted();
-                match self.mutant {
-                    M::TombstonesWithData if deleted => {
-                        let header = ItemDataHeader { content_size: 1, ..ItemDataHeader::default() };
-                        change.inline_data = Some(ItemData { header, content: Bytes::from_static(b"x") });
-                    }
-                    M::RenewsCreationVersions if !deleted => {
-                        change.creation_version = change.change_version.clone().expect("no units here");
-                    }
-                    M::KeepsTheWinnersVersion | M::DecidesWhereNothingIs => {
-                        if let Some(version) = memory.shown.get(&change.item_id) {
-                            change.change_version = Some(version.clone());
-                        }
-                    }
-                    M::RevivesDeletedItems if memory.revived.contains(&change.item_id) => {
-                        change.flags = ChangeFlags::NONE;
-                    }
-                    M::ForgetsSecondCreations if !deleted => {
-                        if let Some(first) = memory.first_creation.get(&change.item_id) {
-                            change.creation_version = first.clone();
-                        }
-                    }
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    /// What is wrong with the batch that is applied, and with how.
-    fn spoil_application(&self, start: &mut ProcessStart, batch: &mut ChangeBatch) {
-        let mut memory = self.memory();
-        let format = batch.prerequisite_knowledge.item_format();
-        let deletion =
-            batch.changes().any(|(_, change)| change.flags.is_deleted() || memory.deleted.contains(&change.item_id));
-        let policy = &mut start.conflict_resolution_policy;
-        *policy = match (self.mutant, *policy) {
-            (M::LetsTheSourceWin, Policy::DestinationProviderWins) if !deletion => Policy::SourceProviderWins,
-            (M::LetsTheDestinationWin, Policy::SourceProviderWins) if !deletion => Policy::DestinationProviderWins,
-            (M::SettlesWhatItShouldDefer, Policy::None) => Policy::SourceProviderWins,
-            (M::IgnoresModificationTimes, Policy::LastWriterWins) if !deletion => Policy::SourceProviderWins,
-            (M::KeepsOnlyOne, Policy::KeepBoth) => Policy::LastWriterWins,
-            (M::LetsTheSourceDelete, Policy::DestinationProviderWins) if deletion => Policy::SourceProviderWins,
-            (M::LetsADeletionWin, Policy::LastWriterWins) if deletion => Policy::SourceProviderWins,
-            (_, policy) => policy,
-        };
-        match self.mutant {
-            M::IgnoresForgottenKnowledge => batch.forgotten_knowledge = Arc::new(Knowledge::new(format)),
-            M::IgnoresThePrerequisite => batch.prerequisite_knowledge = Arc::new(Knowledge::new(format)),
-            _ => {}
-        }
-        for group in &mut batch.groups {
-            for change in &mut group.changes {
-                let version = change.change_version.clone().expect("no units here");
-                if self.mutant == M::CreatesWhatIsLost
-                    && !memory.seen.contains_key(&change.item_id)
-                    && !change.flags.is_deleted()
-                {
-                    change.creation_version = version.clone();
-                }
-                if matches!(self.mutant, M::IgnoresDigests) {
-                    change.content_digest = None;
-                }
-                if matches!(self.mutant, M::IgnoresSizes) {
-                    change.content_digest = None;
-                    change.data_size = None;
-                }
-                if self.mutant == M::RevivesDeletedItems
-                    && memory.deleted.contains(&change.item_id)
-                    && !change.flags.is_deleted()
-                    && memory.seen.get(&change.item_id).is_some_and(|seen| is_later(seen, &version))
-                {
-                    memory.revived.insert(change.item_id.clone());
-                }
-                let known =
-                    memory.seen.get(&change.item_id).is_some_and(|seen| is_later(seen, &version) || *seen == version);
-                if !known {
-                    memory.seen.insert(change.item_id.clone(), version);
-                }
-                if change.flags.is_deleted() {
-                    memory.tombstones.extend(change.change_version.clone());
-                    memory.deleted.insert(change.item_id.clone());
-                }
-                memory.first_creation.entry(change.item_id.clone()).or_insert(change.creation_version.clone());
-            }
-        }
-    }
-}
-
-/// Ids of loads that the honest provider did not ask for: far above its own.
-const FIRST_AHEAD: u64 = 1_000_000;
-
-/// The frames between the kit and the honest provider, both ways.
-struct Tap {
-    mutant: Mutant,
-    policy: Policy,
-    replica: ReplicaId,
-    memory: Arc<Mutex<Memory>>,
-    known: Knowledge,
-    batch: ChangeBatch,
-    /// Loads that the honest provider has not asked for yet, or whose answer waits for it.
-    ahead: HashMap<ItemId, u64>,
-    buffered: HashMap<u64, Vec<DataPart>>,
-    wanted: HashMap<u64, u64>,
-    failing: HashSet<u64>,
-    failed: HashSet<ItemId>,
-    outcomes: u32,
-    obsolete: u32,
-    held: HashMap<u64, (Option<ItemDataHeader>, Vec<u8>)>,
-    guid: SyncGuid,
-}
-
-impl Tap {
-    fn change(&self, item: &ItemId) -> Option<synclave::knowledge::ItemChange> {
-        self.batch.changes().map(|(_, change)| change).find(|change| change.item_id == *item).cloned()
-    }
-
-    /// Frames to the honest provider.
-    fn input(&mut self, input: ProcessInput) -> Vec<ProcessInput> {
-        let ProcessInput::Data { load_id, part } = input else {
-            lock(&self.memory).canceled.insert(self.guid);
-            return if self.mutant == M::IgnoresCancel { Vec::new() } else { vec![input] };
-        };
-        let data = |load_id, part| ProcessInput::Data { load_id, part };
-        if self.failing.contains(&load_id) {
-            return match part {
-                DataPart::Header(_) => vec![data(
-                    load_id,
-                    DataPart::Failed(RecoverableError {
-                        hresult: Hresult::E_FAIL,
-                        item_display_name: String::new(),
-                        error_description: "a fault of the mutant".to_owned(),
-                    }),
-                )],
-                _ => Vec::new(),
-            };
-        }
-        match self.mutant {
-            M::LoadsAllAtOnce if load_id >= FIRST_AHEAD => match self.wanted.get(&load_id) {
-                Some(wanted) => vec![data(*wanted, part)],
-                None => {
-                    self.buffered.entry(load_id).or_default().push(part);
-                    Vec::new()
-                }
-            },
-            M::IgnoresDigests | M::IgnoresSizes => {
-                let (header, content) = self.held.entry(load_id).or_default();
-                match part {
-                    DataPart::Header(first) => *header = Some(first),
-                    DataPart::Chunk(chunk) => content.extend_from_slice(&chunk),
-                    DataPart::Failed(error) => return vec![data(load_id, DataPart::Failed(error))],
-                    DataPart::End { content_digest } => {
-                        let mut header = header.take().expect("comes first");
-                        let short = (content.len() as u64) < header.content_size;
-                        let spoils = short == (self.mutant == M::IgnoresSizes);
-                        let digest = if spoils { Digest(Sha256::digest(&*content).into()) } else { content_digest };
-                        if spoils {
-                            header.content_size = content.len() as u64;
-                            header.content_digest = None;
-                        }
-                        let content = Bytes::from(std::mem::take(content));
-                        return vec![
-                            data(load_id, DataPart::Header(header)),
-                            data(load_id, DataPart::Chunk(content)),
-                            data(load_id, DataPart::End { content_digest: digest }),
-                        ];
-                    }
-                }
-                Vec::new()
-            }
-            _ => vec![data(load_id, part)],
-        }
-    }
-
-    /// Frames from the honest provider, and those that go back to it.
-    fn output(&mut self, output: ProcessOutput) -> (Vec<ProcessOutput>, Vec<ProcessInput>) {
-        let mut back = Vec::new();
-        let out = match output {
-            ProcessOutput::Load(mut load) => {
-                let change = self.change(&load.item_id);
-                let update = change
-                    .as_ref()
-                    .is_some_and(|change| Some(&change.creation_version) != change.change_version.as_ref());
-                let large = change.and_then(|change| change.data_size).is_some_and(|size| size > 1024 * 1024);
-                if (self.mutant == M::RefusesLargeItems && large) || (self.mutant == M::FailsUpdates && update) {
-                    self.failing.insert(load.load_id);
-                }
-                if self.mutant == M::LoadsAnotherVersion {
-                    load.version.tick += 1;
-                }
-                match self.ahead.remove(&load.item_id) {
-                    Some(ahead) => {
-                        self.wanted.insert(ahead, load.load_id);
-                        let parts = self.buffered.remove(&ahead).unwrap_or_default();
-                        back.extend(parts.into_iter().map(|part| ProcessInput::Data { load_id: load.load_id, part }));
-                        Vec::new()
-                    }
-                    None => vec![ProcessOutput::Load(load)],
-                }
-            }
-            ProcessOutput::Outcome(outcome) => self.outcome(outcome),
-            ProcessOutput::Result(mut result) => {
-                let format = self.known.item_format();
-                let known = &self.known;
-                let learned = &mut result.learned_knowledge;
-                match self.mutant {
-                    M::LearnsNothing => *learned = known.clone(),
-                    M::LearnsTooMuch => *learned = learned.union(&knows(format, &"x".into(), &stranger(9))),
-                    M::ForgetsWhatItKnew => *learned = self.batch.learned_knowledge(),
-                    M::LearnsWhatFailed => {
-                        let failed = self.failed.iter();
-                        let taught = self
-                            .batch
-                            .groups
-                            .iter()
-                            .map(|group| group.made_with_knowledge.project_onto_items(failed.clone()));
-                        *learned = Knowledge::union_all(format, taught.chain([learned.clone()]));
-                    }
-                    M::HidesItsOwnTick => {
-                        let before = known.max_tick(&self.replica);
-                        let items: Vec<ItemId> =
-                            self.batch.changes().map(|(_, change)| change.item_id.clone()).collect();
-                        // As it was, with what was learned of others.
-                        let mut others = learned.clone();
-                        others.set_local_tick(&self.replica, before);
-                        if !items.is_empty() {
-                            *learned = others;
-                        }
-                    }
-                    M::MiscountsApplied => result.changes_applied += 1,
-                    M::ReappliesKnownChanges => result.changes_applied += self.obsolete,
-                    _ => {}
-                }
-                vec![ProcessOutput::Result(result)]
-            }
-            other => vec![other],
-        };
-        (out, back)
-    }
-
-    fn outcome(&mut self, mut outcome: ChangeOutcome) -> Vec<ProcessOutput> {
-        let item = outcome.item_id.clone();
-        let change = self.change(&item);
-        self.outcomes += 1;
-        if outcome.kind == OutcomeKind::RecoverableError {
-            self.failed.insert(item.clone());
-        }
-        if outcome.kind == OutcomeKind::Obsolete {
-            self.obsolete += 1;
-        }
-        let mut memory = lock(&self.memory);
-        if outcome.kind == OutcomeKind::Applied {
-            let again = !memory.applied.insert(item.clone());
-            let change = change.as_ref().expect("the honest provider names items of the batch");
-            let same = change.content_digest.is_some() && memory.digests.get(&item) == change.content_digest.as_ref();
-            let both =
-                again && outcome.tombstone && memory.deleted.contains(&item) && !memory.digests.contains_key(&item);
-            let version = change.change_version.clone().expect("no units here");
-            match self.mutant {
-                M::KeepsTheWinnersVersion if outcome.conflict && self.policy == Policy::SourceProviderWins => {
-                    drop(memory.shown.insert(item.clone(), version))
-                }
-                M::DecidesWhereNothingIs if same => {
-                    let own = Version::new(self.replica.clone(), 1);
-                    memory.shown.insert(item.clone(), own);
-                }
-                _ => {}
-            }
-            if self.mutant == M::CallsTwoDeletionsAConflict && both {
-                outcome.conflict = true;
-            }
-            match change.content_digest {
-                Some(digest) => drop(memory.digests.insert(item.clone(), digest)),
-                None => drop(memory.digests.remove(&item)),
-            }
-        }
-        match self.mutant {
-            M::DropsAnOutcome if self.outcomes == 1 => return Vec::new(),
-            M::RepeatsAnOutcome if self.outcomes == 1 => {
-                return vec![ProcessOutput::Outcome(outcome.clone()), ProcessOutput::Outcome(outcome)];
-            }
-            M::SeesNoConflicts => outcome.conflict = false,
-            M::SeesConflictsEverywhere => outcome.conflict = true,
-            M::ReappliesKnownChanges if outcome.kind == OutcomeKind::Obsolete => outcome.kind = OutcomeKind::Applied,
-            _ => {}
-        }
-        vec![ProcessOutput::Outcome(outcome)]
-    }
-
-    /// Loads for everything, before the honest provider asks.
-    fn first(&mut self) -> Vec<ProcessOutput> {
-        if self.mutant != M::LoadsAllAtOnce {
-            return Vec::new();
-        }
-        let live = self.batch.changes().filter(|(_, change)| !change.flags.is_deleted());
-        if live.count() <= MAX_OUTSTANDING_LOADS {
-            return Vec::new();
-        }
-        let mut loads = Vec::new();
-        for (number, (_, change)) in self.batch.changes().filter(|(_, change)| !change.flags.is_deleted()).enumerate() {
-            let load_id = FIRST_AHEAD + number as u64;
-            self.ahead.insert(change.item_id.clone(), load_id);
-            loads.push(ProcessOutput::Load(Load {
-                load_id,
-                item_id: change.item_id.clone(),
-                change_unit_ids: Vec::new(),
-                version: change.change_version.clone().expect("no units here"),
-                offset: 0,
-            }));
-        }
-        loads
-    }
-
-    async fn run(
-        mut self,
-        mut from_kit: ProcessInputs,
-        to_honest: mpsc::Sender<ProcessInput>,
-        mut from_honest: ProcessOutputs,
-        to_kit: mpsc::Sender<Result<ProcessOutput, CallError>>,
-    ) {
-        for output in self.first() {
-            drop(to_kit.send(Ok(output)).await);
-        }
-        loop {
-            tokio::select! {
-                input = from_kit.recv() => match input {
-                    None => return,
-                    Some(input) => for input in self.input(input) {
-                        if to_honest.send(input).await.is_err() { break; }
-                    },
-                },
-                output = from_honest.recv() => match output {
-                    None => return,
-                    Some(Err(error)) => {
-                        drop(to_kit.send(Err(error)).await);
-                        return;
-                    }
-                    Some(Ok(output)) => {
-                        let (out, back) = self.output(output);
-                        for input in back {
-                            drop(to_honest.send(input).await);
-                        }
-                        for output in out {
-                            if to_kit.send(Ok(output)).await.is_err() { return; }
-                        }
-                    }
-                },
-                () = to_kit.closed() => return,
-            }
-        }
     }
 }
 
@@ -674,42 +305,11 @@ impl Provider for Mutated {
     async fn process_change_batch(
         &self,
         key: SessionKey,
-        mut start: ProcessStart,
-        mut batch: ChangeBatch,
+        start: ProcessStart,
+        batch: ChangeBatch,
         inputs: ProcessInputs,
     ) -> Result<ProcessOutputs, CallError> {
-        let key = self.key(key);
-        let original = batch.clone();
-        let policy = start.conflict_resolution_policy;
-        self.spoil_application(&mut start, &mut batch);
-        let known = self.inner.get_sync_batch_parameters(key).await?.knowledge;
-        let (to_honest, from_kit) = mpsc::channel(1_000);
-        let from_honest = self.inner.process_change_batch(key, start, batch, from_kit).await?;
-        let (to_kit, outputs) = mpsc::channel(1_000);
-        let tap = Tap {
-            mutant: self.mutant,
-            policy,
-            replica: self.replica.clone(),
-            memory: self.memory.clone(),
-            known,
-            batch: original,
-            ahead: HashMap::new(),
-            buffered: HashMap::new(),
-            wanted: HashMap::new(),
-            failing: HashSet::new(),
-            failed: HashSet::new(),
-            outcomes: 0,
-            obsolete: 0,
-            held: HashMap::new(),
-            guid: key.sync_guid,
-        };
-        let memory = self.memory.clone();
-        lock(&memory).working = true;
-        tokio::spawn(async move {
-            tap.run(inputs, to_honest, from_honest, to_kit).await;
-            lock(&memory).working = false;
-        });
-        Ok(outputs)
+        self.apply(key, start, batch, inputs).await
     }
 
     async fn load_change_data(&self, key: SessionKey, mut load: Load) -> Result<DataParts, CallError> {
@@ -721,6 +321,16 @@ impl Provider for Mutated {
         };
         match self.mutant {
             M::IgnoresOffsets => load.offset = 0,
+            M::LoadsWholeItems => load.change_unit_ids.clear(),
+            M::ForgetsUnitVersions if load.version.replica != self.replica => {
+                let memory = self.memory();
+                let mut here = memory.units.get(&item).into_iter().flatten();
+                let asked =
+                    |unit: &ChangeUnitId| load.change_unit_ids.is_empty() || load.change_unit_ids.contains(unit);
+                if let Some((_, version)) = here.find(|(unit, _)| asked(unit)) {
+                    load.version = version.clone();
+                }
+            }
             M::GivesAnyVersion => {
                 load.version = newest.filter(|newest| is_later(newest, &load.version)).unwrap_or(load.version);
             }

@@ -1,7 +1,8 @@
-//! A coordinator with two scripted providers behind real gRPC servers on loopback.
+//! A coordinator with providers behind real gRPC servers on loopback: two that are scripted, or real replicas.
 
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod replicas;
 pub mod scripted;
 
 use std::sync::Arc;

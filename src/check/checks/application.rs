@@ -80,7 +80,7 @@ async fn shown(bench: &Bench) -> Held<Option<Sample>> {
     let mut sample = None;
     for (_, change) in given.batch.changes() {
         let size = change.data_size.unwrap_or(1);
-        if change.flags.is_deleted() || size == 0 || size > MAX_SAMPLE_BYTES as u64 || !change.change_units.is_empty() {
+        if change.flags.is_deleted() || size == 0 || size > MAX_SAMPLE_BYTES as u64 {
             continue;
         }
         if let Loaded::Data { header, content } = session.load(change, &given.keys, 0).await? {
@@ -106,7 +106,7 @@ pub(super) async fn known_changes(bench: &Bench) -> Held {
         })?;
     }
     let seen = bench.look_at(&first.item).await?;
-    let same = seen.change.change_version.as_ref() == Some(&second.version) && seen.content == Some(second.content);
+    let same = seen.whole_version() == Some(&second.version) && seen.content == Some(second.content);
     bench.require(Rule::Obsolete, same, || format!("item {} was changed by a change that is known", first.item))
 }
 

@@ -142,10 +142,11 @@ pub(super) async fn deferred(bench: &Bench) -> Held {
         bench.require(rule, !met.knowledge.contains_change(&met.local.item, &met.remote.version), || {
             format!("the change of item {} was deferred, and is learned all the same", met.local.item)
         })?;
-        bench.require(rule, met.seen.change.change_version.as_ref() == Some(&met.local.version), || {
+        bench.require(rule, met.seen.whole_version() == Some(&met.local.version), || {
             format!(
                 "the change of item {} was deferred, and its version is {:?}",
-                met.local.item, met.seen.change.change_version
+                met.local.item,
+                met.seen.whole_version()
             )
         })?;
         match local {
@@ -209,11 +210,8 @@ pub(super) async fn same_data(bench: &Bench) -> Held {
     let both = Did::Update("the same on both sides", EARLIER);
     let met = meet(bench, Policy::SourceProviderWins, both, both).await?;
     let version = greater(&met.local.version, &met.remote.version);
-    bench.require(Rule::NothingDecided, met.seen.change.change_version.as_ref() == Some(version), || {
-        format!(
-            "both sides have the same data; {version:?} is the greater, and {:?} stays",
-            met.seen.change.change_version
-        )
+    bench.require(Rule::NothingDecided, met.seen.whole_version() == Some(version), || {
+        format!("both sides have the same data; {version:?} is the greater, and {:?} stays", met.seen.whole_version())
     })?;
     has_content(bench, Rule::NothingDecided, &met, &met.local)
 }
@@ -260,10 +258,7 @@ pub(super) async fn two_deletions(bench: &Bench) -> Held {
     })?;
     is_deleted(bench, rule, &met)?;
     let version = greater(&met.local.version, &met.remote.version);
-    bench.require(Rule::NothingDecided, met.seen.change.change_version.as_ref() == Some(version), || {
-        format!(
-            "both sides deleted the item; {version:?} is the greater, and {:?} stays",
-            met.seen.change.change_version
-        )
+    bench.require(Rule::NothingDecided, met.seen.whole_version() == Some(version), || {
+        format!("both sides deleted the item; {version:?} is the greater, and {:?} stays", met.seen.whole_version())
     })
 }

@@ -120,6 +120,12 @@ pub(super) async fn short_content(bench: &Bench) -> Held {
     .await
 }
 
+/// True when what is brought as a whole gets change units here: such an item is held in memory while it is merged.
+async fn divides_items(bench: &Bench) -> Held<bool> {
+    let item = bench.create_one(&*bench.partner(0)?, "divided or whole").await?;
+    Ok(!bench.look_at(&item.item).await?.change.change_units.is_empty())
+}
+
 /// 8 MiB there and back.
 pub(super) async fn large_item(bench: &Bench) -> Held {
     let rule = Rule::LargeItems;
@@ -134,6 +140,9 @@ pub(super) async fn large_item(bench: &Bench) -> Held {
     let applied = session.apply_as(rule, Policy::SourceProviderWins, &known, one, &changes).await?;
     session.end().await?;
     let outcome = applied.outcome(&item)?;
+    if outcome.kind == OutcomeKind::RecoverableError && divides_items(bench).await? {
+        return Err(Stop::NotOffered("items are divided into change units, and smaller".to_owned()));
+    }
     bench.require(rule, outcome.kind == OutcomeKind::Applied, || {
         let why = outcome.error.as_ref().map_or("", |error| error.error_description.as_str());
         format!("an item of {} bytes came to {:?}: {why}", content.len(), outcome.kind)

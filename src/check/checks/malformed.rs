@@ -1,8 +1,7 @@
 //! What a provider must pass over, and what it must refuse (proto3; `contract.md`, Errors; `windows-sync.md` E8, 9.2).
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use prost::Message;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Request, Status};
 
@@ -10,61 +9,13 @@ use crate::check::bench::{Bench, LONG_LEASE};
 use crate::check::book::{Held, Stop};
 use crate::check::conversation::start;
 use crate::check::partner::{UNORDERED, batch};
+use crate::check::raw::{Raw, with_extra};
 use crate::check::rule::Rule;
 use crate::check::session::{Ask, Session};
 use crate::grpc::convert::batch as batch_codec;
 use crate::pb;
 use crate::provider::RefusalCode;
 use crate::types::{ConflictResolutionPolicy as Policy, Hresult, ProviderRole};
-
-/// A field that no message has: number 2047, a string.
-const UNKNOWN_FIELD: &[u8] = b"\xfa\x7f\x05extra";
-
-/// Messages as bytes, so that more can be sent than the messages of this version hold.
-#[derive(Debug)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        to.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        use bytes::Buf as _;
-        let length = from.remaining();
-        Ok(Some(from.copy_to_bytes(length)))
-    }
-}
-
-fn with_extra(message: &impl Message) -> Bytes {
-    let mut bytes = BytesMut::from(&message.encode_to_vec()[..]);
-    bytes.put_slice(UNKNOWN_FIELD);
-    bytes.freeze()
-}
 
 /// Calls with a message that has one field more.
 async fn call_with_extra<Q, A>(bench: &Bench, rpc: &'static str, request: &Q) -> Held<A>

@@ -73,7 +73,7 @@ pub(super) async fn created_again(bench: &Bench) -> Held {
     })?;
     let seen = bench.look_at(&item.item).await?;
     let as_created = !seen.is_deleted()
-        && seen.change.change_version.as_ref() == Some(&again.version)
+        && seen.whole_version() == Some(&again.version)
         && seen.change.creation_version == again.creation
         && seen.content == Some(again.content);
     bench.require(Rule::CreatedAgain, as_created, || {

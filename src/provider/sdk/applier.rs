@@ -44,6 +44,7 @@ pub(super) mod decisions;
 pub(super) mod fetch;
 mod hashing;
 pub(super) mod merge;
+mod merge_items;
 pub(super) mod plan;
 mod recovery;
 mod scrutiny;

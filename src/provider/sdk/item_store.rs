@@ -139,6 +139,11 @@ pub enum ItemError {
     /// Another item is in the way, such as a file where a directory must be.
     #[error("{0}")]
     InTheWay(String),
+    /// It clashes with this item, which is neither within it nor around it, such as another row with the same value in a UNIQUE
+    /// column. Only for a store that changes all of a section in one transaction: what collides may have to be deleted before the
+    /// other is put.
+    #[error("collides with {0}")]
+    Collision(ItemId),
     /// Anything else: permission, space, a name that the store cannot hold.
     #[error("{0}")]
     Failed(String),
@@ -149,7 +154,7 @@ impl ItemError {
     pub fn into_recoverable(self, id: &ItemId) -> RecoverableError {
         let hresult = match &self {
             Self::Changed => Hresult::SYNC_E_DATA_MODIFIED_CONCURRENTLY,
-            Self::InTheWay(_) | Self::Failed(_) => Hresult::E_FAIL,
+            Self::InTheWay(_) | Self::Collision(_) | Self::Failed(_) => Hresult::E_FAIL,
         };
         RecoverableError { hresult, item_display_name: id.to_string(), error_description: self.to_string() }
     }
@@ -199,8 +204,8 @@ pub enum Applied {
 /// A store whose items are synced.
 pub trait ItemStore: fmt::Debug + Send + Sync + 'static {
     /// True when the items that are made here have change units: their content is a JSON object, and its members are versioned
-    /// each on its own ([`MAX_CHANGE_UNITS`](super::MAX_CHANGE_UNITS), [`MAX_DIVIDED_BYTES`](super::MAX_DIVIDED_BYTES)). Such
-    /// a store takes no other items. What arrives with units keeps them in every store.
+    /// each on its own ([`MAX_CHANGE_UNITS`](super::MAX_CHANGE_UNITS), [`MAX_DIVIDED_BYTES`](super::MAX_DIVIDED_BYTES)). Of
+    /// the items that are small enough such a store takes no others. What arrives with units keeps them in every store.
     fn has_change_units(&self) -> bool {
         false
     }

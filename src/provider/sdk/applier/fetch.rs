@@ -156,7 +156,7 @@ impl Applier<'_> {
         let knowledge = (&*section.group.made_with_knowledge, &*self.known, &*self.forgotten);
         let policy = self.decisions.whole(change, row.as_ref(), self.start.conflict_resolution_policy);
         let winner = match settle(change, version, knowledge, row.as_ref(), incoming, policy) {
-            Settlement::NeedsHeader | Settlement::NeedsContent if self.shared.store.has_change_units() => {
+            Settlement::NeedsHeader | Settlement::NeedsContent if self.divides(incoming) => {
                 return Ok(Some(Want::Units(Vec::new())));
             }
             Settlement::NeedsHeader => return Ok(Some(Want::Properties { kind: kind_of_row(row.as_ref()) })),
@@ -169,7 +169,7 @@ impl Applier<'_> {
             Winner::Destination | Winner::Deletion => return Ok(None),
             Winner::Source | Winner::SourceAndCopy | Winner::DestinationAndCopy => {}
         }
-        if self.shared.store.has_change_units() {
+        if self.divides(incoming) {
             return Ok(Some(Want::Units(Vec::new())));
         }
         let there = row.as_ref().filter(|row| row.is_there());
@@ -192,6 +192,11 @@ impl Applier<'_> {
             Some(Source { id: id.clone(), known: known.clone() })
         });
         Ok(Some(source.map_or(Want::Content, Want::Copy)))
+    }
+
+    /// True when an item that comes as a whole gets change units here. One that is too large for them stays whole everywhere.
+    fn divides(&self, incoming: &Incoming) -> bool {
+        self.shared.store.has_change_units() && incoming.size.is_none_or(|size| size <= MAX_DIVIDED_BYTES)
     }
 
     /// The same of a change with units.

@@ -48,7 +48,7 @@ mod merge_items;
 pub(super) mod plan;
 mod recovery;
 mod scrutiny;
-mod section;
+pub(super) mod section;
 pub(super) mod settle;
 mod wire;
 

@@ -6,7 +6,7 @@ use crate::knowledge::{ChangeGroup, ItemChange, ItemId};
 use crate::provider::sdk::ItemStore;
 
 /// Changes that are applied together at most, but for deletions below containers that are replaced.
-const CHANGES: usize = 3_000;
+pub(in crate::provider::sdk) const CHANGES: usize = 3_000;
 /// Bytes of content that are staged before a section is applied; a larger item is a section of its own.
 pub(super) const BYTES: u64 = 256 * 1024 * 1024;
 /// What a change of some units counts for in a section at least: it may bring more than it says.

@@ -2,11 +2,11 @@
 
 #![allow(missing_docs, unreachable_pub)]
 
+#[path = "check/blame.rs"]
+mod blame;
 #[path = "check/simple_store.rs"]
 mod simple_store;
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use simple_store::{Mutant as M, PLAIN, SKILLED, SimpleStore, Skills};
@@ -127,29 +127,13 @@ const SOME: &[M] = &[
 /// Mutants that are checked at the same time.
 const AT_ONCE: usize = 4;
 
-/// Runs the kit against the mutants that are asked for; each must be blamed for its own rule and for no other.
+/// Runs the kit against the mutants that are asked for.
 async fn run_mutants(asked: impl Fn(M) -> bool) {
-    let room = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
-    let mut running = tokio::task::JoinSet::new();
-    for (mutant, rule) in MUTANTS.iter().filter(|(mutant, _)| asked(*mutant)) {
-        let room = room.clone();
-        running.spawn(async move {
-            let _permit = room.acquire_owned().await.expect("never closed");
-            let report = checked(&SimpleStore::new(Some(*mutant), SKILLED), Duration::from_secs(5)).await;
-            eprintln!("{mutant:?}: {}", report.summary());
-            let blamed: BTreeSet<Rule> = report.failures().map(|(rule, _)| rule).collect();
-            (blamed != BTreeSet::from([*rule]))
-                .then(|| format!("{mutant:?} is to be blamed for {rule}:\n{}", report.to_text()))
-        });
-    }
-    assert!(!running.is_empty(), "there is no such mutant");
-    let ran = running.len();
-    let mut wrong = Vec::new();
-    while let Some(outcome) = running.join_next().await {
-        wrong.extend(outcome.expect("no check panics"));
-    }
-    assert!(wrong.is_empty(), "{} of {ran} mutants\n{}", wrong.len(), wrong.join("\n"));
-    eprintln!("{ran} mutants, each blamed for its own rule and for no other");
+    let mutants = MUTANTS.iter().copied().filter(|(mutant, _)| asked(*mutant));
+    blame::each_for_its_own_rule(mutants, AT_ONCE, |mutant| async move {
+        checked(&SimpleStore::new(Some(mutant), SKILLED), Duration::from_secs(5)).await
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -157,12 +141,11 @@ async fn some_mutants_are_blamed_for_their_own_rules() {
     run_mutants(|mutant| SOME.contains(&mutant)).await;
 }
 
-/// `SYNCLAVE_MUTANT=LosesAnItem` takes one of them.
+/// `SYNCLAVE_MUTANT=LosesAnItem,FoldsCase` takes these of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "one whole run of the kit for each mutant: .ci/run has it"]
 async fn every_mutant_is_blamed_for_its_own_rule() {
-    let only = std::env::var("SYNCLAVE_MUTANT").ok();
-    run_mutants(|mutant| only.as_ref().is_none_or(|only| *only == format!("{mutant:?}"))).await;
+    run_mutants(blame::is_asked_for).await;
 }
 
 /// `docs/conformance.md` has them too.

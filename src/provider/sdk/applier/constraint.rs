@@ -91,11 +91,10 @@ impl Ground<'_> {
         }
         match action {
             ConstraintResolveAction::AcceptDestinationProvider => {}
-            ConstraintResolveAction::AcceptSourceProvider if is_within => {
-                self.remove(&within, index, ticks, &mut planned);
-            }
-            ConstraintResolveAction::AcceptSourceProvider if beside.is_some() => {
-                self.remove(&[(way, beside.expect("just looked at"))], index, ticks, &mut planned);
+            ConstraintResolveAction::AcceptSourceProvider if is_within || beside.is_some() => {
+                let beside = beside.map(|row| (way, row));
+                let goes = if is_within { &within } else { beside.as_slice() };
+                self.remove(goes, index, ticks, &mut planned);
             }
             ConstraintResolveAction::RenameSource if is_within => match self.copy_name(id, &state, actions)? {
                 CopyName::None => return Ok(None),

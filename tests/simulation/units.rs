@@ -231,8 +231,9 @@ impl World {
         for unit in UNITS {
             let (ours, now) = (version(row, unit), version(made, unit));
             let Some(theirs) = brought(change, known, unit) else { continue };
-            let is_named =
-                row.units.iter().chain(&made.units).any(|units| units.contains_key(&ChangeUnitId::from(unit)));
+            // What only the source has comes with its item: nothing of the destination's is settled by that.
+            let named = row.units.as_ref().or(made.units.as_ref());
+            let is_named = named.is_some_and(|units| units.contains_key(&ChangeUnitId::from(unit)));
             if now.replica != own || now == ours || now == theirs || !is_named {
                 continue;
             }
@@ -244,7 +245,12 @@ impl World {
                 it.item == item && ((one, other) == (theirs, ours) || (one, other) == (ours, theirs))
             };
             let decided: Vec<&Decided> = self.ghost.decided.iter().filter(about).collect();
-            let is_so = |it: &&Decided| it.winner().is_none_or(|winner| (winner == ours) == stays);
+            // What users wrote alike on both sides stays, whoever wins.
+            let source = self.providers.iter().find(|provider| provider.replica.id == theirs.replica);
+            let content = source.and_then(|source| source.replica.store.content(id));
+            let brought = values(content.as_deref()).get(unit).map(|value| digest(value.as_bytes()));
+            let same = row.units.is_some() && value_of(row, unit) == brought;
+            let is_so = |it: &&Decided| same || it.winner().is_none_or(|winner| (winner == ours) == stays);
             if !decided.iter().any(is_so) {
                 let message = format!(
                     "{} settles {item} between {theirs:?} and its own {ours:?}, which {}; decided was {decided:?}",

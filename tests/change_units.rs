@@ -254,6 +254,45 @@ async fn a_list_of_items_holds_back_the_units_of_the_others() {
     bench.stop().await;
 }
 
+/// A destination that takes some units gets these, keeps its own of the others, and passes on no more; a later session without
+/// the filter brings the rest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_change_units_lets_through_those_units_of_every_item() {
+    let bench = Bench::start().await;
+    let filter = SyncFilter::ChangeUnitList(["mail".into(), "name".into()].into());
+    let wanted = FilterRequest { filter, filtering_type: FilteringType::CurrentItemsOnly };
+    let (a, at_a) = bench.memory("a").await;
+    let (b, at_b) = bench.memory_with("b", Sdk { filters: vec![wanted], ..Sdk::default() }).await;
+    let (c, at_c) = bench.memory("c").await;
+    let in_sync = async |source: &Endpoint, destination: &Endpoint| {
+        let record = bench.session(source, destination, Policy::None).await;
+        assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::InSync, 0), "{record:?}");
+        record.counters.updates_transferred
+    };
+    a.set("ada", json!({"name": "Ada", "mail": "ada@example.org", "salary": 1})).expect("an object");
+    a.set("bob", json!({"name": "Bob", "salary": 2})).expect("an object");
+    assert_eq!(in_sync(&at_a, &at_b).await, 2);
+    let ada = json!({"name": "Ada", "mail": "ada@example.org"});
+    assert_eq!(json!(b.contents()), json!({"ada": ada, "bob": {"name": "Bob"}}));
+    assert_eq!(in_sync(&at_a, &at_b).await, 0);
+    assert_eq!(in_sync(&at_b, &at_a).await, 0, "what was held back is not taken for deleted");
+
+    edit(&a, "ada", "salary", json!(3));
+    assert_eq!(in_sync(&at_a, &at_b).await, 0);
+    edit(&b, "ada", "mail", json!("new@example.org"));
+    assert_eq!(in_sync(&at_b, &at_a).await, 1);
+    assert_eq!(a.get("ada"), Some(json!({"name": "Ada", "mail": "new@example.org", "salary": 3})));
+    a.remove("bob");
+    assert_eq!(in_sync(&at_a, &at_b).await, 1);
+    assert_eq!(json!(b.contents()), json!({"ada": {"name": "Ada", "mail": "new@example.org"}}));
+
+    in_sync(&at_b, &at_c).await;
+    assert_eq!(c.contents(), b.contents());
+    assert_eq!(in_sync(&at_a, &at_c).await, 1, "the unit that b does not have");
+    assert_eq!(c.contents(), a.contents());
+    bench.stop().await;
+}
+
 /// What is read of a conflict of units is those units, as both sides have them.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_data_of_a_conflict_is_that_of_its_units() {

@@ -2,6 +2,7 @@
 
 mod processes;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -27,8 +28,14 @@ impl Database {
     }
 
     fn serve(&mut self) {
-        let arguments =
-            ["provider".as_ref(), "sqlite".as_ref(), self.path.as_os_str(), "--table".as_ref(), "people".as_ref()];
+        self.serve_with(&[]);
+    }
+
+    fn serve_with(&mut self, options: &[&str]) {
+        let mut arguments =
+            vec!["provider".as_ref(), "sqlite".as_ref(), self.path.as_os_str(), "--table".as_ref(), "people".as_ref()];
+        arguments.extend(options.iter().map(OsStr::new));
+        drop(self.provider.take());
         let provider = Process::start(synclave(arguments));
         self.address = provider.address();
         self.provider = Some(provider);
@@ -142,6 +149,42 @@ fn columns_of_one_row_are_edited_on_both_sides() {
     ages.sort();
     assert_eq!(ages, [(Some(38), Some(vec![2])), (Some(39), Some(vec![2]))], "both are kept");
     scratch.expect_quiet(Path::new(&one.address), Path::new(&other.address));
+}
+
+/// A table that takes one column of another's keeps its own of the rest, and has all of them once it takes all.
+#[test]
+fn a_table_takes_the_columns_that_it_wants() {
+    let scratch = Scratch::new();
+    let rows = "INSERT INTO people VALUES ('ada', 36, x'01'), ('bob', 41, x'02')";
+    let one = Database::start(scratch.path("one.db"), rows);
+    let mut other = Database::start(scratch.path("other.db"), "");
+    other.serve_with(&["--columns", "age"]);
+    let between = |other: &Database| {
+        let synced = scratch.sync(Path::new(&one.address), Path::new(&other.address), &[]);
+        (synced.updates(), synced.conflicts())
+    };
+    assert_eq!(between(&other), (2, 0));
+    assert_eq!(other.rows(), [("ada".to_owned(), Some(36), None), ("bob".to_owned(), Some(41), None)]);
+    assert_eq!(between(&other), (0, 0), "that there is no photo is no edit");
+
+    one.run("UPDATE people SET age = 37, photo = x'03' WHERE name = 'ada'; DELETE FROM people WHERE name = 'bob'");
+    other.run("INSERT INTO people VALUES ('cyd', 7, x'04')");
+    assert_eq!(between(&other), (3, 0));
+    assert_eq!(other.rows(), [("ada".to_owned(), Some(37), None), ("cyd".to_owned(), Some(7), Some(vec![4]))]);
+    assert_eq!(one.rows()[0], ("ada".to_owned(), Some(37), Some(vec![3])));
+    other.run("UPDATE people SET age = 38 WHERE name = 'ada'");
+    assert_eq!(between(&other), (1, 0));
+    assert_eq!(one.rows()[0], ("ada".to_owned(), Some(38), Some(vec![3])));
+
+    other.serve();
+    assert_eq!(between(&other), (1, 0));
+    assert_eq!(other.rows(), one.rows());
+    scratch.expect_quiet(Path::new(&one.address), Path::new(&other.address));
+
+    let path = scratch.path("other.db");
+    let arguments = ["provider".as_ref(), "sqlite".as_ref(), path.as_os_str(), "--table".as_ref(), "people".as_ref()];
+    let unknown: Ended = run(arguments.into_iter().chain(["--columns", "age,size"].map(OsStr::new)));
+    unknown.expect_code(2).expect_line("no column size");
 }
 
 #[test]

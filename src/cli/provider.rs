@@ -117,6 +117,7 @@ struct SimpleArgs {
 #[command(after_help = "\
 Examples:
   synclave provider sqlite inventory.db --table parts
+  synclave provider sqlite shop.db --table parts --columns name,price
   synclave provider sqlite /srv/app.db --table people --listen 127.0.0.1:7003 --name app")]
 struct SqliteArgs {
     /// The database, which must be there
@@ -130,6 +131,10 @@ struct SqliteArgs {
     /// Name for people [default: the table's]
     #[arg(long)]
     name: Option<String>,
+    /// Take only these columns of what others have, separated by commas. Of the other columns nothing comes, and what is in
+    /// them here stays; columns of this table travel as ever
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    columns: Vec<String>,
     /// Keep what it knows here instead of in DB.TABLE.synclave
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -168,13 +173,18 @@ impl SqliteArgs {
     /// Opens the table and what is known of it. Blocks.
     fn open(self) -> Result<Arc<ReplicaProvider>, Failure> {
         let store = SqliteStore::open(&self.db, &self.table).map_err(|error| Failure::usage(error.message))?;
+        if let Some(unknown) = self.columns.iter().find(|column| !store.has_column(column)) {
+            let table = &self.table;
+            return Err(Failure::usage(format!("--columns: beside its key, table {table} has no column {unknown}")));
+        }
         let state_dir = self.state_dir.unwrap_or_else(|| {
             let mut path = self.db.into_os_string();
             path.push(format!(".{}.synclave", self.table));
             path.into()
         });
         let identity = store.identity();
-        let options = Options { member_name: self.name.unwrap_or(self.table), ..Options::default() };
+        let filters = replica::unit_filters(&self.columns);
+        let options = Options { member_name: self.name.unwrap_or(self.table), filters, ..Options::default() };
         ReplicaProvider::open(Arc::new(store), &state_dir, &identity, options)
             .map_err(|error: MetadataError| Failure::failed(error.to_string()))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::exit::Failure;
 use super::roots::Root;
-use crate::knowledge::{FilterRequest, FilteringType, SyncFilter};
+use crate::knowledge::{ChangeUnitId, FilterRequest, FilteringType, SyncFilter};
 use crate::provider::sdk::{MetadataError, Options, ReplicaProvider};
 use crate::providers::file::{FileStore, GITIGNORE, check_filter};
 
@@ -33,4 +33,13 @@ pub(super) fn filters(path: Option<&Path>) -> Result<Vec<FilterRequest>, Failure
     check_filter(&definition).map_err(|reason| unusable(&reason))?;
     let filter = SyncFilter::Custom { name: GITIGNORE.to_owned(), definition: definition.into() };
     Ok(vec![FilterRequest { filter, filtering_type: FilteringType::CurrentItemsOnly }])
+}
+
+/// What a destination asks for that takes these change units; none: everything.
+pub(super) fn unit_filters(units: &[String]) -> Vec<FilterRequest> {
+    if units.is_empty() {
+        return Vec::new();
+    }
+    let filter = SyncFilter::ChangeUnitList(units.iter().map(|unit| ChangeUnitId::from(&**unit)).collect());
+    vec![FilterRequest { filter, filtering_type: FilteringType::CurrentItemsOnly }]
 }

@@ -19,8 +19,8 @@ pub enum DestinationItem {
     Alive(Version),
     /// Alive, with versions for its change units.
     Divided {
-        /// Of every unit that is not named.
-        base: Version,
+        /// Of every unit that is not named; `None` where the destination knows nothing of those, as a filter held them back.
+        base: Option<Version>,
         /// Of the units.
         units: Vec<(ChangeUnitId, Version)>,
     },
@@ -44,7 +44,12 @@ impl DestinationItem {
         }
         // The version that is forgotten is the deletion's, which any replica may have made, and not the creation's.
         if known.contains_change(id, creation) && !forgotten.vector_for_item(id).is_empty() {
-            Self::Forgotten { seen_by_source: made_with.contains_for_item(forgotten, id) }
+            Self::Forgotten {
+                seen_by_source: speaks_for(change, made_with, |unit| match unit {
+                    None => made_with.contains_for_item(forgotten, id),
+                    Some(unit) => made_with.contains_for_change_unit(forgotten, id, unit),
+                }),
+            }
         } else {
             Self::Missing
         }
@@ -126,11 +131,17 @@ pub fn decide(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, ite
         DestinationItem::Missing if deletes => return Decision::StoreTombstone,
         DestinationItem::Missing => return Decision::Create,
         DestinationItem::Alive(version) => (made_with.contains_change(id, version), false),
-        DestinationItem::Deleted(version) => (made_with.contains_change(id, version), true),
+        DestinationItem::Deleted(version) => {
+            let seen = speaks_for(change, made_with, |unit| match unit {
+                None => made_with.contains_change(id, version),
+                Some(unit) => made_with.contains_change_unit(id, unit, version),
+            });
+            (seen, true)
+        }
         DestinationItem::Divided { base, units } => {
             let knows = |(unit, version): &(ChangeUnitId, Version)| made_with.contains_change_unit(id, unit, version);
             let all = units.iter().all(knows) || mutant::is(Mutant::DeletionIgnoresUnits);
-            (made_with.vector_for_item(id).contains(base) && all, false)
+            (base.as_ref().is_none_or(|base| made_with.vector_for_item(id).contains(base)) && all, false)
         }
     };
     if known_to_source {
@@ -142,6 +153,21 @@ pub fn decide(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, ite
         (true, false) => Conflict::DeleteUpdate,
         (true, true) => Conflict::DeleteDelete,
     })
+}
+
+/// Whether the source speaks for an item as a whole: it has all of it, whether it lists it or not. One that has some of the units
+/// only, because a filter holds the others back or did so when it got them itself, lists what it says; the base of the item, which
+/// says that all other units are gone, is not among what its group knows.
+pub fn tells_base(change: &ItemChange, made_with: &Knowledge) -> bool {
+    change.change_units.is_empty() || made_with.vector_for_item(&change.item_id).contains(&change.creation_version)
+}
+
+/// Whether `knows` holds of the item (`None`), or of each unit that the source lists where it speaks for no others.
+fn speaks_for(change: &ItemChange, made_with: &Knowledge, knows: impl Fn(Option<&ChangeUnitId>) -> bool) -> bool {
+    match tells_base(change, made_with) {
+        true => knows(None),
+        false => change.change_units.iter().all(|unit| knows(Some(&unit.change_unit_id))),
+    }
 }
 
 /// Decides for one change unit of an item that is alive on both sides: rows 1, 5 and 6 with the knowledge of that unit.

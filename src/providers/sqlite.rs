@@ -140,6 +140,11 @@ impl SqliteStore {
         self.identity.clone()
     }
 
+    /// True for a column beside the key: a change unit of its rows.
+    pub fn has_column(&self, name: &str) -> bool {
+        self.table.columns.iter().any(|column| column == name)
+    }
+
     fn io(&self, error: &rusqlite::Error) -> StoreError {
         let advice = match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "; another program holds it, try again",

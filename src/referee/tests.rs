@@ -553,3 +553,39 @@ fn a_filtered_source_sends_and_teaches_nothing_else() {
     assert_eq!(rule(referee.batch(&marked(vec![ordered("", None, &more, vec![change("i2", a(3))])]))), broken);
     assert_eq!(rule(referee.batch(&marked(vec![ordered("", None, &made_with(), vec![change("i1", a(3))])]))), broken);
 }
+
+#[test]
+fn a_source_that_is_to_send_some_change_units_sends_and_teaches_no_others() {
+    let (unit, item) = (|name: &str| ChangeUnitId::from(name), item("i1"));
+    let filter = SyncFilter::ChangeUnitList(["c1", "c2"].map(unit).into());
+    let action = FullEnumerationAction::Abort;
+    let mut referee = Referee::new(SCHEMA, replica("A"), replica("D"), action, Some(filter.clone()));
+    assert_eq!(referee.parameters(&known()), Ok(()));
+    let within = made_with().project_onto_change_units(&["c1", "c2"].map(unit));
+    let mut judged = |made_with: &Knowledge, change| {
+        let groups = vec![ordered("", None, made_with, vec![change])];
+        let marked = ChangeBatch { filter_flags: filter.flags(), ..batch(&known(), groups) };
+        referee.batch(&marked).map(|_| ()).map_err(|breach| (breach.role, breach.rule))
+    };
+    let broken = Err((ProviderRole::Source, Rule::FilterNotHeld));
+    let divided = |units: &[&str]| {
+        let listed = units.iter().map(|name| ChangeUnitChange {
+            change_unit_id: unit(name),
+            version: a(3),
+            modification_time: None,
+        });
+        ItemChange { change_version: None, change_units: listed.collect(), ..change("i1", a(3)) }
+    };
+    assert_eq!(judged(&within, divided(&["c1", "c2"])), Ok(()));
+    // Of all units, c3 included.
+    assert_eq!(judged(&made_with(), divided(&["c1"])), broken, "what it teaches");
+    let with_c3 = within.union(&made_with().project_onto_change_unit(&item, &unit("c3")));
+    assert_eq!(judged(&with_c3, divided(&["c1"])), broken);
+    assert_eq!(judged(&with_c3, divided(&["c1", "c3"])), broken, "what it sends");
+    let with_item = within.union(&made_with().project_onto_item(&item));
+    assert_eq!(judged(&with_item, change("i1", a(3))), broken, "an item as a whole");
+    // A deletion is of all units, and teaches them.
+    assert_eq!(judged(&with_item, deletion("i1", a(1), a(3))), Ok(()));
+    let with_more = within.union(&made_with().project_onto_items([&item, &super::tests::item("i2")]));
+    assert_eq!(judged(&with_more, deletion("i1", a(1), a(3))), broken, "of no other item");
+}

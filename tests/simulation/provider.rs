@@ -1391,7 +1391,8 @@ fn need(
     let row = replica.rows.get(id);
     if change.change_version.is_none() {
         match course(change, knowledge.0, knowledge.1, row) {
-            Course::Obsolete => return Ok(None),
+            // The plan says what is in the way.
+            Course::Obsolete | Course::Undivided => return Ok(None),
             Course::Units(courses) => {
                 let units = wanted(&courses);
                 return Ok((!units.is_empty()).then_some(Want::Units(units)));

@@ -154,13 +154,13 @@ fn e6_only_units_changed_on_both_sides_conflict() {
 fn a_deletion_meets_all_units() {
     let (made_with, known) = (source(), destination());
     let here = |tick| DestinationItem::Divided {
-        base: version("B", 1),
+        base: Some(version("B", 1)),
         units: vec![(unit("c1"), version("B", 2)), (unit("c2"), version("B", tick))],
     };
     let gone = deletion("i", version("B", 1), version("A", 5));
     assert_eq!(super::decide(&gone, &made_with, &known, &here(2)), Decision::Delete);
     assert_eq!(super::decide(&gone, &made_with, &known, &here(3)), Decision::Conflict(Conflict::DeleteUpdate));
-    let newer = DestinationItem::Divided { base: version("B", 3), units: Vec::new() };
+    let newer = DestinationItem::Divided { base: Some(version("B", 3)), units: Vec::new() };
     assert_eq!(super::decide(&gone, &made_with, &known, &newer), Decision::Conflict(Conflict::DeleteUpdate));
 }
 

@@ -90,6 +90,21 @@ impl Knowledge {
         Self::assemble(self.item_format, std::iter::once(others).chain(columns))
     }
 
+    /// The same knowledge as far as some change units go, at least one: of an item as a whole it has what it has of all of them.
+    pub fn seen_through(&self, units: &BTreeSet<ChangeUnitId>) -> Self {
+        let columns: Vec<_> = units.iter().map(|unit| (vec![unit.clone()], self.ranges_of(unit).to_vec())).collect();
+        let mut seen: Vec<&[Range]> = Vec::new();
+        units.iter().map(|unit| self.ranges_of(unit)).for_each(|ranges| {
+            if !seen.iter().any(|other| std::ptr::eq(*other, ranges)) {
+                seen.push(ranges);
+            }
+        });
+        let of_all = |ranges: &&[Range]| Self::assemble(self.item_format, [(Vec::new(), ranges.to_vec())]);
+        let common = seen.iter().map(of_all).reduce(|all, one| all.intersection(&one));
+        let others = common.map_or_else(|| ranges::uniform(ranges::nothing()), |all| all.fragments[0].ranges.clone());
+        Self::assemble(self.item_format, std::iter::once((Vec::new(), others)).chain(columns))
+    }
+
     /// Forgets one item (ExcludeItem, TV-09).
     pub fn exclude_item(&mut self, item: &ItemId) {
         self.exclude_items([item]);

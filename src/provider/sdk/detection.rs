@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::metadata::{Commit, Intent, Row, Snapshot};
+use super::metadata::{Commit, Intent, Row, Snapshot, Unit};
 use super::ticks::Ticks;
 use super::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Observation, Shared, lock,
     metadata_failed, store_failed, units,
 };
-use crate::knowledge::{ClockVector, Digest, ItemId, Knowledge, ReplicaId, Selection, Version};
+use crate::knowledge::{ChangeUnitId, ClockVector, Digest, ItemId, Knowledge, ReplicaId, Selection, Version};
 use crate::mutant::{self, Mutant};
 use crate::provider::{Refusal, RefusalCode};
 use crate::types::Hresult;
@@ -189,6 +189,8 @@ struct Fold<'a> {
     ticks: Ticks,
     rows: BTreeMap<ItemId, Row>,
     learned: BTreeMap<ItemId, Arc<ClockVector>>,
+    /// And of single units.
+    learned_units: BTreeMap<ChangeUnitId, BTreeMap<ItemId, Arc<ClockVector>>>,
     /// What of `learned` is not.
     left_out: Selection,
     dropped: Vec<ItemId>,
@@ -212,6 +214,7 @@ impl<'a> Fold<'a> {
             ticks: Ticks::new(book.replica.clone(), book.tick, [&**book.knowledge]),
             rows: BTreeMap::new(),
             learned: BTreeMap::new(),
+            learned_units: BTreeMap::new(),
             left_out: Selection::default(),
             dropped: Vec::new(),
             removed: Vec::new(),
@@ -282,7 +285,8 @@ impl<'a> Fold<'a> {
         let before = before.filter(|row| !row.item.deleted);
         let row = match (before, object) {
             (Some(row), Some(object)) => {
-                match row.units.as_ref().map(|units| (units, object.edited(units, &next, time))) {
+                let held_back = |unit: &ChangeUnitId| units::is_held_back(&id, row, unit, &self.knowledge);
+                match row.units.as_ref().map(|units| (units, object.edited(units, &next, time, held_back))) {
                     Some((units, Some(edited))) if edited == *units => {
                         // Only the layout is new, or what does not belong to its units.
                         return self.set(id, Row { item, ..row.clone() });
@@ -334,6 +338,18 @@ impl<'a> Fold<'a> {
     }
 
     fn adopt(&mut self, id: ItemId, intent: Intent, fingerprint: Fingerprint) {
+        // Where nothing was to be learned of the item's base, its units speak for themselves.
+        let learned = |(unit, at): &(&ChangeUnitId, &Unit)| {
+            at.version.replica != self.replica
+                && !intent.learned.contains(&at.version)
+                && !intent.left_out.contains(unit)
+                && !self.knowledge.contains_change_unit(&id, unit, &at.version)
+        };
+        let units = intent.row.units.iter().flatten().filter(learned);
+        for (unit, at) in units {
+            let vector = ClockVector::from_iter([(at.version.replica.clone(), at.version.tick)]);
+            self.learned_units.entry(unit.clone()).or_default().insert(id.clone(), Arc::new(vector));
+        }
         self.learned.insert(id.clone(), Arc::new(intent.learned));
         intent.left_out.into_iter().for_each(|unit| self.left_out.add_change_unit(id.clone(), unit));
         let mut row = intent.row;
@@ -429,6 +445,10 @@ impl<'a> Fold<'a> {
             }
             self.knowledge.union(&learned)
         };
+        for (unit, items) in self.learned_units {
+            let learned = Knowledge::from_items(knowledge.item_format(), items);
+            knowledge = knowledge.union(&learned.project_onto_change_units(&[unit]));
+        }
         let tick = self.ticks.last();
         if tick > 0 {
             knowledge.set_local_tick(&self.replica, tick);

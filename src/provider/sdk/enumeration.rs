@@ -4,6 +4,8 @@
 //! the last item listed, or infinity in the last batch: what was learned of a batch survives an interruption, and the next
 //! one begins behind it. Versions, knowledge and rows of a batch are read under one lock, so that they fit together.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -36,6 +38,8 @@ const WORK_UNIT: u64 = 64 * 1024;
 const CHANGE_OVERHEAD: u64 = 192;
 /// Encoded bytes of a change unit beside its id, rounded up.
 const UNIT_OVERHEAD: u64 = 56;
+/// Encoded bytes of a range of knowledge beside its bound, rounded up.
+const KNOWLEDGE_OVERHEAD: u64 = 16;
 /// Room for the framing of a batch.
 const BATCH_OVERHEAD: u64 = 16 * 1024;
 
@@ -94,6 +98,8 @@ struct Scope {
     made_with: Arc<Knowledge>,
     forgotten: Arc<Knowledge>,
     filter_flags: FilterFlags,
+    /// The change units that a filter lets through, where it is about units.
+    units: Option<Arc<BTreeSet<ChangeUnitId>>>,
 }
 
 impl Scope {
@@ -102,7 +108,7 @@ impl Scope {
             None => Ok(Self::whole(metadata)),
             Some(sieve) => {
                 let Restricted { made_with, forgotten } = sieve.restrict(metadata).map_err(metadata_failed)?;
-                Ok(Self { made_with, forgotten, filter_flags: sieve.flags() })
+                Ok(Self { made_with, forgotten, filter_flags: sieve.flags(), units: sieve.units() })
             }
         }
     }
@@ -112,13 +118,14 @@ impl Scope {
             made_with: metadata.knowledge().clone(),
             forgotten: metadata.forgotten().clone(),
             filter_flags: FilterFlags::NONE,
+            units: None,
         }
     }
 }
 
 impl Listing {
     fn new(metadata: &Metadata, scope: Scope, lower_bound: ItemId) -> Self {
-        let Scope { made_with, forgotten, filter_flags } = scope;
+        let Scope { made_with, forgotten, filter_flags, units: _ } = scope;
         Self {
             made_with,
             forgotten,
@@ -206,15 +213,20 @@ fn nothing(scope: Scope, request: ChangeBatchRequest) -> ChangeBatch {
 }
 
 fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Result<Found, CallError> {
-    let known = &request.destination_knowledge;
     // Before the metadata is locked, which the reading thread needs for its rows.
     let ahead = lock(&session.read_ahead).take().map(ReadAhead::finish).unwrap_or_default();
     let mut metadata = shared.metadata();
-    let seen = known.max_tick(metadata.replica());
+    let seen = request.destination_knowledge.max_tick(metadata.replica());
     if seen > metadata.tick() {
         return Err(shared.went_back(&mut metadata, seen).into());
     }
     let scope = Scope::of(session, &metadata)?;
+    // What it knows of other units does not matter, and is not asked for: an item is known when these are.
+    let known = match &scope.units {
+        None => Cow::Borrowed(&request.destination_knowledge),
+        Some(units) => Cow::Owned(request.destination_knowledge.seen_through(units)),
+    };
+    let known = &*known;
     let Some(lower_bound) = known.lowest_uncontained(&scope.made_with) else { return Ok(Found::Nothing(scope)) };
 
     let mut enumeration = lock(&session.enumeration);
@@ -230,6 +242,8 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
 
     let meeting = *session.meeting.get_or_init(|| Meeting::of(known, metadata.replica()));
     let mut limits = Limits::of(shared, request, &scope.made_with, meeting)?;
+    limits.known = known;
+    limits.tells_deletions = scope.units.is_some();
     let mut listing = Listing::new(&metadata, scope, lower_bound);
     listing.coming.inline = limits.inline;
     let mut ahead = ahead.of(metadata.generation());
@@ -240,6 +254,13 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
         left.subtract(Totals::of(candidate, known));
         listing.listed.push(listed);
         missing.next();
+    }
+    if limits.tells_deletions {
+        // A deletion is of all units, and what is known of it is too.
+        let deleted = listing.listed.iter().filter(|listed| listed.row.item.deleted).map(|listed| &listed.id);
+        let of_deleted = metadata.knowledge().project_onto_items(deleted);
+        listing.made_with = Arc::new(listing.made_with.union(&of_deleted));
+        *lock(&session.made_with) = Some(listing.made_with.clone());
     }
     listing.remaining_updates = left.updates;
     listing.remaining_work = left.work;
@@ -294,6 +315,8 @@ struct Limits<'a> {
     inline: u64,
     /// One change always goes in, without its data if need be.
     empty: bool,
+    /// The made-with knowledge says more of items that are deleted than of others.
+    tells_deletions: bool,
 }
 
 impl<'a> Limits<'a> {
@@ -328,6 +351,7 @@ impl<'a> Limits<'a> {
             bytes: whole.bytes,
             inline: request.max_inline_bytes.min(shared.options.max_inline_bytes),
             empty: true,
+            tells_deletions: false,
         })
     }
 
@@ -390,6 +414,9 @@ impl<'a> Limits<'a> {
             && state.size <= self.inline
             && (!units.is_empty() || !self.is_likely_there(metadata, &id, state)?);
         let mut bytes = CHANGE_OVERHEAD + id.as_bytes().len() as u64;
+        if self.tells_deletions && row.item.deleted {
+            bytes += 2 * (KNOWLEDGE_OVERHEAD + id.as_bytes().len() as u64);
+        }
         bytes += units.iter().map(|unit| UNIT_OVERHEAD + unit.as_bytes().len() as u64).sum::<u64>();
         let properties: usize = state.properties.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
         let data = properties as u64 + state.size;

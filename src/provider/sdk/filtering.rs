@@ -4,6 +4,10 @@
 //! everything else, whole ranges of ids included, and is offered what was held back once it wants more. What is held back in a
 //! row, without an item between that is let through, is one exception, or a replica of many items could not say what it knows.
 //!
+//! A list of change units is a filter within items: of an item no more is sent than these units of it, and no more is taught. An item
+//! without change units has none of them. A deletion is of the whole item; it is let through, and all that is known of the item with
+//! it. So who has some units of an item has them without its base: what is not among them is not known to be gone (`units`).
+//!
 //! Cleaned-up deletions are held back in the same way: a destination is not told that it is out of date for what it does not
 //! want.
 
@@ -14,7 +18,7 @@ use std::sync::Arc;
 use super::metadata::Metadata;
 use super::session::Session;
 use super::{Shared, lock};
-use crate::knowledge::{FilterFlags, FilterRequest, FilteringType, ItemId, Knowledge, SyncFilter};
+use crate::knowledge::{ChangeUnitId, FilterFlags, FilterRequest, FilteringType, ItemId, Knowledge, SyncFilter};
 use crate::provider::{CallError, Refusal};
 
 /// Tells which items a custom filter lets through.
@@ -51,6 +55,8 @@ pub(super) struct Sieve {
 enum Items {
     Listed(BTreeSet<ItemId>),
     Custom(ItemFilter),
+    /// All of them, with these change units.
+    Divided(Arc<BTreeSet<ChangeUnitId>>),
 }
 
 /// What the filter leaves of the replica's own knowledge.
@@ -65,6 +71,15 @@ impl Sieve {
         match &self.items {
             Items::Listed(_) => FilterFlags::ITEM_LIST,
             Items::Custom(_) => FilterFlags::CUSTOM,
+            Items::Divided(_) => FilterFlags::CHANGE_UNIT_LIST,
+        }
+    }
+
+    /// The change units that are let through, where that is what the filter is about.
+    pub(super) fn units(&self) -> Option<Arc<BTreeSet<ChangeUnitId>>> {
+        match &self.items {
+            Items::Divided(units) => Some(units.clone()),
+            Items::Listed(_) | Items::Custom(_) => None,
         }
     }
 
@@ -82,13 +97,22 @@ impl Sieve {
                 forgotten: Arc::new(forgotten.project_onto_items(items)),
             },
             Items::Custom(filter) => {
-                let spans = held_back(metadata.ids()?, filter);
+                let spans = held_back(metadata.ids()?, |id| !filter.lets_through(id));
                 let without = |knowledge: &Knowledge| {
                     let mut knowledge = knowledge.clone();
                     knowledge.exclude_ranges(&spans);
                     Arc::new(knowledge)
                 };
                 Restricted { made_with: without(knowledge), forgotten: without(forgotten) }
+            }
+            Items::Divided(units) => {
+                let units: Vec<_> = units.iter().cloned().collect();
+                let whole = metadata.whole_ids()?;
+                let ids = if whole.is_empty() { Vec::new() } else { metadata.ids()? };
+                let mut made_with = knowledge.project_onto_change_units(&units);
+                made_with.exclude_ranges(&held_back(ids, |id| whole.contains(id)));
+                let forgotten = forgotten.project_onto_change_units(&units);
+                Restricted { made_with: Arc::new(made_with), forgotten: Arc::new(forgotten) }
             }
         };
         self.restricted = Some((metadata.generation(), restricted.clone()));
@@ -97,11 +121,11 @@ impl Sieve {
 }
 
 /// First and last of each run of ids (ascending) that are held back.
-fn held_back(ids: Vec<ItemId>, filter: &ItemFilter) -> Vec<(ItemId, ItemId)> {
+fn held_back(ids: Vec<ItemId>, is_held: impl Fn(&ItemId) -> bool) -> Vec<(ItemId, ItemId)> {
     let mut spans: Vec<(ItemId, ItemId)> = Vec::new();
     let mut in_span = false;
     for id in ids {
-        let held = !filter.lets_through(&id);
+        let held = is_held(&id);
         match spans.last_mut().filter(|_| held && in_span) {
             Some((_, last)) => *last = id,
             None if held => spans.push((id.clone(), id)),
@@ -128,7 +152,7 @@ pub(super) fn add(shared: &Shared, session: &Session, request: FilterRequest) ->
         SyncFilter::Custom { name, definition } => {
             Items::Custom(shared.store.custom_filter(name, definition).map_err(unsupported)?)
         }
-        SyncFilter::ChangeUnitList(_) => return Err(unsupported("items are sent as a whole".to_owned())),
+        SyncFilter::ChangeUnitList(units) => Items::Divided(Arc::new(units.clone())),
     };
     *lock(&session.sieve) = Some(Sieve { items, restricted: None });
     // What was listed before was listed without it.
@@ -145,7 +169,7 @@ mod tests {
         let ids = ["a", "b/1", "b/2", "b/3", "c", "d/1", "e"].map(ItemId::from).to_vec();
         let filter = ItemFilter::new(|id: &ItemId| !id.as_bytes().contains(&b'/') && id.as_bytes() != b"e");
         let span = |first: &str, last: &str| (ItemId::from(first), ItemId::from(last));
-        assert_eq!(held_back(ids, &filter), [span("b/1", "b/3"), span("d/1", "e")]);
-        assert_eq!(held_back(Vec::new(), &filter), []);
+        assert_eq!(held_back(ids, |id| !filter.lets_through(id)), [span("b/1", "b/3"), span("d/1", "e")]);
+        assert_eq!(held_back(Vec::new(), |_| true), []);
     }
 }

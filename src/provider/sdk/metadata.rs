@@ -3,7 +3,7 @@
 //! One SQLite file, `metadata.db`, held exclusively. Every method is one statement or one transaction, so that a crash at any
 //! point leaves either all of a change or nothing of it. Versions name replicas by small integers of the `replicas` table.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -266,6 +266,14 @@ impl Metadata {
     /// The ids of all items, tombstones too, ascending.
     pub(super) fn ids(&self) -> rusqlite::Result<Vec<ItemId>> {
         let mut statement = self.connection.prepare_cached("SELECT item_id FROM items ORDER BY item_id")?;
+        let ids = statement.query_map([], |row| Ok(ItemId::from(row.get_ref(0)?.as_blob()?)))?;
+        ids.collect()
+    }
+
+    /// Live items without change units.
+    pub(super) fn whole_ids(&self) -> rusqlite::Result<BTreeSet<ItemId>> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT item_id FROM items WHERE deleted = 0 AND units IS NULL")?;
         let ids = statement.query_map([], |row| Ok(ItemId::from(row.get_ref(0)?.as_blob()?)))?;
         ids.collect()
     }

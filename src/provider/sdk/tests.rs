@@ -9,5 +9,6 @@ mod life_cycle;
 mod memory;
 mod rings;
 mod safety;
+mod unit_filters;
 mod unit_histories;
 mod units;

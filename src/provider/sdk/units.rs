@@ -7,6 +7,9 @@
 //! A member that is taken out stays a unit, without a value. A unit that a row does not name was never there, or went when
 //! the item was last changed as a whole; that is the *base*, which is both the version and the creation version of a live
 //! item with units. So a row that was changed as a whole says with one version that all other units are gone.
+//!
+//! A replica that got an item through a filter of change units does not know its base, and then nothing is known there of a unit
+//! that is not named: "filtered" and "gone" differ in knowledge, not in the row. The same goes for what it passes on.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -98,8 +101,14 @@ impl Object {
     }
 
     /// The units of an item that was edited from `before` into this: those that changed have `version`. `None` when they are
-    /// too many.
-    pub(super) fn edited(&self, before: &Units, version: &Version, time: Option<jiff::Timestamp>) -> Option<Units> {
+    /// too many. Where a unit is held back by a filter, as `is_held_back` says, null is no value: a table has something there.
+    pub(super) fn edited(
+        &self,
+        before: &Units,
+        version: &Version,
+        time: Option<jiff::Timestamp>,
+        is_held_back: impl Fn(&ChangeUnitId) -> bool,
+    ) -> Option<Units> {
         let mut units = before.clone();
         let change = |digest| Unit { digest, version: version.clone(), modification_time: time };
         for (id, unit) in &mut units {
@@ -109,9 +118,10 @@ impl Object {
             }
         }
         for (id, value) in &self.0 {
-            if !units.contains_key(id) {
-                units.insert(id.clone(), change(Some(digest_of(value))));
+            if units.contains_key(id) || (**value == *"null" && is_held_back(id)) {
+                continue;
             }
+            units.insert(id.clone(), change(Some(digest_of(value))));
         }
         (units.len() <= MAX_CHANGE_UNITS).then_some(units)
     }
@@ -177,12 +187,12 @@ pub(super) fn read(store: &dyn ItemStore, id: &ItemId, known: &KnownItem) -> Res
     Ok(Object::parse(&content))
 }
 
-/// The units of a row that a destination with `known` lacks of a source with `made_with`. All that the row names where it does not
-/// know the base: then it can tell which of its own are gone.
+/// The units of a row that a destination with `known` lacks of a source with `made_with`. All that the row names where the source
+/// teaches it the base: then it can tell which of its own are gone.
 pub fn missing(id: &ItemId, row: &Row, known: &Knowledge, made_with: &Knowledge) -> Vec<ChangeUnitId> {
     let units = || row.units.iter().flatten();
-    if known.vector_for_item(id).contains(&row.version) {
-        let lacks = |(unit, at): &(&ChangeUnitId, &Unit)| !known.contains_change_unit(id, unit, &at.version);
+    if !teaches_base(id, row, known, made_with) {
+        let lacks = |(unit, at): &(&ChangeUnitId, &Unit)| lacks_unit(id, unit, &at.version, known, made_with);
         let named = units().filter(lacks).map(|(unit, _)| unit);
         let missing: Vec<_> = named.chain(waiting(id, row, known, made_with)).cloned().collect();
         if !missing.is_empty() {
@@ -192,21 +202,46 @@ pub fn missing(id: &ItemId, row: &Row, known: &Knowledge, made_with: &Knowledge)
     units().map(|(unit, _)| unit.clone()).collect()
 }
 
-/// Units that a row does not have, and that a destination which knows its base has left out of it: it had changed them, and the
-/// conflict waits there for a decision. What the source has left out itself it could not teach.
+/// True when the source knows an item's base and the destination does not. A source that has only some units of it, because of a
+/// filter, does not know it itself; one that is filtered does not speak of it.
+pub(super) fn teaches_base(id: &ItemId, row: &Row, known: &Knowledge, made_with: &Knowledge) -> bool {
+    !known.vector_for_item(id).contains(&row.version) && made_with.vector_for_item(id).contains(&row.version)
+}
+
+/// True when the source may speak of this version of a unit, and the destination does not know it.
+pub(super) fn lacks_unit(
+    id: &ItemId,
+    unit: &ChangeUnitId,
+    version: &Version,
+    known: &Knowledge,
+    made_with: &Knowledge,
+) -> bool {
+    !known.contains_change_unit(id, unit, version) && made_with.contains_change_unit(id, unit, version)
+}
+
+/// Units that a row does not have, and of which the destination lacks just that, as nothing else tells it: it has left them out of
+/// the base that it knows, because it had changed them and the conflict waits there for a decision; or the base is not spoken of.
+/// What the source has left out itself it could not teach.
 pub fn waiting<'a>(
     id: &'a ItemId,
     row: &'a Row,
     known: &'a Knowledge,
     made_with: &'a Knowledge,
 ) -> impl Iterator<Item = &'a ChangeUnitId> {
-    let units = row.units.as_ref().filter(|_| known.vector_for_item(id).contains(&row.version));
+    let units = row.units.as_ref().filter(|_| !teaches_base(id, row, known, made_with));
     let left_out = move |unit: &&ChangeUnitId| {
-        units.is_some_and(|units| !units.contains_key(*unit))
-            && !known.contains_change_unit(id, unit, &row.version)
-            && made_with.contains_change_unit(id, unit, &row.version)
+        units.is_some_and(|units| !units.contains_key(*unit)) && lacks_unit(id, unit, &row.version, known, made_with)
     };
-    known.named_units().filter(left_out)
+    let named = known.named_units().filter(left_out);
+    let others = made_with.named_units().filter(left_out);
+    named.chain(others.filter(|unit| !known.named_units().any(|named| named == *unit)))
+}
+
+/// True when a unit that the row does not name is not known to have no value: a filter held it back. `known` is what the row's
+/// replica knows.
+pub(super) fn is_held_back(id: &ItemId, row: &Row, unit: &ChangeUnitId, known: &Knowledge) -> bool {
+    row.units.as_ref().is_some_and(|units| !units.contains_key(unit))
+        && !known.contains_change_unit(id, unit, &row.version)
 }
 
 /// A row whose item has got a new version as a whole: all of its units with it.
@@ -279,7 +314,7 @@ mod tests {
     fn only_units_that_changed_get_the_version() {
         let version = |tick| Version::new("r".as_bytes().into(), tick);
         let before = object(r#"{"kept":1,"changed":1,"gone":1}"#).at(&version(1), None);
-        let after = object(r#"{"new":1,"changed":2,"kept":1}"#).edited(&before, &version(2), None).unwrap();
+        let after = object(r#"{"new":1,"changed":2,"kept":1}"#).edited(&before, &version(2), None, |_| false).unwrap();
         let ticks: Vec<_> =
             after.iter().map(|(id, unit)| (id.as_bytes(), unit.version.tick, unit.digest.is_some())).collect();
         assert_eq!(ticks, [(&b"changed"[..], 2, true), (b"gone", 2, false), (b"kept", 1, true), (b"new", 2, true)]);

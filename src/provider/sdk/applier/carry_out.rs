@@ -235,7 +235,10 @@ pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(
     let to_store = actions.iter().filter(|(_, action)| !matches!(action.step, Step::None));
     let intent = |(id, action): (&ItemId, &Action)| {
         let mut vector = if action.comes_first { Default::default() } else { (**learned.vector_for_item(id)).clone() };
-        vector.learn(&action.after.version);
+        // Of an item with units that is its base, which is known here, or within what is learned, or held back.
+        if action.after.units.is_none() || action.comes_first {
+            vector.learn(&action.after.version);
+        }
         let (row, left_out) = (action.after.clone(), action.left_out.clone());
         (id.clone(), Intent { row, learned: vector, left_out, forgets: action.forgets })
     };

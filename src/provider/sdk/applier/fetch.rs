@@ -10,13 +10,15 @@ use std::sync::atomic::Ordering;
 use sha2::{Digest as _, Sha256};
 
 use super::hashing::Hashing;
-use super::merge::{Course, Fetched, course, too_large, wanted};
+use super::merge::{Course, Fetched, course, tells_anew, too_large, undivided, wanted};
 use super::scrutiny::recoverable;
 use super::section;
 use super::settle::{Incoming, Settlement, Winner, kind_of, settle};
 use super::wire::Wire;
 use super::{Applier, Section};
-use crate::knowledge::{ChangeUnitId, Digest, ItemChange, ItemData, ItemDataHeader, ItemId, RecoverableError};
+use crate::knowledge::{
+    ChangeUnitId, Digest, ItemChange, ItemData, ItemDataHeader, ItemId, RecoverableError, tells_base,
+};
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::session::Session;
 use crate::provider::sdk::units::{MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES, Object};
@@ -101,8 +103,8 @@ impl Applier<'_> {
             let mut item = Obtained { incoming: Incoming::of(change), staged: None, fetched: None, error: None };
             match self.need(section, change, &item.incoming) {
                 Ok(None) => {}
-                Ok(Some(Want::Units(units))) => match self.inline_units(change, &units) {
-                    Some(data) => match self.values(change, data) {
+                Ok(Some(Want::Units(units))) => match self.inline_units(section, change, &units) {
+                    Some(data) => match self.values(section, change, data) {
                         Ok((fetched, digest)) => {
                             item.fetched = Some(fetched);
                             item.incoming.digest = Some(digest);
@@ -216,6 +218,7 @@ impl Applier<'_> {
                 let units = wanted(&courses);
                 return Ok((!units.is_empty()).then_some(Want::Units(units)));
             }
+            Course::Undivided => return Err(Need::Failed(undivided(&change.item_id))),
             Course::Whole => {}
         }
         let policy = self.decisions.whole(change, row.as_ref(), self.start.conflict_resolution_policy);
@@ -224,14 +227,25 @@ impl Applier<'_> {
             Settlement::Settled { winner: Winner::Destination | Winner::Deletion, .. }
             | Settlement::Obsolete
             | Settlement::Deferred => Ok(None),
-            Settlement::Settled { .. } | Settlement::NeedsHeader | Settlement::NeedsContent => {
+            Settlement::Settled { .. } | Settlement::NeedsHeader | Settlement::NeedsContent
+                if tells_base(change, knowledge.0) =>
+            {
                 Ok(Some(Want::Units(Vec::new())))
+            }
+            Settlement::Settled { .. } | Settlement::NeedsHeader | Settlement::NeedsContent => {
+                let listed = change.change_units.iter().map(|unit| unit.change_unit_id.clone());
+                Ok(Some(Want::Units(listed.collect())))
             }
         }
     }
 
     /// The values that came inline.
-    fn values(&self, change: &ItemChange, data: &ItemData) -> Result<(Fetched, Digest), RecoverableError> {
+    fn values(
+        &self,
+        section: &Section<'_>,
+        change: &ItemChange,
+        data: &ItemData,
+    ) -> Result<(Fetched, Digest), RecoverableError> {
         let id = &change.item_id;
         let digest = Digest(Sha256::digest(&data.content).into());
         // A change with units announces nothing of their values.
@@ -244,19 +258,24 @@ impl Applier<'_> {
         self.session.counters.bytes.fetch_add(size, Ordering::Relaxed);
         let object = Object::parse(&data.content).ok_or_else(|| no_object(id))?;
         let listed = change.change_units.iter().map(|unit| unit.change_unit_id.clone());
-        let whole = change.change_units.is_empty() || !self.knows_item(change);
+        let whole = self.brings_all(section, change);
         Ok((Fetched { object, units: (!whole).then(|| listed.collect()) }, digest))
     }
 
     /// The inline data of a change, when it has the values that are wanted; of no units in particular, those of all.
-    fn inline_units<'c>(&self, change: &'c ItemChange, units: &[ChangeUnitId]) -> Option<&'c ItemData> {
-        let has_all = change.change_units.is_empty() || !self.knows_item(change);
+    fn inline_units<'c>(
+        &self,
+        section: &Section<'_>,
+        change: &'c ItemChange,
+        units: &[ChangeUnitId],
+    ) -> Option<&'c ItemData> {
+        let has_all = self.brings_all(section, change);
         change.inline_data.as_ref().filter(|_| !units.is_empty() || has_all)
     }
 
-    /// False when the destination does not know the source's item at all, so that the source lists every unit of it.
-    fn knows_item(&self, change: &ItemChange) -> bool {
-        self.known.vector_for_item(&change.item_id).contains(&change.creation_version)
+    /// True when the destination does not know the source's item at all, so that the source lists every unit of it.
+    fn brings_all(&self, section: &Section<'_>, change: &ItemChange) -> bool {
+        change.change_units.is_empty() || tells_anew(change, &section.group.made_with_knowledge, &self.known)
     }
 
     /// Values of units are held in memory until their section is applied.

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 
 use super::plan::{Action, CopyName, Deferral, Ground, Step, Verdict, row_of, stage};
+use super::scrutiny::recoverable;
 use super::settle::NewVersion;
 use crate::knowledge::{
     ChangeUnitChange, ChangeUnitId, Digest, ItemChange, ItemId, Knowledge, RecoverableError, UnitDecision, Version,
-    decide_unit,
+    decide_unit, tells_base,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
@@ -34,6 +35,8 @@ pub enum Course {
     Whole,
     /// Unit by unit.
     Units(Vec<UnitCourse>),
+    /// The source speaks of some of its units, and the item here is not divided: neither can be had.
+    Undivided,
 }
 
 /// One unit that the source has and the destination may not know.
@@ -42,6 +45,8 @@ pub struct UnitCourse {
     unit: ChangeUnitChange,
     /// It is not listed: the source's item, which is another one, does not have it.
     gone: bool,
+    /// Nothing is known of it here: a filter held it back.
+    held_back: bool,
     decision: UnitDecision,
 }
 
@@ -65,19 +70,24 @@ impl Fetched {
 pub fn course(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, row: Option<&Row>) -> Course {
     let id = &change.item_id;
     let lacks = |unit: &ChangeUnitId, version: &Version| !known.contains_change_unit(id, unit, version);
-    // The columns of single units do not count: what they leave out is not the item.
-    let anew = !known.vector_for_item(id).contains(&change.creation_version);
+    let anew = tells_anew(change, made_with, known);
     if !anew && !change.change_units.iter().any(|unit| lacks(&unit.change_unit_id, &unit.version)) {
         return Course::Obsolete;
     }
-    let divided = row.filter(|row| !row.item.deleted).and_then(|row| Some((row, row.units.as_ref()?)));
-    let Some((row, here)) = divided else { return Course::Whole };
-    if anew && !made_with.vector_for_item(id).contains(&row.version) {
+    let Some(row) = row.filter(|row| !row.item.deleted) else { return Course::Whole };
+    let Some(here) = &row.units else {
+        return if tells_base(change, made_with) { Course::Whole } else { Course::Undivided };
+    };
+    if anew && row.has_base(id, known) && !made_with.vector_for_item(id).contains(&row.version) {
         return Course::Whole;
     }
     let listed: BTreeSet<&ChangeUnitId> = change.change_units.iter().map(|unit| &unit.change_unit_id).collect();
-    // Where the base is not known the source lists all units: what it does not list it does not have.
-    let gone = here.keys().filter(|unit| anew && !listed.contains(unit) && !mutant::is(Mutant::KeepUnlistedUnits));
+    // Where it teaches the base the source lists all units: what it does not list it does not have, unless it knows as little of
+    // that unit itself.
+    let is_gone = |unit: &&ChangeUnitId| {
+        anew && !listed.contains(unit) && made_with.contains_change_unit(id, unit, &change.creation_version)
+    };
+    let gone = here.keys().filter(|unit| is_gone(unit) && !mutant::is(Mutant::KeepUnlistedUnits));
     let gone = gone.map(|unit| {
         let unit = ChangeUnitChange {
             change_unit_id: unit.clone(),
@@ -92,10 +102,21 @@ pub fn course(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, row
     });
     let courses = listed.chain(gone).map(|(unit, gone)| {
         let version = here.get(&unit.change_unit_id).map_or(&row.version, |unit| &unit.version);
-        let decision = decide_unit(id, &unit, made_with, known, version);
-        UnitCourse { unit, gone, decision }
+        let held_back = units::is_held_back(id, row, &unit.change_unit_id, known);
+        let decision = match decide_unit(id, &unit, made_with, known, version) {
+            // There is nothing here that it could be in conflict with.
+            UnitDecision::Conflict if held_back => UnitDecision::Update,
+            decision => decision,
+        };
+        UnitCourse { unit, gone, held_back, decision }
     });
     Course::Units(courses.collect())
+}
+
+/// True for a change with units that tells the destination of a base that it does not know: the item was made, or changed as a whole.
+/// The columns of single units do not count: what they leave out is not the item.
+pub(super) fn tells_anew(change: &ItemChange, made_with: &Knowledge, known: &Knowledge) -> bool {
+    tells_base(change, made_with) && !known.vector_for_item(&change.item_id).contains(&change.creation_version)
 }
 
 /// The units whose values the source must give.
@@ -151,7 +172,7 @@ impl Ground<'_> {
         let id = &change.item_id;
         let failed = |error: ItemError| Ok(Verdict::Failed(error.into_recoverable(id)));
         let base = &change.creation_version;
-        let anew = !self.known.vector_for_item(id).contains(base) && row.version != *base;
+        let anew = tells_anew(change, self.made_with, self.known) && row.version != *base;
         let here = row.units.clone().unwrap_or_default();
         let mut after = here.clone();
         let mut values: BTreeMap<ChangeUnitId, Option<Arc<str>>> = BTreeMap::new();
@@ -162,7 +183,7 @@ impl Ground<'_> {
             |ticks: &mut Ticks| resolution.get_or_insert_with(|| ticks.version(NewVersion::Local)).clone();
         let mut conflict = false;
         for course in courses {
-            let UnitCourse { unit, gone, decision } = course;
+            let UnitCourse { unit, gone, held_back, decision } = course;
             let unit_id = unit.change_unit_id;
             if decision == UnitDecision::Obsolete {
                 continue;
@@ -183,7 +204,7 @@ impl Ground<'_> {
             };
             let unnamed = Unit { digest: None, version: row.version.clone(), modification_time: None };
             let ours = here.get(&unit_id).unwrap_or(&unnamed);
-            if ours.version == theirs.version {
+            if ours.version == theirs.version && !held_back {
                 // The very version is here, only not in the knowledge.
                 continue;
             }
@@ -368,6 +389,34 @@ fn properties(state: &ItemState) -> BTreeMap<String, String> {
         .filter(|(key, _)| *key != "mtime")
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect()
+}
+
+/// The base of an item that is made of some units of the source's, where there is none or a tombstone: what its other units are
+/// here. Nothing is known of them, and so it is the source's own; but where the item was here and is deleted, they went with it.
+///
+/// # Errors
+/// It was deleted here, which the source did not see, and to bring it back takes all of it.
+pub(super) fn part_base(
+    change: &ItemChange,
+    row: Option<&Row>,
+    known: &Knowledge,
+    conflict: bool,
+) -> Result<Version, RecoverableError> {
+    let id = &change.item_id;
+    match row {
+        Some(row) if !conflict => Ok(row.version.clone()),
+        None if !known.vector_for_item(id).contains(&change.creation_version) => Ok(change.creation_version.clone()),
+        Some(_) | None => {
+            let description = "it was deleted here, and only some of its change units are sent; \
+                               sync the other way, or without the filter";
+            Err(recoverable(id, Hresult::SYNC_E_HAS_NO_DATA, description))
+        }
+    }
+}
+
+pub(super) fn undivided(id: &ItemId) -> RecoverableError {
+    let description = "only some of its change units are sent, and here it has none; sync without the filter";
+    recoverable(id, Hresult::SYNC_E_ITEM_HAS_NO_CHANGE_UNITS, description)
 }
 
 /// More units, or more bytes, than an item may have.

@@ -8,16 +8,16 @@ use sha2::{Digest as _, Sha256};
 use super::constraint::may_collide;
 use super::decisions::Decisions;
 use super::fetch::Obtained;
-use super::merge::{Course, course};
+use super::merge::{Course, course, part_base, undivided};
 use super::settle::{Incoming, NewVersion, Settlement, Winner, kind_of, settle};
 use super::{Applier, Section};
 use crate::knowledge::{
     ChangeUnitChange, ChangeUnitId, ConflictingChange, ConstraintConflict, Digest, ItemChange, ItemDataHeader, ItemId,
-    Knowledge, RecoverableError, ReplicaId, Version,
+    Knowledge, RecoverableError, ReplicaId, Version, tells_base,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
-use crate::provider::sdk::metadata::Row;
+use crate::provider::sdk::metadata::{Row, Unit};
 use crate::provider::sdk::ticks::Ticks;
 use crate::provider::sdk::units::{self, Object};
 use crate::provider::sdk::{Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Staged, metadata_failed};
@@ -337,12 +337,18 @@ impl Ground<'_> {
                 (Course::Units(courses), Some(row)) => {
                     return self.merge(change, index, (row, courses), fetched, actions, ticks);
                 }
+                (Course::Undivided, _) => return Ok(Verdict::Failed(undivided(id))),
                 (Course::Units(_) | Course::Whole, _) => {}
             }
         }
         let change_version = change.change_version.as_ref().unwrap_or(&change.creation_version);
-        // The source's item, divided, where it came so or is to be kept so here.
-        let object = fetched.filter(|fetched| fetched.units.is_none()).map(|fetched| fetched.object);
+        let tells_base = tells_base(change, self.made_with);
+        // The source's item, divided, where it came so or is to be kept so here; as much of it as the source speaks of.
+        let object = fetched.and_then(|fetched| match &fetched.units {
+            None => Some(fetched.object),
+            Some(_) if tells_base => None,
+            Some(units) => Some(fetched.object.part(units)),
+        });
         let mut content = staged.map(Content::Staged);
         let mut reformed = false;
         if let Some(object) = &object {
@@ -368,8 +374,20 @@ impl Ground<'_> {
             _ if reformed && change.change_units.is_empty() => NewVersion::Local,
             version => version,
         };
-        let mut arrival = Arrival { incoming, object, content };
-        if may_collide(winner, self.decisions, id)
+        let mut base = None;
+        if !tells_base && winner == Winner::Source {
+            // An item of which the source has nothing to give is not made for that.
+            if object.as_ref().is_some_and(|object| object.units().next().is_none()) {
+                return Ok(Verdict::Obsolete);
+            }
+            match part_base(change, row.as_ref(), self.known, conflict) {
+                Ok(version) => base = Some(version),
+                Err(error) => return Ok(Verdict::Failed(error)),
+            }
+        }
+        let mut arrival = Arrival { incoming, object, content, base };
+        if tells_base
+            && may_collide(winner, self.decisions, id)
             && let Some(verdict) =
                 self.plan_collision(change, (index, row.as_ref()), &version, &mut arrival, actions, ticks)?
         {
@@ -510,6 +528,8 @@ pub(super) struct Arrival {
     /// Of an item with change units.
     pub object: Option<Object>,
     pub content: Option<Content>,
+    /// The base of an item of which the source gives some units only.
+    pub base: Option<Version>,
 }
 
 impl Arrival {
@@ -518,7 +538,12 @@ impl Arrival {
         let mut after = row_of(state, change.creation_version.clone(), version.clone());
         if let Some(object) = &self.object {
             let time = after.item.state.modification_time;
-            let units = if own || change.change_units.is_empty() {
+            let units = if let Some(base) = &self.base {
+                (after.creation, after.version) = (base.clone(), base.clone());
+                let units = units::taken(change, object);
+                let version = |unit| if own { Unit { version: version.clone(), ..unit } } else { unit };
+                units.into_iter().map(|(id, unit)| (id, version(unit))).collect()
+            } else if own || change.change_units.is_empty() {
                 after.creation = version.clone();
                 object.at(&version, time)
             } else {

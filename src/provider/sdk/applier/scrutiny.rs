@@ -71,8 +71,8 @@ impl Applier<'_> {
         let knows = |knowledge: &Knowledge| {
             change.change_units.iter().all(|it| knowledge.contains_change_unit(id, &it.change_unit_id, &it.version))
         };
-        // What is not listed is at the creation version: it is learned with the rest.
-        if !knows(made_with) || !made_with.vector_for_item(id).contains(&change.creation_version) {
+        // The creation version need not be there: then nothing is said of what is not listed, and nothing learned of it.
+        if !knows(made_with) {
             return fail(Hresult::SYNC_E_CHANGE_NOT_IN_KNOWLEDGE, "a version of it is not in the source's knowledge");
         }
         let prerequisite = &self.batch.prerequisite_knowledge;

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::knowledge::{
-    Conflict, Decision, DestinationItem, Digest, ItemChange, Knowledge, RecoverableError, Version, decide,
+    Conflict, Decision, DestinationItem, Digest, ItemChange, ItemId, Knowledge, RecoverableError, Version, decide,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::sdk::ItemState;
@@ -124,12 +124,12 @@ fn resolved(winner: Winner) -> Settlement {
     Settlement::Settled { winner, version: NewVersion::Local, conflict: true }
 }
 
-/// What the destination has of an item.
-fn destination_item(row: &Row) -> DestinationItem {
+/// What the destination, which knows `known`, has of an item.
+fn destination_item(id: &ItemId, row: &Row, known: &Knowledge) -> DestinationItem {
     match &row.units {
         _ if row.item.deleted => DestinationItem::Deleted(row.version.clone()),
         Some(units) => DestinationItem::Divided {
-            base: row.version.clone(),
+            base: row.has_base(id, known).then(|| row.version.clone()),
             units: units.iter().map(|(id, unit)| (id.clone(), unit.version.clone())).collect(),
         },
         None => DestinationItem::Alive(row.version.clone()),
@@ -149,7 +149,7 @@ pub fn settle(
     let given = || NewVersion::Given(version.clone());
     let item = match row {
         None => DestinationItem::without_metadata(change, made_with, known, forgotten),
-        Some(row) => destination_item(row),
+        Some(row) => destination_item(&change.item_id, row, known),
     };
     let divided = !change.change_units.is_empty() || row.is_some_and(|row| row.units.is_some());
     let conflict = match decide(change, made_with, known, &item) {

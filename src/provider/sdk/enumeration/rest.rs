@@ -1,6 +1,7 @@
 //! What a session's source still has to send. Listed once; a batch costs what is in it, however much comes after it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::work;
 use crate::knowledge::{ItemId, Knowledge, ReplicaId};
@@ -43,6 +44,8 @@ pub(in crate::provider::sdk) struct Enumeration {
     generation: u64,
     /// What the destination knew when the candidates were last gone through.
     known: Knowledge,
+    /// What the source may speak of.
+    made_with: Arc<Knowledge>,
     /// In ascending order of the id. From `next` on all of them are missing.
     candidates: Vec<Candidate>,
     next: usize,
@@ -53,10 +56,9 @@ pub(in crate::provider::sdk) struct Enumeration {
 }
 
 impl Enumeration {
-    /// What the metadata has and `known` lacks. Of items that a filter holds back, and of no others, `made_with` knows nothing.
-    pub(super) fn new(metadata: &Metadata, made_with: &Knowledge, known: &Knowledge) -> rusqlite::Result<Self> {
-        let mut candidates = metadata.uncontained(known)?;
-        candidates.retain(|candidate| !made_with.vector_for_item(&candidate.item_id).is_empty());
+    /// What the metadata has and `known` lacks. Of what a filter holds back, and of nothing else, `made_with` knows nothing.
+    pub(super) fn new(metadata: &Metadata, made_with: &Arc<Knowledge>, known: &Knowledge) -> rusqlite::Result<Self> {
+        let candidates = metadata.uncontained(known, made_with)?;
         let mut replicas: BTreeSet<&ReplicaId> = BTreeSet::new();
         for candidate in &candidates {
             replicas.extend([&candidate.version.replica, &candidate.creation.replica]);
@@ -65,7 +67,8 @@ impl Enumeration {
         let replicas = replicas.into_iter().cloned().collect();
         let generation = metadata.generation();
         let left = Totals::default();
-        let mut new = Self { generation, known: known.clone(), candidates, next: 0, left, replicas };
+        let (known, made_with) = (known.clone(), made_with.clone());
+        let mut new = Self { generation, known, made_with, candidates, next: 0, left, replicas };
         new.count();
         Ok(new)
     }
@@ -93,7 +96,7 @@ impl Enumeration {
             self.next = next;
             return;
         }
-        self.candidates.retain(|candidate| candidate.is_missing(known));
+        self.candidates.retain(|candidate| candidate.is_missing(known, &self.made_with));
         self.known = known.clone();
         self.next = 0;
         self.count();

@@ -42,9 +42,13 @@ impl<'a> Search<'a> {
 type Lacking = HashMap<ItemId, Vec<(ChangeUnitId, Version)>>;
 
 impl Metadata {
-    /// Every item whose version is not in `known`, in ascending order of the id. Looks at rows that are newer than what `known`
+    /// Every item whose version is not in `known` and may be spoken of with `made_with`, in ascending order of the id. Looks at rows that are newer than what `known`
     /// has of their replica, and at its exceptions, so that a destination which lacks little costs little.
-    pub(in crate::provider::sdk) fn uncontained(&self, known: &Knowledge) -> rusqlite::Result<Vec<Candidate>> {
+    pub(in crate::provider::sdk) fn uncontained(
+        &self,
+        known: &Knowledge,
+        made_with: &Knowledge,
+    ) -> rusqlite::Result<Vec<Candidate>> {
         const COLUMNS: &str = "SELECT item_id, version_tick, size, deleted, creation_replica, creation_tick, digest, \
                                units IS NOT NULL, version_replica FROM items WHERE";
         let search = Search::new(self, known);
@@ -65,8 +69,8 @@ impl Metadata {
                 candidates.extend(self.candidate(known, row)?);
             }
         }
-        self.add_units(&search, &mut candidates)?;
-        candidates.retain(|candidate| !candidate.divided || candidate.is_missing(known));
+        self.add_units(&search, made_with, &mut candidates)?;
+        candidates.retain(|candidate| candidate.is_missing(known, made_with));
         candidates.sort_unstable_by(|a, b| a.item_id.cmp(&b.item_id));
         Ok(candidates)
     }
@@ -97,7 +101,12 @@ impl Metadata {
     }
 
     /// Adds the items of which only units that changed on their own are lacking.
-    fn add_units(&self, search: &Search<'_>, candidates: &mut Vec<Candidate>) -> rusqlite::Result<()> {
+    fn add_units(
+        &self,
+        search: &Search<'_>,
+        made_with: &Knowledge,
+        candidates: &mut Vec<Candidate>,
+    ) -> rusqlite::Result<()> {
         const COLUMNS: &str = "SELECT item_id, change_unit_id, version_tick, version_replica FROM unit_versions WHERE";
         let known = search.known;
         let mut lacking = Lacking::new();
@@ -105,7 +114,7 @@ impl Metadata {
             let id = ItemId::from(row.get_ref(0)?.as_blob()?);
             let unit = ChangeUnitId::from(row.get_ref(1)?.as_blob()?);
             let version = self.version(row.get(3)?, row.get(2)?)?;
-            if !known.contains_change_unit(&id, &unit, &version) {
+            if units::lacks_unit(&id, &unit, &version, known, made_with) {
                 lacking.entry(id).or_default().push((unit, version));
             }
             Ok(())
@@ -131,8 +140,8 @@ impl Metadata {
             let Some(row) = self.row(&candidate.item_id)? else { continue };
             let id = &candidate.item_id;
             let named = row.units.iter().flatten().map(|(unit, at)| (unit, &at.version));
-            let lacking = named.filter(|(unit, version)| !known.contains_change_unit(id, unit, version));
-            let waiting = units::waiting(id, &row, known, &self.knowledge).map(|unit| (unit, &row.version));
+            let lacking = named.filter(|(unit, version)| units::lacks_unit(id, unit, version, known, made_with));
+            let waiting = units::waiting(id, &row, known, made_with).map(|unit| (unit, &row.version));
             candidate.units = lacking.chain(waiting).map(|(unit, at)| (unit.clone(), at.clone())).collect();
         }
         for (item_id, mut units) in lacking {

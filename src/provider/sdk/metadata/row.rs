@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::knowledge::{ChangeUnitId, ClockVector, Digest, ItemId, Knowledge, Version};
-use crate::provider::sdk::{Fingerprint, Known, KnownItem};
+use crate::provider::sdk::{Fingerprint, Known, KnownItem, units};
 
 /// What is known of one item.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +57,12 @@ impl Row {
                 knowledge.vector_for_item(id).contains(&self.version) && units.iter().all(knows)
             }
         }
+    }
+
+    /// True when its replica, which knows `known`, has all of the item. One that got it through a filter of change units does not
+    /// know the item's base, so that of units which are not named nothing is known here.
+    pub fn has_base(&self, id: &ItemId, known: &Knowledge) -> bool {
+        self.units.is_none() || known.vector_for_item(id).contains(&self.version)
     }
 
     /// When a user last changed it: of an item with change units, the latest of their times, which go with their versions; what the
@@ -128,14 +134,18 @@ pub(in crate::provider::sdk) struct Candidate {
 }
 
 impl Candidate {
-    /// True when a destination with `known` lacks the item or a unit of it.
-    pub(in crate::provider::sdk) fn is_missing(&self, known: &Knowledge) -> bool {
-        let id = &self.item_id;
-        let is_known = match self.divided {
-            true => known.vector_for_item(id).contains(&self.version),
-            false => known.contains_change(id, &self.version),
+    /// True when a destination with `known` lacks the item or a unit of it, as far as a source with `made_with` may speak of it.
+    pub(in crate::provider::sdk) fn is_missing(&self, known: &Knowledge, made_with: &Knowledge) -> bool {
+        let (id, version) = (&self.item_id, &self.version);
+        let is_lacking = match self.divided {
+            true => !known.vector_for_item(id).contains(version) && made_with.vector_for_item(id).contains(version),
+            false => {
+                !known.contains_change(id, version)
+                    && made_with.vectors_for_item(id).any(|vector| vector.contains(version))
+            }
         };
-        !is_known || self.units.iter().any(|(unit, version)| !known.contains_change_unit(id, unit, version))
+        let lacks = |(unit, version): &(ChangeUnitId, Version)| units::lacks_unit(id, unit, version, known, made_with);
+        is_lacking || self.units.iter().any(lacks)
     }
 }
 

@@ -180,7 +180,7 @@ proptest! {
             }
         };
         let expected: Vec<&ItemId> = rows.iter().filter(lacks).map(|(id, _)| id).collect();
-        let candidates = metadata.uncontained(&known).unwrap();
+        let candidates = metadata.uncontained(&known, &Knowledge::from_vector(format, vector([99, 99]))).unwrap();
         prop_assert_eq!(candidates.iter().map(|candidate| &candidate.item_id).collect::<Vec<_>>(), expected);
     }
 }

@@ -7,7 +7,10 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::memory::MemoryStore;
-use crate::knowledge::{ChangeBatch, ChangeOutcome, ItemId, Knowledge, OutcomeKind, Selection};
+use crate::knowledge::{
+    ChangeBatch, ChangeOutcome, ChangeUnitId, FilterRequest, FilteringType, IdParameters, ItemId, Knowledge,
+    OutcomeKind, Selection, SyncFilter,
+};
 use crate::provider::sdk::metadata::{Metadata, Row};
 use crate::provider::sdk::{Options, ReplicaProvider};
 use crate::provider::{
@@ -99,10 +102,17 @@ pub(super) struct Plan {
     pub(super) batch_size: u32,
     pub(super) inline: u64,
     pub(super) allow_mass_delete: bool,
+    /// The change units that the source is to let through; none: no filter.
+    pub(super) units: &'static [&'static str],
 }
 
-pub(super) const PLAN: Plan =
-    Plan { policy: ConflictResolutionPolicy::LastWriterWins, batch_size: 100, inline: 16, allow_mass_delete: false };
+pub(super) const PLAN: Plan = Plan {
+    policy: ConflictResolutionPolicy::LastWriterWins,
+    batch_size: 100,
+    inline: 16,
+    allow_mass_delete: false,
+    units: &[],
+};
 
 /// What a session did.
 #[derive(Debug, Default)]
@@ -154,6 +164,9 @@ pub(super) async fn sync(source: &Replica, destination: &Replica, plan: Plan) ->
     let key = key();
     source.begin_session(begin(ProviderRole::Source, key, plan.allow_mass_delete)).await?;
     let begun = destination.begin_session(begin(ProviderRole::Destination, key, plan.allow_mass_delete)).await;
+    if !plan.units.is_empty() {
+        source.add_filter(key, divided(plan.units)).await.unwrap();
+    }
     let report = match &begun {
         Ok(()) => batches(source, destination, key, plan).await,
         Err(error) => Err(error.clone()),
@@ -163,6 +176,12 @@ pub(super) async fn sync(source: &Replica, destination: &Replica, plan: Plan) ->
     }
     source.end_session(end(key)).await.unwrap();
     report
+}
+
+/// A filter of these change units.
+pub(super) fn divided(units: &[&str]) -> FilterRequest {
+    let units = units.iter().map(|unit| ChangeUnitId::from(*unit)).collect();
+    FilterRequest { filter: SyncFilter::ChangeUnitList(units), filtering_type: FilteringType::CurrentItemsOnly }
 }
 
 async fn batches(
@@ -178,6 +197,10 @@ async fn batches(
         let asked = skipped.as_ref().map_or(known.clone(), |skipped| known.union(skipped));
         let batch = source.get_change_batch(key, request(asked, plan)).await?;
         let (is_last_batch, sent) = (batch.is_last_batch, batch.clone());
+        let mut units = sent.changes().flat_map(|(_, change)| &change.change_units);
+        let let_through = |unit: &str| plan.units.is_empty() || plan.units.contains(&unit);
+        assert!(units.all(|unit| let_through(std::str::from_utf8(unit.change_unit_id.as_bytes()).unwrap())));
+        batch.check(&IdParameters::BUILT_IN).unwrap();
         let from = report.outcomes.len();
         let result = process(source, destination, key, plan, batch, &mut report).await?;
         assert!(result.learned_knowledge.contains(&known), "knowledge never shrinks");

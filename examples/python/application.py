@@ -130,8 +130,10 @@ class Application:
         elif last is None and group.unordered.all_changes_for_knowledge:
             learned = made_with
         else:
-            items = [change.item_id for change in group.changes] if last is None else [last]
-            learned = functools.reduce(Knowledge.union, (made_with.within(item, item) for item in items), Knowledge())
+            listed = (change for change in group.changes if last in (None, change.item_id))
+            parts = (made_with.only(change.item_id, [unit.change_unit_id for unit in change.change_units])
+                     for change in listed)
+            learned = functools.reduce(Knowledge.union, parts, Knowledge())
         learned = functools.reduce(lambda learned, part: learned.without(*part), left_out, learned)
         return learned.where(self.prerequisite, self.known)
 

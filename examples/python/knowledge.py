@@ -16,6 +16,12 @@ def after(item):
     return kept[:-1] + bytes([kept[-1] + 1]) if kept else None
 
 
+def place_of(item, units):
+    """A knowledge of something exactly where an item, or some units of it, are meant."""
+    all_of = {unit: [(b"", {"": 1})] for unit in units or [None]}
+    return Knowledge({None: [(b"", {})]} | all_of).within(item, item)
+
+
 class Knowledge:
     def __init__(self, columns=None):
         self.columns = columns or {None: [(b"", {})]}
@@ -59,9 +65,11 @@ class Knowledge:
 
     def without(self, item, units=()):
         """Nothing of an item, or of some units of it."""
-        all_of = {unit: [(b"", {"": 1})] for unit in units or [None]}
-        mine = Knowledge({None: [(b"", {})]} | all_of).within(item, item)
-        return self.combined(lambda vector, mask: {} if mask else vector, mine)
+        return self.combined(lambda vector, mask: {} if mask else vector, place_of(item, units))
+
+    def only(self, item, units=()):
+        """Only what is known of an item, or of some units of it."""
+        return self.combined(lambda vector, mask: vector if mask else {}, place_of(item, units))
 
     def where(self, prerequisite, known):
         """Only what may be learned by one who knows `known`: where that includes the prerequisite (R19)."""

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts each example provider, syncs it with a directory through a coordinator, and has the conformance kit look at it; then those
-# in Python in one group with a directory and a table.
+# Starts each example provider, syncs it with a directory through a coordinator, and has the conformance kit look at it, at a simple
+# one both as it is and through `provider simple`; then those in Python in one group with a directory and a table.
 # Usage: examples/check.sh PATH-OF-SYNCLAVE.
 #
 # Needs Python 3 with venv, Node.js 20 or later with npm, and Go 1.26 or later; installs the rest inside the clone, where git does

@@ -1,4 +1,5 @@
-//! The conformance kit: plays coordinator and partner against a live provider, and holds it to the rules.
+//! The conformance kit: plays coordinator and partner against a live provider, or the SDK against a simple store, and holds it to
+//! the rules.
 //!
 //! A *rule* ([`Rule`]) is one thing that must hold, with the id that `docs/conformance.md` and `windows-sync.md` name it by. A
 //! *check* is one scenario, an async function over a `Bench`; on its way it looks at many rules, and each is
@@ -17,6 +18,7 @@
 //! raw            messages as bytes
 //! suite          lists of checks
 //! book, rule     marks and verdicts
+//! simple         all of it that is for a simple store
 //! ```
 //!
 //! The store behind a provider is opaque: the kit makes no local edits. What would be one comes in as a change of a second
@@ -37,6 +39,7 @@ mod rule;
 mod sample;
 mod scenario;
 mod session;
+mod simple;
 mod suite;
 mod transcript;
 mod wire;
@@ -50,7 +53,7 @@ use crate::grpc::address::AddressError;
 /// How the kit is run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The provider's address, `http://HOST:PORT`.
+    /// Where the provider or store is, `http://HOST:PORT`.
     pub address: String,
     /// Bound of every call, and of every wait on a stream.
     pub patience: Duration,
@@ -85,4 +88,13 @@ pub enum SetupError {
 /// When there is nobody to check. Broken rules are no error: they are in the report.
 pub async fn knowledge_provider(options: Options) -> Result<Report, SetupError> {
     checks::run(options).await
+}
+
+/// Checks a SimpleSyncProviderService.
+///
+/// # Errors
+///
+/// When there is nobody to check. Broken rules are no error: they are in the report.
+pub async fn simple_provider(options: Options) -> Result<Report, SetupError> {
+    simple::run(options).await
 }

@@ -9,15 +9,18 @@
 //! | what others may ask of one | [`handle`]: a [`SessionHandle`], which only sends |
 //! | who carries it out | [`task`]: one per session |
 //! | how item data flows | [`relay`] |
+//! | how one side of a conflict is read | [`reading`] |
 //! | who may run when | [`admission`] |
 //! | what a token is | [`token`] |
 
 pub mod admission;
 pub mod blame;
+mod calls;
 pub mod edge;
 pub mod handle;
 pub mod machine;
 pub mod outbox;
+pub mod reading;
 pub mod recovery;
 pub mod registry;
 pub mod relay;

@@ -7,10 +7,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::replicas::Field;
 use synclave::knowledge::{FilterRequest, FilteringType, SyncFilter};
+use synclave::provider::DataPart;
 use synclave::provider::sdk::Options as Sdk;
 use synclave::providers::memory::MemoryStore;
 use synclave::store::SessionRecord;
-use synclave::types::{ConflictResolutionPolicy as Policy, Endpoint, FullEnumerationAction, Hresult, SyncState};
+use synclave::types::{
+    ConflictResolutionPolicy as Policy, Endpoint, FullEnumerationAction, Hresult, ProviderRole, SyncState,
+};
 
 struct Bench(Field);
 
@@ -248,5 +251,37 @@ async fn a_list_of_items_holds_back_the_units_of_the_others() {
     assert_eq!(in_sync(&at_a, &at_c).await, 2);
     let of_a = json!({"c1": "of a", "c2": 1});
     assert_eq!(json!(c.contents()), json!({"before": of_a, "wanted": merged, "with": of_a}));
+    bench.stop().await;
+}
+
+/// What is read of a conflict of units is those units, as both sides have them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_data_of_a_conflict_is_that_of_its_units() {
+    let bench = Bench::start().await;
+    let (a, at_a) = bench.memory("a").await;
+    let (b, at_b) = bench.memory("b").await;
+    a.set("i1", json!({"c1": 1, "c2": 1, "c3": 1})).expect("an object");
+    assert_eq!(bench.session(&at_a, &at_b, Policy::None).await.state, SyncState::InSync);
+    edit(&a, "i1", "c1", json!("merged"));
+    edit(&a, "i1", "c2", json!("of a"));
+    edit(&b, "i1", "c2", json!("of b"));
+    assert_eq!(bench.session(&at_a, &at_b, Policy::None).await.state, SyncState::Completed);
+    let coordinator = &bench.0.coordinator;
+    let (found, _) = coordinator.store.conflicts(None, 10, "").await.expect("readable");
+    let read = async |side| {
+        let id = found.items[0].conflict_id;
+        let parts = synclave::operation::conflicts::load(&coordinator.store, &coordinator.sessions, id, side).await;
+        let (mut parts, mut content) = (parts.expect("there"), Vec::new());
+        while let Some(part) = parts.recv().await {
+            match part.expect("read") {
+                DataPart::Header(_) | DataPart::End { .. } => {}
+                DataPart::Chunk(chunk) => content.extend_from_slice(&chunk),
+                DataPart::Failed(error) => panic!("{error:?}"),
+            }
+        }
+        serde_json::from_slice::<Value>(&content).expect("an object")
+    };
+    assert_eq!(read(ProviderRole::Source).await, json!({"c2": "of a"}));
+    assert_eq!(read(ProviderRole::Destination).await, json!({"c2": "of b"}));
     bench.stop().await;
 }

@@ -3,14 +3,15 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod check {
+    pub mod blame;
     pub mod mutant;
     pub mod store;
 }
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use check::blame;
 use check::mutant::{Mutant as M, Mutated};
 use check::store;
 use synclave::check::{Options, Report, Rule, Verdict, knowledge_provider};
@@ -189,30 +190,14 @@ const SOME: &[M] = &[
 /// Mutants that are checked at the same time: much of a check is waiting for leases and for what must not come.
 const AT_ONCE: usize = 8;
 
-/// Runs the kit against the mutants that are asked for; each must be blamed for its own rule and for no other.
+/// Runs the kit against the mutants that are asked for.
 async fn run_mutants(asked: impl Fn(M) -> bool) {
-    let room = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
-    let mut running = tokio::task::JoinSet::new();
-    for (mutant, rule) in MUTANTS.iter().filter(|(mutant, _)| asked(*mutant)) {
-        let room = room.clone();
-        running.spawn(async move {
-            let _permit = room.acquire_owned().await.expect("never closed");
-            let (honest, _directory) = store::provider(sdk::Options::default());
-            let report = checked(Arc::new(Mutated::new(*mutant, honest)), Duration::from_secs(8)).await;
-            eprintln!("{mutant:?}: {}", report.summary());
-            let blamed: BTreeSet<Rule> = report.failures().map(|(rule, _)| rule).collect();
-            (blamed != BTreeSet::from([*rule]))
-                .then(|| format!("{mutant:?} is to be blamed for {rule}:\n{}", report.to_text()))
-        });
-    }
-    assert!(!running.is_empty(), "there is no such mutant");
-    let ran = running.len();
-    let mut wrong = Vec::new();
-    while let Some(outcome) = running.join_next().await {
-        wrong.extend(outcome.expect("no check panics"));
-    }
-    assert!(wrong.is_empty(), "{} of {ran} mutants\n{}", wrong.len(), wrong.join("\n"));
-    eprintln!("{ran} mutants, each blamed for its own rule and for no other");
+    let mutants = MUTANTS.iter().copied().filter(|(mutant, _)| asked(*mutant));
+    blame::each_for_its_own_rule(mutants, AT_ONCE, |mutant| async move {
+        let (honest, _directory) = store::provider(sdk::Options::default());
+        checked(Arc::new(Mutated::new(mutant, honest)), Duration::from_secs(8)).await
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,7 +209,5 @@ async fn some_mutants_are_blamed_for_their_own_rules() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "one whole run of the kit for each mutant: .ci/run has it"]
 async fn every_mutant_is_blamed_for_its_own_rule() {
-    let only = std::env::var("SYNCLAVE_MUTANT").ok();
-    let is_named = |names: &String, mutant| names.split(',').any(|name| *name == format!("{mutant:?}"));
-    run_mutants(|mutant| only.as_ref().is_none_or(|names| is_named(names, mutant))).await;
+    run_mutants(blame::is_asked_for).await;
 }

@@ -230,6 +230,78 @@ async fn a_deferred_conflict_has_both_sides_and_keeps_its_id_while_they_stay() {
     world.stop().await;
 }
 
+/// Content as far as it came, and how it ended.
+async fn data(
+    world: &mut World,
+    conflict: &pb::Conflict,
+    side: pb::SyncProviderRole,
+) -> Result<(String, Option<String>), tonic::Status> {
+    use pb::load_conflict_data_response::Part;
+
+    let request = pb::LoadConflictDataRequest { conflict_id: conflict.conflict_id.clone(), side: Some(side.into()) };
+    let mut parts = world.client.load_conflict_data(request).await?.into_inner();
+    let mut content = Vec::new();
+    while let Some(message) = parts.message().await? {
+        match message.part.expect("a part") {
+            Part::Header(_) => {}
+            Part::Chunk(chunk) => content.extend_from_slice(&chunk),
+            Part::End(_) => return Ok((String::from_utf8(content).expect("text"), None)),
+            Part::RecoverableError(error) => {
+                return Ok((String::from_utf8(content).expect("text"), Some(error.error_description)));
+            }
+        }
+    }
+    panic!("the data has no end")
+}
+
+/// What both sides have is read on request, which changes nothing; of a side that has moved on it is not.
+#[tokio::test]
+async fn the_data_of_both_sides_is_read_on_request() {
+    use pb::SyncProviderRole::{Destination, Source};
+
+    let (mut world, conflict) = in_conflict().await;
+    for _ in 0..2 {
+        assert_eq!(data(&mut world, &conflict, Source).await.expect("there"), ("of a".to_owned(), None));
+        assert_eq!(data(&mut world, &conflict, Destination).await.expect("there"), ("of b!".to_owned(), None));
+    }
+    let shown = world.only_conflict().await;
+    assert_eq!(shown, conflict, "nothing was decided or met by it");
+    world.write("b", "f", "later");
+    world.write("b", "a new one", "before it in the order of ids");
+    let (content, error) = data(&mut world, &conflict, Destination).await.expect("an answer");
+    assert_eq!(content, "");
+    assert!(error.as_ref().is_some_and(|error| error.contains("sync the two again")), "{error:?}");
+    let mut unknown = conflict.clone();
+    unknown.conflict_id = "01234567-89ab-7def-8123-456789abcdef".to_owned();
+    assert_eq!(data(&mut world, &unknown, Source).await.expect_err("never was").code(), Code::NotFound);
+    let request = pb::LoadConflictDataRequest { conflict_id: conflict.conflict_id.clone(), side: None };
+    let refused = world.client.load_conflict_data(request).await.expect_err("no side");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    // The sessions are over: the next one of the two begins at once.
+    world.sync().await;
+    let anew = world.only_conflict().await;
+    assert_eq!(data(&mut world, &anew, Destination).await.expect("there"), ("later".to_owned(), None));
+
+    fs::remove_file(world.path("a", "f")).expect("removed");
+    world.sync().await;
+    let deleted = world.only_conflict().await;
+    let refused = data(&mut world, &deleted, Source).await.expect_err("there is nothing");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    world.stop().await;
+}
+
+/// Of a collision the destination's side is the item in the way, which has another id.
+#[tokio::test]
+async fn the_data_of_a_collision_is_that_of_both_items() {
+    let (mut world, conflict) = in_collision().await;
+    assert_ne!(conflict.item_id.as_ref(), conflict.conflicting_item_id());
+    let source = data(&mut world, &conflict, pb::SyncProviderRole::Source).await.expect("an answer");
+    let destination = data(&mut world, &conflict, pb::SyncProviderRole::Destination).await.expect("an answer");
+    assert_ne!(source, destination);
+    assert_eq!((source.1, destination.1), (None, None));
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn each_way_to_settle_it_is_carried_out_by_the_next_session_on_both_sides() {
     for (action, wins) in [(Action::AcceptSourceProvider, "of a"), (Action::AcceptDestinationProvider, "of b!")] {

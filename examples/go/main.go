@@ -117,13 +117,8 @@ type part[S any] interface {
 
 // receive gives what comes with an insert or update: start, chunks, and an end without which nothing counts.
 func receive[S interface{ GetItemId() []byte }, P part[S]](next func() (P, error)) (start S, text string, err error) {
-	first, err := next()
-	if err != nil {
-		return start, "", err
-	}
-	start = first.GetStart()
 	var content []byte
-	for {
+	for first := true; ; first = false {
 		message, err := next()
 		if errors.Is(err, io.EOF) {
 			return start, "", status.Error(codes.InvalidArgument, "the data has no end")
@@ -131,7 +126,13 @@ func receive[S interface{ GetItemId() []byte }, P part[S]](next func() (P, error
 		if err != nil {
 			return start, "", err
 		}
+		if first {
+			start = message.GetStart()
+		}
 		if end := message.GetEnd(); end != nil {
+			if size := len(start.GetItemId()); size < 1 || size > 4096 {
+				return start, "", status.Error(codes.InvalidArgument, "an id has 1 to 4,096 bytes")
+			}
 			if string(version(string(content))) != string(end.GetContentDigest()) {
 				return start, "", status.Error(codes.InvalidArgument, "the content is not what was announced")
 			}

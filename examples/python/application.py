@@ -130,10 +130,9 @@ class Application:
         elif last is None and group.unordered.all_changes_for_knowledge:
             learned = made_with
         else:
-            listed = (change for change in group.changes if last in (None, change.item_id))
-            parts = (made_with.only(change.item_id, [unit.change_unit_id for unit in change.change_units])
-                     for change in listed)
-            learned = functools.reduce(Knowledge.union, parts, Knowledge())
+            listed = [change for change in group.changes if last in (None, change.item_id)]
+            parts = [(change.item_id, [unit.change_unit_id for unit in change.change_units]) for change in listed]
+            learned = functools.reduce(Knowledge.union, (made_with.only(*part) for part in parts), Knowledge())
         learned = functools.reduce(lambda learned, part: learned.without(*part), left_out, learned)
         return learned.where(self.prerequisite, self.known)
 
@@ -145,7 +144,8 @@ class Application:
                   for unit in change.change_units}
         theirs = {"version": creation if listed else version_of(change.change_version, replicas), "modified": modified,
                   "file": None, "creation": creation, "deleted": bool(change.flags & 1), "properties": {},
-                  "digest": digest(b""), "size": 0, "units": None}
+                  "digest": digest(b""), "size": 0, "units": None,
+                  "winner": change.winner_item_id.hex() or None}
         versions = [(version, name) for name, (version, _) in listed.items()] or [(theirs["version"], None)]
         if not all(units.has(made_with, item, *version) for version in versions):
             raise ItemError("SYNC_E_CHANGE_NOT_IN_KNOWLEDGE", "its version is not in the source's knowledge")
@@ -220,11 +220,12 @@ class Application:
         if winner == "DESTINATION":
             if own or version == row["version"]:
                 return units.renewed(row, version) if own else row, None, conflict, kept, []
-            after = {**row, "version": version} if theirs["units"] is None and row.get("units") is None else \
-                {**row, "version": version, "creation": theirs["creation"], "units": theirs["units"]}
+            after = {**row, "version": version, "winner": theirs["winner"]}
+            if theirs["units"] is not None or row.get("units") is not None:
+                after |= {"creation": theirs["creation"], "units": theirs["units"]}
             return after, None, conflict, kept, []
         if theirs["deleted"]:
-            return {**(row or theirs), "deleted": True, "version": version, "units": None}, \
+            return {**(row or theirs), "deleted": True, "version": version, "units": None, "winner": theirs["winner"]}, \
                 None if row is None or row["deleted"] else b"", conflict, kept, []
         return units.renewed(theirs, version) if own else theirs, content, conflict, kept, []
 

@@ -105,8 +105,7 @@ class Provider(KnowledgeSyncProviderServiceServicer):
         with self.sessions.enter(request, SOURCE) as session, self.store.lock:
             known, store = Knowledge.from_wire(request.destination_knowledge, "destination_knowledge"), self.store
             self.check_own_tick(known)
-            rows = {item: row for item, row in store.rows().items() if not units.has_all(known, item, row)
-                    or units.waiting(item, row, known, store.knowledge)}
+            rows = {item: row for item, row in store.rows().items() if units.lacks(item, row, known, store.knowledge)}
             versions = [version for row in rows.values() for version in (row["version"], row["creation"])]
             versions += [unit[1] for row in rows.values() for unit in (row.get("units") or {}).values()]
             replicas = [store.replica] + sorted({bytes.fromhex(replica) for replica, _ in versions} - {store.replica})
@@ -125,6 +124,8 @@ class Provider(KnowledgeSyncProviderServiceServicer):
                     unit = change.change_units.add(change_unit_id=units.id_of(name), version=wire(version))
                     if modified is not None:
                         unit.modification_time.FromNanoseconds(modified)
+                if row["deleted"] and row.get("winner"):
+                    change.winner_item_id = bytes.fromhex(row["winner"])
                 if not change.change_units:
                     change.change_version.CopyFrom(wire(row["version"]))
                 if not row["deleted"]:

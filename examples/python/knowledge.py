@@ -16,12 +16,6 @@ def after(item):
     return kept[:-1] + bytes([kept[-1] + 1]) if kept else None
 
 
-def place_of(item, units):
-    """A knowledge of something exactly where an item, or some units of it, are meant."""
-    all_of = {unit: [(b"", {"": 1})] for unit in units or [None]}
-    return Knowledge({None: [(b"", {})]} | all_of).within(item, item)
-
-
 class Knowledge:
     def __init__(self, columns=None):
         self.columns = columns or {None: [(b"", {})]}
@@ -65,11 +59,11 @@ class Knowledge:
 
     def without(self, item, units=()):
         """Nothing of an item, or of some units of it."""
-        return self.combined(lambda vector, mask: {} if mask else vector, place_of(item, units))
+        return self.combined(lambda vector, mask: {} if mask else vector, selection(item, units))
 
     def only(self, item, units=()):
-        """Only what is known of an item, or of some units of it."""
-        return self.combined(lambda vector, mask: vector if mask else {}, place_of(item, units))
+        """Nothing but an item, or some units of it."""
+        return self.combined(lambda vector, mask: vector if mask else {}, selection(item, units))
 
     def where(self, prerequisite, known):
         """Only what may be learned by one who knows `known`: where that includes the prerequisite (R19)."""
@@ -128,6 +122,11 @@ class Knowledge:
                 columns[unit] = [(entry.lower_bound, vectors[entry.clock_vector_index]) for entry in fragment.ranges]
         check(not columns or None in columns, where, "fragments: none is about all other change units")
         return Knowledge(columns)
+
+
+def selection(item, units):
+    """A knowledge that has something for an item, or for some units of it, and for nothing else."""
+    return Knowledge({None: [(b"", {})]} | {unit: [(b"", {"": 1})] for unit in units or [None]}).within(item, item)
 
 
 def includes(vector, other):

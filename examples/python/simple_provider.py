@@ -55,11 +55,11 @@ class Store(SimpleSyncProviderServiceServicer):
 
     def receive(self, requests, context):
         """What comes with an insert or update: start, chunks, and an end without which nothing counts."""
-        start, content = next(requests).start, b""
+        start, content = next(requests, simple.InsertItemRequest()).start, b""
         for request in requests:
             if request.WhichOneof("part") == "end":
-                if hashlib.sha256(content).digest() != request.end.content_digest:
-                    context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the content is not what was announced")
+                if not 0 < len(start.item_id) <= 4096 or hashlib.sha256(content).digest() != request.end.content_digest:
+                    context.abort(grpc.StatusCode.INVALID_ARGUMENT, "id or content are not what they must be")
                 try:
                     start.item_id.decode()
                     return start, content.decode()

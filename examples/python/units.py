@@ -107,6 +107,15 @@ def missing(item, row, known, made_with):
     return sorted(lacks + waiting(item, row, known, made_with))
 
 
+def lacks(item, row, known, made_with):
+    """Whether a destination lacks an item or a unit of it. One that has all of the units lacks nothing, whatever it knows of the
+    item as a whole."""
+    units = row.get("units")
+    if not units:
+        return not has(known, item, row["version"])
+    return any(not has(known, item, unit[1], name) for name, unit in units.items()) or bool(waiting(item, row, known, made_with))
+
+
 def waiting(item, row, known, made_with):
     """Units that the item does not have, and that a destination which knows its base has left out of what it learned."""
     if row.get("units") is None or row["deleted"] or not has_base(known, item, row["version"]):

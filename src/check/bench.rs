@@ -257,7 +257,7 @@ impl Bench {
 }
 
 /// A name as an id of the format; where it does not fit, the short one, or as much of a digest as fits.
-fn fit(name: &str, short: &str, format: IdFormat) -> ItemId {
+pub(super) fn fit(name: &str, short: &str, format: IdFormat) -> ItemId {
     let padded = |text: &str, size: u16| {
         let mut bytes = text.as_bytes().to_vec();
         bytes.resize(usize::from(size), b'0');

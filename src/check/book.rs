@@ -91,6 +91,11 @@ impl Book {
         });
     }
 
+    /// The rule was broken, wherever.
+    pub(super) fn is_broken(&self, rule: Rule) -> bool {
+        self.with(|marks| matches!(marks.get(&rule), Some(Mark::Broken(_))))
+    }
+
     /// Marks the rule, or stops the check by it.
     pub(super) fn require(&self, rule: Rule, holds: bool, message: impl FnOnce() -> String) -> Held {
         if holds {

@@ -3,6 +3,7 @@
 //! The kit speaks the wire's own messages, well-formed ones too: a transcript then shows exactly what was said.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost::{Message, Name};
@@ -35,7 +36,7 @@ pub(super) struct Frames<A> {
 #[derive(Debug)]
 pub(super) struct Connection {
     channel: Channel,
-    transcript: Transcript,
+    transcript: Arc<Transcript>,
     patience: Duration,
 }
 
@@ -44,10 +45,15 @@ impl Connection {
     pub(super) fn new(address: &str, patience: Duration) -> Result<Self, address::AddressError> {
         let channel =
             Endpoint::from(address::parse(address)?).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
-        Ok(Self { channel, transcript: Transcript::default(), patience })
+        Ok(Self { channel, transcript: Arc::default(), patience })
     }
 
-    pub(super) fn transcript(&self) -> &Transcript {
+    /// As of another client, with the same transcript.
+    pub(super) fn beside(&self, address: &str) -> Result<Self, address::AddressError> {
+        Ok(Self { transcript: self.transcript.clone(), ..Self::new(address, self.patience)? })
+    }
+
+    pub(super) fn transcript(&self) -> &Arc<Transcript> {
         &self.transcript
     }
 

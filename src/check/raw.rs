@@ -53,3 +53,32 @@ pub(super) fn with_extra(message: &impl Message) -> Bytes {
     bytes.put_slice(UNKNOWN_FIELD);
     bytes.freeze()
 }
+
+/// Calls whose requests come as bytes and break off at a `None`: the stream is reset, and not ended.
+#[derive(Debug)]
+pub(super) struct Breaking;
+
+impl Codec for Breaking {
+    type Encode = Option<Bytes>;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Raw;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Raw {
+        Raw
+    }
+}
+
+impl Encoder for Breaking {
+    type Item = Option<Bytes>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Option<Bytes>, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put(item.ok_or_else(|| Status::cancelled("broken off"))?);
+        Ok(())
+    }
+}

@@ -174,6 +174,70 @@ rules! {
     PassesForgotten = "E4-FORGOTTEN", "windows-sync.md E4, 4.7", "the destination's forgotten knowledge grows by the source's";
     PartialSync = "E4-PARTIAL", "windows-sync.md E4, 2.7", "a partial sync learns of the items that it applied, and of no others";
     FullEnumeration = "R24", "windows-sync.md R24, 4.9", "full enumeration gives every item from the lower bound on, in one ordered group";
+
+    [SIMPLE_PROVIDER: "The rules of a SimpleSyncProviderService, in the order of the report."]
+
+    // Simple stores: the wire.
+    StoreAnswers = "S-ANSWERS", "design 6", "every call of a simple store is answered in time, and the connection lasts";
+    StoreWire = "S-WIRE", "proto", "every answer of a simple store is complete and well-formed";
+    StoreMessageSize = "S-MESSAGE-SIZE", "proto, SimpleItems", "a message stays under 4 MiB";
+    StoreErrorInfo = "S-ERROR-INFO", "proto", "an ErrorInfo of domain synclave beside ABORTED says ITEM_CHANGED, beside FAILED_PRECONDITION ANCHOR_EXPIRED";
+    StoreUnknownFields = "S-UNKNOWN-FIELDS", "proto3", "fields that the store does not know are passed over";
+    StoreMalformed = "S-MALFORMED", "proto", "a malformed request is refused with INVALID_ARGUMENT, and nothing is done";
+    StoreAlive = "S-ALIVE", "design 11", "after malformed input the store goes on as before";
+
+    // Simple stores: who it is.
+    StoreSchema = "S-SCHEMA", "proto, GetSchemaResponse", "the schema is constant, and within its bounds";
+    StoreIdentity = "S-IDENTITY", "proto, GetSchemaResponse", "store_id and instance_id stay the same while the process lives";
+
+    // Simple stores: lists.
+    StoreComplete = "S-COMPLETE", "proto, EnumerateItems", "a list ends with `complete`, and nothing follows it";
+    StoreAll = "S-ALL", "proto, EnumerateItems", "a list of all items has every item";
+    StoreOnce = "S-ONCE", "proto, EnumerateItemsResponse", "an item is in a list once";
+    StoreCurrent = "S-CURRENT", "proto, EnumerateItems", "a list has items as they are: none that is gone, none at a version that was replaced";
+    StoreNoDeletions = "S-NO-DELETIONS", "proto, EnumerateItemsResponse", "a list of all items has no deletions";
+    StoreStable = "S-STABLE", "proto, SimpleItem", "an item that has not changed keeps its version";
+    StoreVersion = "S-VERSION", "proto, SimpleItem", "other data or properties have another version";
+    StoreAnnounced = "S-ANNOUNCED", "proto, SimpleItem", "a size and a digest that are listed are those of the content";
+    StoreDigests = "S-DIGESTS", "proto, GetSchemaResponse", "with supports_digests every item is listed with size and digest";
+    StoreTimes = "S-TIMES", "proto, GetSchemaResponse", "with supports_digests an item is listed with the modification time that came with it";
+    StoreProperties = "S-PROPERTIES", "proto, GetSchemaResponse", "with supports_properties an item is listed with the properties that came with it";
+
+    // Simple stores: anchors.
+    StoreAnchor = "S-ANCHOR", "proto, EnumerationComplete", "a list ends with an anchor exactly when the store supports anchors";
+    StoreChanges = "S-CHANGES", "proto, EnumerateItems", "what was inserted, updated or deleted since an anchor is in the list of changes";
+    StoreChangesDuring = "S-CHANGES-DURING", "proto, EnumerationComplete", "what changes while a list is made is in it, or in the changes since its anchor";
+    StoreUnknownAnchor = "S-UNKNOWN-ANCHOR", "proto, EnumerateItems", "an anchor that the store does not know is refused with FAILED_PRECONDITION";
+
+    // Simple stores: loads.
+    StoreData = "S-DATA", "proto, LoadItem", "an item's data is header, chunks and end; size and SHA-256 are those of the content";
+    StoreContent = "S-CONTENT", "proto, LoadItem", "an item has the content that was written last";
+    StoreOffset = "S-OFFSET", "proto, LoadItemRequest", "a load from an offset gives the rest, and the size and digest of the whole";
+    StoreLoadChanged = "S-LOAD-CHANGED", "proto, LoadItem", "a load of another version than the current one is refused with ABORTED";
+    StoreLoadWhole = "S-LOAD-WHOLE", "proto, LoadItem", "an item that is replaced while it is loaded comes as it was, or the load ends with ABORTED";
+    StoreNotFound = "S-NOT-FOUND", "proto, LoadItem, UpdateItem, DeleteItem", "a load, update or deletion of an item that is not there is refused with NOT_FOUND";
+
+    // Simple stores: writes.
+    StoreWrites = "S-WRITES", "proto", "an insert, update or deletion that is in order is done";
+    StoreWrittenVersion = "S-WRITTEN-VERSION", "proto, InsertItemResponse", "the version that a write answers with is the one that is listed";
+    StoreExists = "S-EXISTS", "proto, InsertItem", "an insert of an item that is there is refused with ALREADY_EXISTS, and the item stays as it is";
+    StoreUpdateChanged = "S-UPDATE-CHANGED", "proto, UpdateItem", "an update of another version than the current one is refused with ABORTED, and the item stays as it is";
+    StoreDeleteChanged = "S-DELETE-CHANGED", "proto, DeleteItem", "a deletion of another version than the current one is refused with ABORTED, and the item stays as it is";
+    StoreAgain = "S-AGAIN", "proto, InsertItem", "an item that was deleted can be inserted again";
+    StoreEnd = "S-END", "proto, InsertItem", "nothing is visible before the end of a write, and nothing without it";
+    StoreCancel = "S-CANCEL", "proto, InsertItem", "a write that is broken off stores nothing, and holds nothing up";
+    StoreDigestChecked = "S-DIGEST-CHECKED", "proto, ItemDataEnd", "content that is not as its end says is refused with INVALID_ARGUMENT, and nothing is stored";
+    StoreEmpty = "S-EMPTY", "proto", "empty content is taken and given back, or refused";
+    StoreLarge = "S-LARGE", "design 5", "8 MiB in chunks are stored, and given back, whole";
+
+    // Simple stores: several clients.
+    StoreClients = "S-CLIENTS", "design 6", "what one client has written every client sees";
+    StoreAtTheEnd = "S-AT-THE-END", "proto, UpdateItem", "a write that is overtaken before its end is refused";
+    StoreRace = "S-RACE", "proto, UpdateItem", "of two writes at the same time that expect the same, one is done and the other refused";
+
+    // Simple stores: ids.
+    StoreIdSize = "S-ID-SIZE", "proto, GetSchemaResponse", "an id of max_item_id_size bytes is taken, and a longer one refused";
+    StoreIdBytes = "S-ID-BYTES", "proto, SimpleItem", "ids are told apart byte by byte";
 }
 
 #[cfg(test)]

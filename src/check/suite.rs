@@ -17,6 +17,8 @@ pub(super) struct Check<B: 'static> {
     pub(super) name: &'static str,
     /// What it is about: these do not apply where the provider does not offer it.
     pub(super) rules: &'static [Rule],
+    /// What it builds on: where one of these is broken, it would only show that again, and is not run.
+    pub(super) after: &'static [Rule],
     pub(super) steps: for<'b> fn(&'b B) -> Steps<'b>,
 }
 
@@ -31,11 +33,12 @@ impl<B> Check<B> {
 
 /// `CHECKS`: scenarios over a bench, in the order in which they run, each with the rules that it is about.
 macro_rules! checks {
-    ($bench:ty: $($module:ident::$name:ident [$($rule:ident),*];)*) => {
-        const CHECKS: &[$crate::check::suite::Check<$bench>] = &[
+    ($bench:ty: $($module:ident::$name:ident [$($rule:ident),*] $(after [$($basic:ident),*])?;)*) => {
+        pub(super) const CHECKS: &[$crate::check::suite::Check<$bench>] = &[
             $($crate::check::suite::Check {
                 name: stringify!($name),
                 rules: &[$(Rule::$rule),*],
+                after: &[$($(Rule::$basic),*)?],
                 steps: |bench| Box::pin($module::$name(bench)),
             },)*
         ];

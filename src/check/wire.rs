@@ -243,3 +243,8 @@ pub(super) fn decoded<T>(rpc: &str, decoder: impl FnOnce(&mut Violations) -> Opt
         Stop::Broken { rule, message: format!("the answer to {rpc}: {error}") }
     })
 }
+
+/// The same, where whatever is wrong with the answer breaks `rule`.
+pub(super) fn decoded_by<T>(rule: Rule, rpc: &str, decoder: impl FnOnce(&mut Violations) -> Option<T>) -> Held<T> {
+    convert::decode(decoder).map_err(|error| Stop::Broken { rule, message: format!("the answer to {rpc}: {error}") })
+}

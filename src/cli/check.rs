@@ -20,6 +20,9 @@ use crate::grpc::address;
 ///
 /// Use it on a TEST replica that no session is using. It writes only items with names of its own, synclave-check-…, and
 /// deletes them again. What is left are their tombstones, and a few replica ids in the provider's knowledge.
+///
+/// With --simple the address is that of a store that implements SimpleSyncProviderService, and the kit plays what `synclave
+/// provider simple` is to it: lists, loads, inserts, updates and deletes, alone and with a second client at the same time.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -27,6 +30,7 @@ Examples:
   synclave provider check http://127.0.0.1:7001 --junit report.xml --output json
   synclave provider check http://127.0.0.1:7001 --template kind=file --template mode=0644
   synclave provider check http://127.0.0.1:7001 --item-template 'notes/{}.json'
+  synclave provider check http://127.0.0.1:7001 --simple
 
 What it writes is made after an item that the provider has: its properties, and, where its content is a JSON object, \
 that object with one text member changed. On an empty replica it tries items without properties, then kind=file. Say \
@@ -34,8 +38,11 @@ with --template what else items need.
 
 Exit codes: 0 no rule was broken, 1 one was, or the provider cannot be reached, 2 the command line is wrong.")]
 pub(super) struct CheckArgs {
-    /// The provider: http://HOST:PORT
+    /// The provider, or with --simple the store: http://HOST:PORT
     address: String,
+    /// Check a store that implements SimpleSyncProviderService
+    #[arg(long)]
+    simple: bool,
     /// Also write the report as JUnit XML
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
@@ -70,13 +77,17 @@ pub(super) async fn run(args: CheckArgs, output: Output, stop: CancellationToken
         item_template: args.item_template,
         ..check::Options::new(args.address.clone())
     };
+    let checked = async {
+        if args.simple { check::simple_provider(options).await } else { check::knowledge_provider(options).await }
+    };
+    let left = if args.simple {
+        "stopped; items of the check, synclave-check-…, may be left at"
+    } else {
+        "stopped; sessions of the check end when their lease runs out, and items synclave-check-… may be left at"
+    };
     let report = tokio::select! {
-        report = check::knowledge_provider(options) => report,
-        () = stop.cancelled() => {
-            return Err(Failure::Interrupted(format!(
-                "stopped; sessions of the check end at {} when their lease runs out", args.address
-            )));
-        }
+        report = checked => report,
+        () = stop.cancelled() => return Err(Failure::Interrupted(format!("{left} {}", args.address))),
     };
     let report = report.map_err(|error| match error {
         SetupError::Address(error) => Failure::usage(error.to_string()),

@@ -22,6 +22,7 @@ use crate::pb;
 Examples:
   synclave conflict list
   synclave conflict show CONFLICT_ID
+  synclave conflict data CONFLICT_ID --side destination > theirs
   synclave conflict resolve CONFLICT_ID --action accept-source
   synclave operation start http://127.0.0.1:7001 http://127.0.0.1:7002 --conflict none --wait
 
@@ -37,6 +38,11 @@ enum ConflictCommand {
     List(ListArgs),
     /// Show one, with what both sides have
     Show(IdArgs),
+    /// Write what one side has to stdout
+    ///
+    /// Of an item whose change units are in conflict: these, as a JSON object. It is read from the side's provider, in a session that
+    /// changes nothing, once no other session has the two replicas.
+    Data(DataArgs),
     /// Decide one
     Resolve(ResolveArgs),
 }
@@ -57,6 +63,24 @@ struct IdArgs {
 }
 
 #[derive(Debug, Args)]
+struct DataArgs {
+    /// The conflict
+    conflict_id: String,
+    /// Which side, as `show` names them
+    #[arg(long, value_enum, value_name = "SIDE")]
+    side: Side,
+}
+
+/// A side of a conflict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Side {
+    /// What the source has
+    Source,
+    /// What the destination has; of a collision, the item in the way
+    Destination,
+}
+
+#[derive(Debug, Args)]
 struct ResolveArgs {
     /// The conflict
     conflict_id: String,
@@ -74,7 +98,7 @@ enum Action {
     AcceptDestination,
     /// What the source has takes its place; of a collision, the item in the way is deleted everywhere
     AcceptSource,
-    /// Both become one, where the destination's store can merge
+    /// Of a collision of two items with change units, such as rows: both become one, that with the smaller id
     Merge,
     /// The later modification stays, the other beside it under a name of its own; not of a collision
     KeepBoth,
@@ -110,6 +134,16 @@ pub(super) async fn run(
             let response = server.answer(server.operations().get_conflict(unary(request)), &stop).await?;
             output.print(&response, |response| response.conflict.as_ref().map(show).unwrap_or_default())?;
         }
+        ConflictCommand::Data(DataArgs { conflict_id, side }) => {
+            let side = match side {
+                Side::Source => pb::SyncProviderRole::Source,
+                Side::Destination => pb::SyncProviderRole::Destination,
+            };
+            let request = pb::LoadConflictDataRequest { conflict_id, side: Some(side.into()) };
+            // No deadline: it may have to wait for a session to end.
+            let mut parts = server.answer(server.operations().load_conflict_data(request), &stop).await?;
+            data(&server, &mut parts, output, &stop).await?;
+        }
         ConflictCommand::Resolve(ResolveArgs { conflict_id, action }) => {
             // Which enum the action is of depends on the conflict, so it is looked at first.
             let request = pb::GetConflictRequest { conflict_id: conflict_id.clone() };
@@ -132,6 +166,33 @@ pub(super) async fn run(
         }
     }
     Ok(Exit::Done)
+}
+
+/// Content to stdout as it comes; with `--output json`, the messages. What does not come to its end has failed.
+async fn data(
+    server: &Server,
+    parts: &mut tonic::Streaming<pb::LoadConflictDataResponse>,
+    output: Output,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    use pb::load_conflict_data_response::Part;
+
+    loop {
+        let next = async { parts.message().await.map(tonic::Response::new) };
+        let message = server.answer(next, stop).await?;
+        let Some(message) = message else {
+            return Err(Failure::failed("the data ended too early; ask for it again"));
+        };
+        if output.is_json() {
+            output.print(&message, |_| String::new())?;
+        }
+        match message.part {
+            Some(Part::Chunk(chunk)) if !output.is_json() => super::output::content(&chunk)?,
+            Some(Part::End(_)) => return Ok(()),
+            Some(Part::RecoverableError(error)) => return Err(Failure::failed(error.error_description)),
+            Some(Part::Header(_) | Part::Chunk(_)) | None => {}
+        }
+    }
 }
 
 /// Says on stderr that there was no room for some.

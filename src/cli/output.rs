@@ -52,8 +52,13 @@ pub(super) fn line(line: &str) -> Result<(), Failure> {
 
 /// Writes a text that brings its own line ends.
 pub(super) fn text(text: &str) -> Result<(), Failure> {
+    content(text.as_bytes())
+}
+
+/// Writes bytes as they are.
+pub(super) fn content(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(bytes)?;
     Ok(stdout.flush()?)
 }
 

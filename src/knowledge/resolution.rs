@@ -2,6 +2,8 @@
 //!
 //! A decision is about two versions. Versions that moved on make it a conflict anew, never an application of the old decision.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::{ChangeUnitChange, ChangeUnitId, Digest, ItemChange, ItemId, RecoverableError, Version};
@@ -38,6 +40,14 @@ impl ConflictingChange {
             content_digest: change.content_digest,
             modification_time: change.modification_time,
         }
+    }
+
+    fn is_divided(&self) -> bool {
+        !self.change_units.is_empty()
+    }
+
+    fn unit_ids(&self) -> BTreeSet<&ChangeUnitId> {
+        self.change_units.iter().map(|unit| &unit.change_unit_id).collect()
     }
 
     /// Its version as a whole, or of one unit.
@@ -122,17 +132,30 @@ pub fn check_action(
     destination: &ConflictingChange,
 ) -> Result<(), Illegal> {
     match action {
-        ResolveAction::Defer
-        | ResolveAction::AcceptDestinationProvider
-        | ResolveAction::AcceptSourceProvider
-        | ResolveAction::TransferAndDefer => Ok(()),
+        ResolveAction::Defer => Ok(()),
+        // The source lists units that are in no conflict too; the destination names those that are, or all.
+        _ if source.is_divided() && !destination.unit_ids().is_subset(&source.unit_ids()) => Err(Illegal(
+            "both sides have made the item anew, with other change units than each other: settle it by a policy, or edit one side",
+        )),
+        ResolveAction::AcceptDestinationProvider | ResolveAction::AcceptSourceProvider => Ok(()),
+        ResolveAction::TransferAndDefer => Err(NO_LOG),
         // R28: an update-delete conflict is settled for the whole item, and there is nothing to merge with, or to keep.
         ResolveAction::Merge | ResolveAction::KeepBoth if source.deleted || destination.deleted => Err(Illegal(
             "one side has deleted the item: only ACCEPT_SOURCE_PROVIDER, ACCEPT_DESTINATION_PROVIDER and DEFER settle it (R28)",
         )),
-        ResolveAction::Merge | ResolveAction::KeepBoth => Ok(()),
+        ResolveAction::KeepBoth => Ok(()),
+        // What can be merged is merged without a conflict: changes of different units.
+        ResolveAction::Merge => Err(Illegal(
+            "two contents are not merged: ACCEPT_SOURCE_PROVIDER, ACCEPT_DESTINATION_PROVIDER or KEEP_BOTH settle it; \
+             to merge by hand, edit one side and accept it",
+        )),
     }
 }
+
+/// No data of conflicts is kept at a replica.
+const NO_LOG: Illegal = Illegal(
+    "no replica keeps a log of conflicts with their data: DEFER leaves it as it is, and its data can be read from both sides",
+);
 
 /// Whether an action may settle a constraint conflict.
 ///
@@ -142,18 +165,32 @@ pub fn check_constraint_action(
     action: ConstraintResolveAction,
     conflict: &ConstraintConflict,
     source: &ConflictingChange,
+    destination: Option<&ConflictingChange>,
 ) -> Result<(), Illegal> {
     use ConstraintResolveAction::{Defer, Merge, RenameDestination, RenameSource, TransferAndDefer};
-    if matches!(action, Defer | TransferAndDefer) {
-        return Ok(());
+    match action {
+        Defer => return Ok(()),
+        TransferAndDefer => return Err(NO_LOG),
+        _ => {}
     }
     if conflict.reason != ConstraintConflictReason::Collision {
-        return Err(Illegal(
-            "only a collision can be settled: DEFER or TRANSFER_AND_DEFER for any other constraint (R29)",
-        ));
+        return Err(Illegal("only a collision can be settled: any other constraint is deferred (R29)"));
     }
     if source.deleted && matches!(action, Merge | RenameSource | RenameDestination) {
         return Err(Illegal("the source has deleted the item: there is nothing to rename or to merge"));
+    }
+    // A decision names the versions of all units of both, or nothing would show that one has changed since.
+    let same_units = |other: &ConflictingChange| source.unit_ids() == other.unit_ids();
+    if destination
+        .is_some_and(|destination| source.is_divided() && destination.is_divided() && !same_units(destination))
+    {
+        return Err(Illegal(
+            "the two do not have the same change units, or only some of the source's have changed: edit one of the two items, \
+             so that they do not collide",
+        ));
+    }
+    if action == Merge && !(source.is_divided() && destination.is_some_and(ConflictingChange::is_divided)) {
+        return Err(Illegal("only items with change units are merged: accept one of the two, or rename one"));
     }
     Ok(())
 }

@@ -1,12 +1,14 @@
-//! Decisions about conflicts that were deferred.
+//! Conflicts that were deferred: what the sides have, and decisions about it.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::knowledge::{Illegal, check_action, check_constraint_action};
+use crate::session::Sessions;
+use crate::session::reading::{Reading, Readings};
 use crate::store::{ConflictDecision, ConflictRecord, Store, Write};
-use crate::types::{ConflictId, ConstraintResolveAction, ResolveAction};
+use crate::types::{ConflictId, ConstraintResolveAction, ProviderRole, ResolveAction};
 
 /// Why a conflict was not decided.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +31,11 @@ pub enum Error {
         "conflict {0} cannot be decided by itself: the destination's provider does not tell its version; use a policy"
     )]
     Undecidable(ConflictId),
+    /// The side that is asked for has nothing.
+    #[error(
+        "the {1} of conflict {0} has no data: the item is deleted there, or its provider does not tell what it has"
+    )]
+    NoData(ConflictId, ProviderRole),
     /// The store could not be read or written.
     #[error(transparent)]
     Store(#[from] crate::store::Error),
@@ -65,6 +72,26 @@ pub async fn resolve(
     Ok(ConflictRecord { decision, ..record })
 }
 
+/// Reads what one side of a conflict has.
+///
+/// # Errors
+/// Before anything is read; what fails later comes with the data.
+pub async fn load(
+    store: &Arc<Store>,
+    sessions: &Sessions,
+    conflict_id: ConflictId,
+    side: ProviderRole,
+) -> Result<Readings, Error> {
+    let record = store.conflict(conflict_id).await?.ok_or(Error::NotFound(conflict_id))?;
+    let (end, other, item) = match side {
+        ProviderRole::Source => (record.source, record.destination, Some(record.source_change)),
+        ProviderRole::Destination => (record.destination, record.source, record.destination_change),
+    };
+    let item = item.filter(|change| !change.deleted).ok_or(Error::NoData(conflict_id, side))?;
+    let (endpoint, replica_id, partner) = (end.endpoint, end.replica_id, other.replica_id);
+    Ok(sessions.read_item(Reading { endpoint, replica_id, partner, item }))
+}
+
 fn check(record: &ConflictRecord, decision: ConflictDecision) -> Result<(), Illegal> {
     let source = &record.source_change;
     match (decision, &record.constraint) {
@@ -72,7 +99,9 @@ fn check(record: &ConflictRecord, decision: ConflictDecision) -> Result<(), Ille
             let deleted = record.destination_change.as_ref().unwrap_or(source);
             check_action(action, source, deleted)
         }
-        (ConflictDecision::Constraint(action), Some(constraint)) => check_constraint_action(action, constraint, source),
+        (ConflictDecision::Constraint(action), Some(constraint)) => {
+            check_constraint_action(action, constraint, source, record.destination_change.as_ref())
+        }
         (ConflictDecision::Concurrency(_), Some(_)) => {
             Err(Illegal("it is a constraint conflict: give a constraint_action (SyncConstraintResolveAction)"))
         }

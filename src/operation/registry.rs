@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -179,10 +180,9 @@ impl Operations {
     /// # Errors
     /// When it could not be stored, then nothing was started; [`Error::RequestIdReused`].
     pub async fn start(&self, command: StartOperation) -> Result<Arc<OperationRecord>, Error> {
-        let digest = digest("StartOperation", &command);
         let operations = self.clone();
         self.to_its_end(async move {
-            let request = operations.request(command.request_id.as_deref(), digest).await?;
+            let request = operations.request("StartOperation", command.request_id.as_deref(), &command).await?;
             match request {
                 Request::Repeated(former) => operations.stored(former.operation_id),
                 Request::New(request) => operations.accept(command, request).await,
@@ -197,10 +197,9 @@ impl Operations {
     /// # Errors
     /// As [`Operations::start`]; [`Error::Dial`].
     pub async fn begin_session(&self, command: BeginSession) -> Result<BegunSession, Error> {
-        let digest = digest("BeginSession", &command);
         let operations = self.clone();
         self.to_its_end(async move {
-            let request = operations.request(command.request_id.as_deref(), digest).await?;
+            let request = operations.request("BeginSession", command.request_id.as_deref(), &command).await?;
             match request {
                 Request::Repeated(former) => Ok(BegunSession {
                     operation_id: former.operation_id,
@@ -227,8 +226,14 @@ impl Operations {
     }
 
     /// Whether the request was accepted before. A new one holds its turn until it is answered.
-    async fn request(&self, request_id: Option<&str>, digest: [u8; 32]) -> Result<Request, Error> {
+    async fn request(
+        &self,
+        method: &str,
+        request_id: Option<&str>,
+        command: &impl Serialize,
+    ) -> Result<Request, Error> {
         let Some(request_id) = request_id else { return Ok(Request::New(None)) };
+        let digest = digest(method, command);
         let turn = self.inner.requests.turn(request_id).await;
         match self.inner.store.request(request_id).await? {
             Some(former) if former.digest == digest => Ok(Request::Repeated(former)),

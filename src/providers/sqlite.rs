@@ -223,7 +223,9 @@ impl SqliteStore {
         let sql = if is_new { Some(&self.table.sql.insert) } else { self.table.sql.update.as_ref() };
         if let Some(sql) = sql {
             let mut statement = inner.connection.prepare_cached(sql).map_err(item_failed)?;
-            statement.execute(params_from_iter(key.iter().chain(&values))).map_err(item_failed)?;
+            let written = statement.execute(params_from_iter(key.iter().chain(&values)));
+            written
+                .map_err(|error| self.collision(inner, id, &values, &error).unwrap_or_else(|| item_failed(error)))?;
         }
         // A column's type may turn a value into another, and a trigger of the table's own may change more: what is there must
         // be what was sent, or it would look like a user's change at the next look, and travel back.
@@ -240,6 +242,23 @@ impl SqliteStore {
         let mut statement = inner.connection.prepare_cached(&self.table.sql.set_facts).map_err(item_failed)?;
         statement.execute(params_from_iter(key.into_iter().chain([Value::Text(facts)]))).map_err(item_failed)?;
         Ok(())
+    }
+
+    /// The other row that has the same values in UNIQUE columns, when that is why a row cannot be written.
+    fn collision(&self, inner: &Inner, id: &ItemId, values: &[Value], error: &rusqlite::Error) -> Option<ItemError> {
+        let code = error.sqlite_error().map(|error| error.extended_code);
+        if code != Some(rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE) {
+            return None;
+        }
+        self.table.unique.iter().find_map(|(columns, sql)| {
+            let values = columns.iter().map(|column| &values[*column]);
+            let mut statement = inner.connection.prepare_cached(sql).ok()?;
+            let mut rows = statement.query(params_from_iter(values)).ok()?;
+            let row = rows.next().ok()??;
+            let key = (0..self.table.key_len()).map(|at| row.get_ref(at)).collect::<Result<Vec<_>, _>>().ok()?;
+            let other = self.table.item_id(&key).ok()?;
+            (other != *id).then_some(ItemError::Collision(other))
+        })
     }
 
     fn difference(&self, wanted: &[u8], now: &[u8]) -> Option<String> {

@@ -14,6 +14,7 @@ use super::Dial;
 use super::admission::Admission;
 use super::handle::{AtEnd, SessionHandle, SessionStatus, StateAnswer, StateCall, handle};
 use super::outbox::Outbox;
+use super::reading::Reader;
 use super::recovery::{end_left_behind, notice_left_behind};
 use super::task::{Links, Parts, SessionTask};
 use super::timing::Timing;
@@ -228,6 +229,18 @@ impl Sessions {
             .instrument(span),
         );
         Ok(session)
+    }
+
+    /// What it takes to read from one provider alone.
+    pub(super) fn reader(&self) -> Reader {
+        let (inner, parts) = (&self.inner, &self.inner.parts);
+        Reader {
+            dial: inner.dial.clone(),
+            admission: parts.admission.clone(),
+            outbox: parts.outbox.clone(),
+            timing: parts.timing,
+            shutdown: inner.shutdown.clone(),
+        }
     }
 
     /// The token of a session's end, which is the same whenever it is asked for; whether the session runs is another matter.

@@ -1,22 +1,24 @@
 //! The task of one session: it drives the pure [`Machine`] with real calls, timers and commits.
 //!
 //! The task owns everything of its session. Others hold a [`SessionHandle`](super::SessionHandle), which only sends. A call
-//! runs in a child task with its own deadline and comes back as an event; what must outlive `AbortWork` (EndSession) has a
-//! set of its own.
+//! has its own deadline and comes back as an event; what must outlive `AbortWork` (EndSession) has a set of its own. Only the
+//! relay of a batch has a task of its own: it can have work for a core.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::admission::{Admission, Permit, Seat};
 use super::blame::Retry;
+use super::calls::{Calls, Panicked};
 use super::handle::{AtEnd, CallerCall, Finished, Inbox, Message, SessionStatus, StateAnswer, StateCall};
 use super::machine::{Answer, Commit, Effect, Event, Machine, Now, Relayed, Timer};
 use super::outbox::Outbox;
@@ -48,10 +50,20 @@ pub(super) struct Links {
     pub at_end: AtEnd,
 }
 
-/// What a child task comes back with.
+/// What a call comes back with.
 enum Returned {
     Event(Event),
     Admitted(Permit, Box<Standing>),
+}
+
+/// What is to be done at its time.
+#[derive(Clone, Copy)]
+enum Due {
+    Timer(Timer),
+    /// The transitions that wait go to the store.
+    Visible,
+    /// Progress is published.
+    Publish,
 }
 
 pub(super) struct SessionTask {
@@ -60,9 +72,9 @@ pub(super) struct SessionTask {
     links: Links,
     inbox: Inbox,
     /// Cut by `AbortWork`.
-    work: JoinSet<Returned>,
+    work: Calls<Returned>,
     /// EndSessions, and the question whether it is still the same process.
-    ends: JoinSet<Returned>,
+    ends: Calls<Returned>,
     timers: HashMap<Timer, Instant>,
     permit: Option<Permit>,
     cancel_work: CancellationToken,
@@ -88,8 +100,8 @@ impl SessionTask {
             parts,
             links,
             inbox,
-            work: JoinSet::new(),
-            ends: JoinSet::new(),
+            work: Calls::new(),
+            ends: Calls::new(),
             timers: HashMap::new(),
             permit: None,
             cancel_work: CancellationToken::new(),
@@ -109,39 +121,59 @@ impl SessionTask {
     /// Runs until the session is over and its final state is visible.
     pub(super) async fn run(mut self) {
         let mut waiting = self.waiting.subscribe();
+        // One timer for all that is due: to arm one anew takes a lock that all sessions share.
+        let mut alarm = pin!(sleep_until(Instant::now()));
         self.handle(Event::Started).await;
         while !self.over {
-            let next_timer = self.timers.iter().min_by_key(|(_, at)| **at).map(|(timer, at)| (*timer, *at));
+            let due = self.next_due();
+            if let Some((at, _)) = due
+                && alarm.deadline() != at
+            {
+                alarm.as_mut().reset(at);
+            }
             tokio::select! {
                 Some(message) = self.inbox.receiver.recv() => self.message(message).await,
-                Some(event) = self.work.join_next() => self.returned(event).await,
-                Some(event) = self.ends.join_next() => self.returned(event).await,
+                Some(event) = self.work.next() => self.returned(event).await,
+                Some(event) = self.ends.next() => self.returned(event).await,
                 Ok(()) = waiting.changed() => {
                     let reason = (*waiting.borrow_and_update()).to_owned();
                     self.handle(Event::Waiting(reason)).await;
                 }
-                () = sleep_until(next_timer.map_or_else(Instant::now, |(_, at)| at)), if next_timer.is_some() => {
-                    if let Some((timer, _)) = next_timer {
-                        self.timers.remove(&timer);
-                        self.handle(Event::Timer(timer)).await;
-                    }
-                }
-                () = sleep_until(self.visible_at.unwrap_or_else(Instant::now)), if self.visible_at.is_some() => {
-                    self.make_visible().await;
-                }
-                () = sleep_until(self.publish_at.unwrap_or_else(Instant::now)), if self.publish_at.is_some() => {
-                    // The sender goes with the batch; `Processed` brings the final totals.
-                    let changed = self.relayed.has_changed();
-                    self.publish_at = changed.is_ok().then(|| Instant::now() + self.parts.timing.progress_interval);
-                    if changed.unwrap_or(false) {
-                        let relayed = *self.relayed.borrow_and_update();
-                        self.handle(Event::Relayed(relayed)).await;
+                () = &mut alarm, if due.is_some() => {
+                    if let Some((_, due)) = due {
+                        self.due(due).await;
                     }
                 }
             }
         }
         let finished = self.finished();
         self.inbox.done.send_replace(Some(Arc::new(finished)));
+    }
+
+    fn next_due(&self) -> Option<(Instant, Due)> {
+        let timers = self.timers.iter().map(|(timer, at)| (*at, Due::Timer(*timer)));
+        let visible = self.visible_at.map(|at| (at, Due::Visible));
+        let publish = self.publish_at.map(|at| (at, Due::Publish));
+        timers.chain(visible).chain(publish).min_by_key(|(at, _)| *at)
+    }
+
+    async fn due(&mut self, due: Due) {
+        match due {
+            Due::Timer(timer) => {
+                self.timers.remove(&timer);
+                self.handle(Event::Timer(timer)).await;
+            }
+            Due::Visible => self.make_visible().await,
+            Due::Publish => {
+                // The sender goes with the batch; `Processed` brings the final totals.
+                let changed = self.relayed.has_changed();
+                self.publish_at = changed.is_ok().then(|| Instant::now() + self.parts.timing.progress_interval);
+                if changed.unwrap_or(false) {
+                    let relayed = *self.relayed.borrow_and_update();
+                    self.handle(Event::Relayed(relayed)).await;
+                }
+            }
+        }
     }
 
     fn finished(&self) -> Finished {
@@ -224,7 +256,7 @@ impl SessionTask {
         ends.map_or_else(Default::default, |at| at.saturating_duration_since(Instant::now()))
     }
 
-    async fn returned(&mut self, returned: Result<Returned, tokio::task::JoinError>) {
+    async fn returned(&mut self, returned: Result<Returned, Panicked>) {
         match returned {
             Ok(Returned::Event(event)) => {
                 if let Event::Answered { role, sent, .. } = &event {
@@ -241,9 +273,8 @@ impl SessionTask {
                 self.permit = Some(permit);
                 self.handle(Event::Admitted(Some(standing))).await;
             }
-            Err(failure) if failure.is_cancelled() => {}
-            Err(failure) => {
-                error!(%failure, "a call's task panicked");
+            Err(Panicked) => {
+                error!("a call panicked");
                 self.handle(Event::CoordinatorFailed(
                     "the coordinator failed in a call; its log says where".to_owned(),
                 ))
@@ -271,7 +302,7 @@ impl SessionTask {
             Effect::Identify(role) => {
                 let provider = self.provider(role);
                 let set = if self.machine.is_concluded() { &mut self.ends } else { &mut self.work };
-                set.spawn(answered(role, async move {
+                set.start(answered(role, async move {
                     Answer::Identified(within(deadline, provider.get_id_parameters()).await)
                 }));
             }
@@ -298,43 +329,43 @@ impl SessionTask {
                     partner: self.partner_of(role),
                 };
                 let deadline = self.parts.timing.begin_deadline;
-                self.work.spawn(answered(role, async move {
+                self.work.start(answered(role, async move {
                     Answer::Begun(within(deadline, provider.begin_session(begin)).await)
                 }));
             }
             Effect::Renew { role, canceled } => {
                 let (provider, key, lease) = (self.provider(role), self.key(), self.parts.timing.lease);
-                self.work.spawn(answered(role, async move {
+                self.work.start(answered(role, async move {
                     Answer::Renewed(within(deadline, provider.renew_session(key, lease, canceled)).await)
                 }));
             }
             Effect::SpecifyFilter => {
                 let (provider, key) = (self.provider(ProviderRole::Destination), self.key());
-                self.work.spawn(answered(ProviderRole::Destination, async move {
+                self.work.start(answered(ProviderRole::Destination, async move {
                     Answer::FilterSpecified(within(deadline, provider.specify_filter(key)).await)
                 }));
             }
             Effect::AddFilter(request) => {
                 let (provider, key) = (self.provider(ProviderRole::Source), self.key());
-                self.work.spawn(answered(ProviderRole::Source, async move {
+                self.work.start(answered(ProviderRole::Source, async move {
                     Answer::FilterAdded(within(deadline, provider.add_filter(key, request)).await)
                 }));
             }
             Effect::GetParameters => {
                 let (provider, key) = (self.provider(ProviderRole::Destination), self.key());
-                self.work.spawn(answered(ProviderRole::Destination, async move {
+                self.work.start(answered(ProviderRole::Destination, async move {
                     Answer::Parameters(within(deadline, provider.get_sync_batch_parameters(key)).await)
                 }));
             }
             Effect::GetBatch(request) => {
                 let (provider, key) = (self.provider(ProviderRole::Source), self.key());
-                self.work.spawn(answered(ProviderRole::Source, async move {
+                self.work.start(answered(ProviderRole::Source, async move {
                     Answer::Batch(within(deadline, provider.get_change_batch(key, request)).await)
                 }));
             }
             Effect::GetFullEnumerationBatch(request, lower_bound) => {
                 let (provider, key) = (self.provider(ProviderRole::Source), self.key());
-                self.work.spawn(answered(ProviderRole::Source, async move {
+                self.work.start(answered(ProviderRole::Source, async move {
                     let call = provider.get_full_enumeration_change_batch(key, request, lower_bound);
                     Answer::Batch(within(deadline, call).await)
                 }));
@@ -361,7 +392,7 @@ impl SessionTask {
                     message: notice.message,
                     provider_with_error: notice.provider_with_error,
                 };
-                self.ends.spawn(answered(role, async move {
+                self.ends.start(answered(role, async move {
                     Answer::Ended(within(deadline, provider.end_session(end)).await)
                 }));
             }
@@ -402,7 +433,7 @@ impl SessionTask {
         let replicas = ProviderRole::BOTH
             .map(|role| self.machine.info(role).filter(|_| coordinated).map(|info| info.replica_id.clone()));
         let store = self.parts.store.clone();
-        self.work.spawn(async move {
+        self.work.start(async move {
             let permit = admission.admit(sync_guid, seats, |reason| {
                 waiting.send_replace(reason);
             });
@@ -447,9 +478,14 @@ impl SessionTask {
             cancel: self.cancel_work.clone(),
             relayed,
         };
-        self.work.spawn(async move {
-            let (referee, result) = relay.run(batch, referee).await;
-            Returned::Event(Event::Processed { referee, result })
+        let relaying = AbortOnDropHandle::new(tokio::spawn(relay.run(batch, referee)));
+        self.work.start(async move {
+            match relaying.await {
+                Ok((referee, result)) => Returned::Event(Event::Processed { referee, result }),
+                Err(failure) if failure.is_panic() => std::panic::resume_unwind(failure.into_panic()),
+                // The runtime goes, and this task with it.
+                Err(_) => std::future::pending().await,
+            }
         });
     }
 

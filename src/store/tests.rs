@@ -202,6 +202,28 @@ async fn what_was_committed_is_there_again() {
 }
 
 #[tokio::test]
+async fn transitions_of_one_commit_are_all_kept_and_the_last_is_the_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _, published) = open(dir.path());
+    let mut record = session("http://a", "http://b");
+    let mut writes = vec![accept(&record)];
+    for state in [SyncState::Connecting, SyncState::InProgress] {
+        let event = transition(&mut record, state);
+        writes.push(Write::Session(Box::new(record.clone()), Some(event)));
+    }
+    store.commit(writes).await.unwrap();
+    drop(store);
+
+    let published: Vec<_> = published.iter().collect();
+    assert_eq!(published.len(), 3);
+    let (_store, again, _) = open(dir.path());
+    let [stored] = &again.sessions[..] else { panic!("one session") };
+    assert_eq!(stored.record.state, SyncState::InProgress);
+    let events: Vec<_> = published.iter().map(|change| (change.revision, change.event.clone().unwrap())).collect();
+    assert_eq!(stored.events, events);
+}
+
+#[tokio::test]
 async fn files_that_are_not_ours_are_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE_NAME);

@@ -1,6 +1,6 @@
 //! The writer thread: stamps, commits, publishes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -114,6 +114,9 @@ impl Writer {
             for write in commits.into_iter().flatten() {
                 apply(&transaction, write, revision, &mut effects)?;
             }
+            for record in latest(&effects.published) {
+                write_session(&transaction, record)?;
+            }
             if *revision + REVISION_BLOCK / 2 > *ceiling {
                 let reserved = *revision + REVISION_BLOCK;
                 file::reserve(&transaction, reserved)?;
@@ -202,7 +205,6 @@ fn apply(
         Write::Session(mut record, event) => {
             *revision += 1;
             record.revision = *revision;
-            write_session(transaction, &record)?;
             if let Some(event) = &event {
                 write_event(transaction, *revision, event)?;
             }
@@ -266,6 +268,19 @@ fn apply(
         }
     }
     Ok(())
+}
+
+/// The last record of each session that was changed and not forgotten: earlier ones of one transaction nobody will ever read.
+fn latest(published: &[Publication]) -> Vec<&SessionRecord> {
+    let mut seen = HashSet::new();
+    let latest = published.iter().rev().filter_map(|publication| match publication {
+        Publication::Changed(Published { record, .. }) => seen.insert(record.sync_guid).then_some(&**record),
+        Publication::Forgotten { sync_guid, .. } => {
+            seen.insert(*sync_guid);
+            None
+        }
+    });
+    latest.collect()
 }
 
 /// The column by which what has ended is forgotten, in microseconds since 1970; `None` for what may not be.

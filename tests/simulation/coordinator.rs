@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use synclave::knowledge::{OutcomeKind, check_action};
+use synclave::knowledge::{ChangeUnitId, OutcomeKind, check_action};
 use synclave::operation::course::{Course, Ended, Flow, Next};
 use synclave::provider::{CallError, DataPart, ProcessOutput, ProcessStart};
 use synclave::referee::{Referee, Rule};
@@ -33,6 +33,7 @@ use uuid::Uuid;
 use super::checks::{Check, Decided};
 use super::mutants::Fault;
 use super::provider::{BUSY, Reach};
+use super::units;
 use super::world::{Body, Call, Frame, Happening, Payload, TIMING, World, name, short};
 
 /// What was asked for. It is durable; where its course is, is not.
@@ -391,11 +392,19 @@ impl World {
         if check_action(action, &conflict.source_change, destination).is_err() {
             return;
         }
-        let versions = [&conflict.source_change, destination].map(|change| change.change_version.clone());
-        let [Some(source), Some(destination)] = versions else { return };
-        let item = conflict.source_change.item_id.clone();
-        self.history.add(self.now, || format!("{item}: {action:?} of {source:?} and {destination:?} is decided"));
-        self.ghost.decided.push(Decided { item, source, destination, action });
+        let (source, item) = (&conflict.source_change, &conflict.source_change.item_id);
+        let units = conflict.units();
+        // Each unit by itself; an item that has none, or has them on no side, as a whole.
+        let about = units.iter().map(Some).chain(units.is_empty().then_some(None));
+        let versions = |unit: Option<&ChangeUnitId>| {
+            let part = unit.map_or(item.clone(), |unit| units::part_of(item, unit));
+            Some((part, source.version(unit)?.clone(), destination.version(unit)?.clone()))
+        };
+        let decided: Vec<_> = about.filter_map(versions).collect();
+        for (item, source, destination) in decided {
+            self.history.add(self.now, || format!("{item}: {action:?} of {source:?} and {destination:?} is decided"));
+            self.ghost.decided.push(Decided { item, source, destination, action });
+        }
         let decision = Some((ConflictDecision::Concurrency(action), self.clock().wall));
         self.commit(vec![Write::Decide { conflict_id: conflict.conflict_id, decision }]);
     }

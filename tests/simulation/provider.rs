@@ -1115,8 +1115,14 @@ impl World {
                 format!("{} {what} {id}, now {:?}{why}", name(index), made.version)
             });
         }
-        if let Some(change) = change.filter(|_| conflict && policy == Policy::None && self.scenario.units == 0) {
-            self.is_as_decided(index, &change, row.as_ref(), &made);
+        if let Some(change) = change.filter(|_| conflict && policy == Policy::None) {
+            let divided = |row: &Row| row.units.is_some();
+            match &row {
+                Some(row) if change.change_version.is_none() || divided(row) => {
+                    self.units_are_as_decided(index, &change, &apply.known, row, &made);
+                }
+                _ => self.is_as_decided(index, &change, row.as_ref(), &made),
+            }
         }
         self.replaced(index, id, before, row, &made, conflict, decided.unwrap_or(policy));
     }

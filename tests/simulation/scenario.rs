@@ -295,7 +295,7 @@ impl Scenario {
             Step::Operate { a, b, policy: Policy::None, .. } => Some((*time, *a, *b)),
             _ => None,
         };
-        let leaving: Vec<_> = steps.iter().filter_map(leave).filter(|_| units == 0).collect();
+        let leaving: Vec<_> = steps.iter().filter_map(leave).collect();
         for (time, a, b) in leaving {
             if beside.below(2) == 0 {
                 continue;

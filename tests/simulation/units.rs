@@ -10,7 +10,7 @@ use synclave::provider::sdk::decision::{Action, Fetched, Object, Obtained, Row, 
 use synclave::provider::{DataPart, Load};
 use synclave::types::ConflictResolutionPolicy as Policy;
 
-use super::checks::Check;
+use super::checks::{Check, Decided};
 use super::random::Random;
 use super::replica::{Replica, digest};
 use super::world::{World, name};
@@ -56,6 +56,11 @@ pub(crate) fn version<'a>(row: &'a Row, unit: &str) -> &'a Version {
 /// A unit, as the observer keeps its past: as an item of its own.
 pub(crate) fn part(item: &ItemId, unit: &str) -> ItemId {
     ItemId::from(&*format!("{item}#{unit}"))
+}
+
+/// The same of a unit's id.
+pub(crate) fn part_of(item: &ItemId, unit: &ChangeUnitId) -> ItemId {
+    part(item, &String::from_utf8_lossy(unit.as_bytes()))
 }
 
 /// The version in which a change brings a unit; `None` when it says nothing of it.
@@ -208,6 +213,51 @@ impl World {
                 let check = if before.contains_key(unit) { Check::LostEdit } else { Check::Resurrection };
                 let after = after.get(unit);
                 self.fail(check, format!("{who} becomes {theirs:?} ({after:?}), which does not descend from it"));
+            }
+        }
+    }
+
+    /// No policy settles these conflicts of units, so someone must have. What becomes of a unit that the destination keeps is known; that
+    /// a source's value is the source's is a matter of other checks.
+    pub(crate) fn units_are_as_decided(
+        &mut self,
+        index: usize,
+        change: &ItemChange,
+        known: &Knowledge,
+        row: &Row,
+        made: &Row,
+    ) {
+        let (id, own) = (&change.item_id, self.providers[index].replica.id.clone());
+        for unit in UNITS {
+            let (ours, now) = (version(row, unit), version(made, unit));
+            let Some(theirs) = brought(change, known, unit) else { continue };
+            // What only the source has comes with its item: nothing of the destination's is settled by that.
+            let named = row.units.as_ref().or(made.units.as_ref());
+            let is_named = named.is_some_and(|units| units.contains_key(&ChangeUnitId::from(unit)));
+            if now.replica != own || now == ours || now == theirs || !is_named {
+                continue;
+            }
+            self.figures.decided += 1;
+            let stays = value_of(row, unit) == value_of(made, unit) && row.item.deleted == made.item.deleted;
+            let item = part(id, unit);
+            let about = |it: &&Decided| {
+                let (one, other) = (&it.source, &it.destination);
+                it.item == item && ((one, other) == (theirs, ours) || (one, other) == (ours, theirs))
+            };
+            let decided: Vec<&Decided> = self.ghost.decided.iter().filter(about).collect();
+            // What users wrote alike on both sides stays, whoever wins.
+            let source = self.providers.iter().find(|provider| provider.replica.id == theirs.replica);
+            let content = source.and_then(|source| source.replica.store.content(id));
+            let brought = values(content.as_deref()).get(unit).map(|value| digest(value.as_bytes()));
+            let same = row.units.is_some() && value_of(row, unit) == brought;
+            let is_so = |it: &&Decided| same || it.winner().is_none_or(|winner| (winner == ours) == stays);
+            if !decided.iter().any(is_so) {
+                let message = format!(
+                    "{} settles {item} between {theirs:?} and its own {ours:?}, which {}; decided was {decided:?}",
+                    name(index),
+                    if stays { "stays" } else { "goes" }
+                );
+                return self.fail(Check::Decision, message);
             }
         }
     }

@@ -16,9 +16,13 @@ use synclave::provider::sdk::{
 };
 use synclave::providers::file::FileStore;
 use synclave::providers::memory::MemoryStore;
+use synclave::providers::sqlite::SqliteStore;
 use synclave::server::{incoming, serve_provider};
 use synclave::store::SessionRecord;
-use synclave::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction, SessionKind, SyncState};
+use synclave::types::{
+    CollisionConflictResolutionPolicy, ConflictResolutionPolicy, Endpoint, FullEnumerationAction, SessionKind,
+    SyncState,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -105,12 +109,37 @@ impl Field {
         Replica { endpoint: self.serve(name, provider.expect("opens")).await, root, refused }
     }
 
+    /// The table `parts` of a new database.
+    pub async fn table(&self, name: &str, schema: &str) -> (rusqlite::Connection, Endpoint) {
+        let path = self.scratch.path().join(format!("{name}.db"));
+        let user = rusqlite::Connection::open(&path).expect("a database");
+        user.busy_timeout(Duration::from_secs(30)).expect("set");
+        user.execute_batch(schema).expect("a table");
+        let store = SqliteStore::open(&path, "parts").expect("opens");
+        let identity = store.identity();
+        let options = sdk::Options { member_name: name.to_owned(), ..Default::default() };
+        let provider = ReplicaProvider::open(Arc::new(store), &self.scratch.path().join(name), &identity, options);
+        (user, self.serve(name, provider.expect("opens")).await)
+    }
+
     /// One session, to its end.
     pub async fn session(
         &self,
         source: &Endpoint,
         destination: &Endpoint,
         policy: ConflictResolutionPolicy,
+        full_enumeration_action: FullEnumerationAction,
+    ) -> SessionRecord {
+        let collisions = CollisionConflictResolutionPolicy::None;
+        self.session_with(source, destination, (policy, collisions), full_enumeration_action).await
+    }
+
+    /// The same, with a policy for collisions.
+    pub async fn session_with(
+        &self,
+        source: &Endpoint,
+        destination: &Endpoint,
+        (policy, collision_conflict_resolution_policy): (ConflictResolutionPolicy, CollisionConflictResolutionPolicy),
         full_enumeration_action: FullEnumerationAction,
     ) -> SessionRecord {
         let command = BeginSession {
@@ -120,7 +149,7 @@ impl Field {
             destination: destination.clone(),
             conflict_resolution_policy: policy,
             full_enumeration_action,
-            collision_conflict_resolution_policy: Default::default(),
+            collision_conflict_resolution_policy,
             allow_mass_delete: false,
             lease: None,
         };

@@ -80,7 +80,9 @@ async function receive(parts: AsyncIterable<Part>): Promise<{ start: Start; cont
       const content = Buffer.concat(chunks);
       if (!digest(content).equals(bytes(part.end?.content_digest)))
         throw new Refused(status.INVALID_ARGUMENT, "the content is not what was announced");
-      text(bytes(start?.item_id));
+      const id = bytes(start?.item_id);
+      if (id.length < 1 || id.length > 4096) throw new Refused(status.INVALID_ARGUMENT, "an id has 1 to 4,096 bytes");
+      text(id);
       return { start, content: text(content) };
     }
   }

@@ -19,6 +19,7 @@ use crate::operation;
 use crate::pb;
 use crate::pb::operation_service_server::{OperationService, OperationServiceServer};
 use crate::provider::{Refusal, RefusalCode};
+use crate::session::reading::Readings;
 use crate::store::OperationRecord;
 use crate::sync_info::{Filter, WatchEvent};
 use crate::types::{Hresult, OperationId};
@@ -141,8 +142,13 @@ impl OperationService for OperationServer {
         &self,
         request: Request<pb::LoadConflictDataRequest>,
     ) -> Result<Response<Self::LoadConflictDataStream>, Status> {
-        let _ = request;
-        Err(status::unimplemented(conflicts::CONFLICT_DATA))
+        let (id, side) = conflicts::load_conflict_data(request.into_inner())?;
+        let (store, sessions) = (&self.coordinator.store, &self.coordinator.sessions);
+        let parts = operation::conflicts::load(store, sessions, id, side).await;
+        let parts = parts.map_err(|error| conflicts::refused(&error))?;
+        let (messages, receiver) = mpsc::channel(MESSAGES_IN_FLIGHT);
+        tokio::spawn(pass_on(parts, messages, self.stop.clone()).in_current_span());
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     async fn resolve_conflict(
@@ -174,6 +180,29 @@ impl OperationService for OperationServer {
         let retried = self.coordinator.store.retry_item_errors(ids, operation_id).await;
         let retried = retried.map_err(|error| status::from_store(&error))? as u64;
         Ok(Response::new(pb::RetryItemErrorsResponse { retried }))
+    }
+}
+
+/// Gives what one side of a conflict has to whoever asked. Who goes away stops the reading.
+async fn pass_on(
+    mut parts: Readings,
+    messages: mpsc::Sender<Result<pb::LoadConflictDataResponse, Status>>,
+    stop: CancellationToken,
+) {
+    loop {
+        let part = tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(status::shutting_down()),
+            () = messages.closed() => return,
+            part = parts.recv() => match part {
+                Some(part) => conflicts::data_part(part),
+                None => return,
+            },
+        };
+        let failed = part.is_err();
+        if messages.send(part).await.is_err() || failed {
+            return;
+        }
     }
 }
 

@@ -44,10 +44,11 @@ pub(super) mod decisions;
 pub(super) mod fetch;
 mod hashing;
 pub(super) mod merge;
+mod merge_items;
 pub(super) mod plan;
 mod recovery;
 mod scrutiny;
-mod section;
+pub(super) mod section;
 pub(super) mod settle;
 mod wire;
 

@@ -259,11 +259,14 @@ impl<'a> Fold<'a> {
             Some(row) if !row.item.deleted => {
                 let version = self.ticks.give();
                 let creation = row.creation.clone();
-                self.set(id, Row { item, lingering: false, creation, version, units: None });
+                self.set(id, Row { item, lingering: false, creation, version, units: None, winner: None });
             }
             _ => {
                 let version = self.ticks.give();
-                self.set(id, Row { item, lingering: false, creation: version.clone(), version, units: None });
+                self.set(
+                    id,
+                    Row { item, lingering: false, creation: version.clone(), version, units: None, winner: None },
+                );
             }
         }
     }
@@ -299,7 +302,7 @@ impl<'a> Fold<'a> {
 
     fn whole(&self, item: KnownItem, before: Option<&Row>, version: Version) -> Row {
         let creation = before.map_or(&version, |row| &row.creation).clone();
-        Row { item, lingering: false, creation, version, units: None }
+        Row { item, lingering: false, creation, version, units: None, winner: None }
     }
 
     /// Whether what is in the store is what the intent was about to make of it; if so, its fingerprint. A change of properties
@@ -395,7 +398,10 @@ impl<'a> Fold<'a> {
             if inhabited.contains(&id) {
                 let version = self.ticks.give();
                 let item = row.in_store();
-                self.set(id, Row { item, lingering: false, creation: version.clone(), version, units: None });
+                self.set(
+                    id,
+                    Row { item, lingering: false, creation: version.clone(), version, units: None, winner: None },
+                );
                 continue;
             }
             match self.store.delete(&id, &row.in_store()) {

@@ -436,6 +436,7 @@ fn read_inline(shared: &Shared, listed: &mut [Listed]) {
 fn change(listed: Listed, work_estimate: u32) -> ItemChange {
     let content = listed.content;
     let time = listed.row.modification_time();
+    let winner_item_id = listed.row.merged_into().cloned();
     let Row { item, creation, version, units, .. } = listed.row;
     let alive = !item.deleted;
     let state = item.state;
@@ -455,7 +456,7 @@ fn change(listed: Listed, work_estimate: u32) -> ItemChange {
         change_version: whole.then_some(version),
         flags: if alive { ChangeFlags::NONE } else { ChangeFlags::DELETED },
         change_units,
-        winner_item_id: None,
+        winner_item_id,
         work_estimate,
         data_size: alive.then_some(state.size),
         content_digest: (alive && whole).then_some(state.digest),

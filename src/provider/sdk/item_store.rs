@@ -139,6 +139,11 @@ pub enum ItemError {
     /// Another item is in the way, such as a file where a directory must be.
     #[error("{0}")]
     InTheWay(String),
+    /// It clashes with this item, which is neither within it nor around it, such as another row with the same value in a UNIQUE
+    /// column. Only for a store that changes all of a section in one transaction: what collides may have to be deleted before the
+    /// other is put.
+    #[error("collides with {0}")]
+    Collision(ItemId),
     /// Anything else: permission, space, a name that the store cannot hold.
     #[error("{0}")]
     Failed(String),
@@ -149,7 +154,7 @@ impl ItemError {
     pub fn into_recoverable(self, id: &ItemId) -> RecoverableError {
         let hresult = match &self {
             Self::Changed => Hresult::SYNC_E_DATA_MODIFIED_CONCURRENTLY,
-            Self::InTheWay(_) | Self::Failed(_) => Hresult::E_FAIL,
+            Self::InTheWay(_) | Self::Collision(_) | Self::Failed(_) => Hresult::E_FAIL,
         };
         RecoverableError { hresult, item_display_name: id.to_string(), error_description: self.to_string() }
     }

@@ -29,7 +29,7 @@ const FILE_NAME: &str = "metadata.db";
 macro_rules! columns {
     () => {
         "item_id, properties, size, digest, modified_s, modified_ns, fingerprint, deleted, lingering, \
-         creation_replica, creation_tick, version_replica, version_tick, units"
+         creation_replica, creation_tick, version_replica, version_tick, units, winner"
     };
 }
 use columns;
@@ -335,11 +335,11 @@ impl Metadata {
             ))?
             .query_map([], |row| {
                 let (id, read) = self.read(row)?;
-                let learned = codec::decode_vector(row.get_ref(14)?.as_blob()?)
+                let learned = codec::decode_vector(row.get_ref(15)?.as_blob()?)
                     .ok_or_else(|| corrupt("an intent's vector does not parse"))?;
-                let left_out = codec::decode_unit_ids(row.get_ref(15)?.as_blob()?)
+                let left_out = codec::decode_unit_ids(row.get_ref(16)?.as_blob()?)
                     .ok_or_else(|| corrupt("an intent's change units do not parse"))?;
-                Ok((id, Intent { row: read, learned, left_out, forgets: row.get(16)? }))
+                Ok((id, Intent { row: read, learned, left_out, forgets: row.get(17)? }))
             })?
             .collect()
     }
@@ -404,6 +404,7 @@ impl Metadata {
                 creation: self.version(row.get(9)?, row.get(10)?)?,
                 version: self.version(row.get(11)?, row.get(12)?)?,
                 units,
+                winner: row.get_ref(14)?.as_blob_or_null()?.map(ItemId::from),
             },
         ))
     }

@@ -225,7 +225,8 @@ pub(super) fn agreed(row: Row, change: &ItemChange, version: Version) -> Row {
     }
     let listed: BTreeMap<_, _> =
         change.change_units.iter().map(|unit| (&unit.change_unit_id, unit.modification_time)).collect();
-    let mut after = renewed(row, version);
+    // So does what a tombstone says of its winner.
+    let mut after = Row { winner: change.winner_item_id.clone(), ..renewed(row, version) };
     for (id, unit) in after.units.iter_mut().flatten() {
         unit.modification_time = listed.get(id).copied().flatten().or(change.modification_time);
     }

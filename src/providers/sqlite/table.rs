@@ -25,6 +25,9 @@ pub(super) struct Table {
     key: Vec<String>,
     /// Columns that are the content of a row, in the table's order.
     pub(super) columns: Vec<String>,
+    /// Columns whose values no two rows may share, by their place among `columns`, each set of them with the statement that finds the
+    /// key of the row that has such values.
+    pub(super) unique: Vec<(Vec<usize>, String)>,
     pub(super) sql: Sql,
 }
 
@@ -98,7 +101,8 @@ impl Table {
         let is_content = |(_, _, place, hidden): &&(String, String, u32, u32)| *place == 0 && *hidden == 0;
         let columns: Vec<String> = described.iter().filter(is_content).map(|(name, ..)| name.clone()).collect();
         let sql = Sql::of(name, &key, &columns);
-        Ok(Some(Self { name: name.to_owned(), key_form, key, columns, sql }))
+        let unique = unique(connection, name, &key, &columns).map_err(failed)?;
+        Ok(Some(Self { name: name.to_owned(), key_form, key, columns, unique, sql }))
     }
 
     /// Columns of the key.
@@ -151,6 +155,32 @@ impl Table {
     pub(super) fn has_names(&self) -> bool {
         self.key_form == KeyForm::Text
     }
+}
+
+/// UNIQUE constraints and indices that are about whole columns beside the key, of every row.
+fn unique(
+    connection: &Connection,
+    name: &str,
+    key: &[String],
+    columns: &[String],
+) -> rusqlite::Result<Vec<(Vec<usize>, String)>> {
+    let mut indices = connection
+        .prepare("SELECT name FROM pragma_index_list(?1) WHERE \"unique\" = 1 AND partial = 0 AND origin <> 'pk'")?;
+    let indices: Vec<String> = indices.query_map([name], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mut unique = Vec::new();
+    for index in indices {
+        let mut described = connection.prepare("SELECT name FROM pragma_index_info(?1) ORDER BY seqno")?;
+        // Without a name it is an expression.
+        let names: Vec<Option<String>> =
+            described.query_map([index], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        let place = |name: &Option<String>| columns.iter().position(|column| Some(column) == name.as_ref());
+        let Some(places) = names.iter().map(place).collect::<Option<Vec<usize>>>() else { continue };
+        let keys = list(key, |_, column| column.to_owned(), ", ");
+        let names: Vec<String> = places.iter().map(|place| columns[*place].clone()).collect();
+        let matches = list(&names, |at, column| format!("{column} = ?{}", at + 1), " AND ");
+        unique.push((places, format!("SELECT {keys} FROM {} WHERE {matches}", quoted(name))));
+    }
+    Ok(unique)
 }
 
 impl KeyForm {

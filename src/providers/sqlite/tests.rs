@@ -208,7 +208,8 @@ fn a_row_that_is_not_what_is_known_is_left_alone() {
 #[test]
 fn what_the_table_cannot_hold_is_refused_and_leaves_nothing() {
     let fixture = Fixture::new(
-        "CREATE TABLE things (id INTEGER PRIMARY KEY, size INTEGER CHECK (size < 10), label TEXT UNIQUE NOT NULL)",
+        "CREATE TABLE things (id INTEGER PRIMARY KEY, size INTEGER CHECK (size < 10), label TEXT UNIQUE NOT NULL);
+         CREATE UNIQUE INDEX by_expression ON things (size + 1);",
     );
     let store = fixture.open("things");
     let refused = |id: &str, content: &str| match put(&store, id, content, &Replaces::Nothing) {
@@ -221,7 +222,9 @@ fn what_the_table_cannot_hold_is_refused_and_leaves_nothing() {
     assert!(refused("1", r#"{"size":5}"#).contains("NOT NULL"));
     assert!(refused("1", "[]").contains("JSON object"));
     put(&store, "1", r#"{"size":5,"label":"a"}"#, &Replaces::Nothing).unwrap();
-    assert!(refused("2", r#"{"size":5,"label":"a"}"#).contains("UNIQUE"));
+    let twice = put(&store, "2", r#"{"size":5,"label":"a"}"#, &Replaces::Nothing);
+    assert_eq!(twice, Err(ItemError::Collision("1".into())), "which row has it");
+    assert!(refused("2", r#"{"size":5,"label":"b"}"#).contains("UNIQUE"), "of an expression it is not told");
     let header = ItemDataHeader { properties: BTreeMap::new(), content_size: 1, content_digest: None };
     let Err(ItemError::Failed(reason)) = store.stage(&"01".into(), &header) else { panic!("01 is no key") };
     assert!(reason.contains("a whole number"), "{reason}");

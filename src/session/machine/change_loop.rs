@@ -14,7 +14,7 @@ const MAX_INLINE_BYTES: u64 = 64 * 1024;
 
 /// Bytes of a batch between providers that set no lower limit. Behind a wire the message is the limit; in one process only
 /// memory is, and what a batch costs beside its bytes (the commits and syncs of its sections) is paid less often.
-const MAX_BATCH_BYTES: u64 = 32 * 1024 * 1024;
+const MAX_BATCH_BYTES: u64 = 64 * 1024 * 1024;
 
 /// What the counters must be added to, and what the batch in hand will bring.
 #[derive(Clone, Debug, Default)]

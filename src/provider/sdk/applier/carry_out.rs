@@ -42,7 +42,10 @@ impl Applier<'_> {
             verdicts[index] = match error {
                 // Only of the item itself: a copy that cannot be kept is a failure of its change.
                 ItemError::InTheWay(_) if id == section.changes[index].item_id => {
-                    Verdict::Deferred(self.constraint(section, &id)?)
+                    Verdict::Deferred(self.constraint(section, &id, None)?)
+                }
+                ItemError::Collision(with) if id == section.changes[index].item_id => {
+                    Verdict::Deferred(self.constraint(section, &id, Some(&with))?)
                 }
                 error => Verdict::Failed(error.into_recoverable(&id)),
             };
@@ -87,6 +90,7 @@ impl Applier<'_> {
     pub(super) fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> BTreeMap<usize, (ItemId, ItemError)> {
         let mut failures: BTreeMap<usize, (ItemId, ItemError)> = BTreeMap::new();
         let mut together = Vec::new();
+        let mut merged = Vec::new();
         for id in order(actions) {
             let Some(action) = actions.get_mut(&id) else { continue };
             let failed = match failures.get(&action.index) {
@@ -98,7 +102,13 @@ impl Applier<'_> {
                         None
                     }
                     step => {
-                        action.step = step;
+                        action.step = match step {
+                            Step::MergeInto(content) => {
+                                merged.push((action.index, id.clone(), content));
+                                Step::Delete
+                            }
+                            step => step,
+                        };
                         let changed = change_item(&*self.shared.store, &id, action);
                         changed.map(|gone| self.gone(&id, action, gone)).err().map(|error| (id.clone(), error))
                     }
@@ -114,7 +124,19 @@ impl Applier<'_> {
                 failures.insert(action.index, (id, error));
             }
         }
+        merged.retain(|(index, ..)| failures.contains_key(index));
+        for (_, id, content) in merged {
+            self.bring_back(&id, content, actions);
+        }
         failures
+    }
+
+    /// What was to be merged into another item is as it was before: that item could not be saved.
+    fn bring_back(&self, id: &ItemId, content: Staged, actions: &mut BTreeMap<ItemId, Action>) {
+        let Some(before) = actions.remove(id).and_then(|action| action.before) else { return };
+        if let Err(error) = self.shared.store.put(id, content, &before.item.state, &Replaces::Nothing) {
+            tracing::warn!(item = %id, %error, "it was to be merged into another item, and could not be brought back");
+        }
     }
 
     /// Puts items in place, in ascending order; what failed.
@@ -224,7 +246,7 @@ pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(
 /// container; then what must stand before other things take their place (copies of losers, containers); then the rest from
 /// the first id to the last.
 pub fn order(actions: &BTreeMap<ItemId, Action>) -> Vec<ItemId> {
-    let deletes = |action: &Action| matches!(action.step, Step::Delete);
+    let deletes = |action: &Action| matches!(action.step, Step::Delete | Step::MergeInto(_));
     let ids = |wanted: &dyn Fn(&Action) -> bool| -> Vec<ItemId> {
         actions.iter().filter(|(_, action)| wanted(action)).map(|(id, _)| id.clone()).collect()
     };
@@ -250,14 +272,14 @@ pub fn change_item(store: &dyn ItemStore, id: &ItemId, action: &mut Action) -> R
             applied
         }
         (Step::SetProperties, Some(known)) => store.set_properties(id, &action.after.item.state, &known)?,
-        (Step::Delete, Some(known)) => {
+        (Step::Delete | Step::MergeInto(_), Some(known)) => {
             let applied = store.delete(id, &known)?;
             if matches!(applied, Applied::Done(_)) {
                 gone = Some(known);
             }
             applied
         }
-        (Step::SetProperties | Step::Delete, None) => return Err(ItemError::Changed),
+        (Step::SetProperties | Step::Delete | Step::MergeInto(_), None) => return Err(ItemError::Changed),
     };
     action.done(applied);
     Ok(gone)

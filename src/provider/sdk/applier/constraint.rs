@@ -6,7 +6,8 @@
 //!
 //! What the source has of a collision is settled as follows. Accept the destination: what is here stays, or a tombstone does,
 //! with a new local version, so that it wins everywhere. Accept the source: what is in the way is deleted, with local versions,
-//! and the source's item is saved as any other. Rename: one of the two goes to a name of its own, as a new item.
+//! and the source's item is saved as any other. Rename: one of the two goes to a name of its own, as a new item. Merge: the two
+//! become one (R30, `merge_items`).
 
 use std::collections::BTreeMap;
 
@@ -21,16 +22,21 @@ use crate::provider::sdk::{ItemError, KnownItem, Staged, units};
 use crate::types::{ConstraintConflictReason as Reason, ConstraintResolveAction};
 
 impl Ground<'_> {
-    /// Why the store cannot save `id`, and what is in its way.
+    /// Why the store cannot save `id`, and what is in its way; `with` is what the store says that it collides with.
     ///
     /// # Errors
     /// Those of the rows.
-    pub fn constraint(&self, id: &ItemId) -> Result<Box<Deferral>, CallError> {
+    pub fn constraint(&self, id: &ItemId, with: Option<&ItemId>) -> Result<Box<Deferral>, CallError> {
         let deferral = |reason, way: Option<(ItemId, Row)>| {
             let destination = way.as_ref().map(|(id, row)| conflicting(id, row));
             let constraint = ConstraintConflict { reason, conflicting_item_id: way.map(|(id, _)| id) };
             Box::new(Deferral { destination, constraint: Some(constraint) })
         };
+        if let Some(with) = with
+            && let Some(row) = (self.rows)(with)?.filter(Row::is_there)
+        {
+            return Ok(deferral(Reason::Collision, Some((with.clone(), row))));
+        }
         let mut orphan = false;
         for container in self.store.containers(id) {
             match (self.rows)(&container)?.filter(Row::is_there) {
@@ -60,6 +66,10 @@ impl Ground<'_> {
         let id = &change.item_id;
         let within = (self.within)(id)?;
         let is_within = within.iter().any(|(item, _)| *item == way);
+        // Neither within the other: the two are of the same rank.
+        let beside =
+            (!is_within && !self.store.containers(id).contains(&way)).then(|| (self.rows)(&way)).transpose()?;
+        let beside = beside.flatten().filter(Row::is_there);
         let busy =
             |item: &ItemId| actions.contains_key(item) || self.changes.iter().any(|change| change.item_id == *item);
         if within.iter().any(|(item, _)| busy(item)) || busy(&way) {
@@ -68,10 +78,23 @@ impl Ground<'_> {
         let changed = || Ok(Some(Verdict::Failed(ItemError::Changed.into_recoverable(id))));
         let Some(state) = arrival.incoming.state() else { return changed() };
         let mut planned = Vec::new();
+        if let (ConstraintResolveAction::Merge, Some(way_row)) = (action, &beside) {
+            let merged = self.merge_items(change, (index, row), arrival, (&way, way_row), ticks);
+            let Some(merged) = merged.map_err(|error| error.into_recoverable(id)).transpose() else { return Ok(None) };
+            return Ok(Some(match merged {
+                Ok(merged) => {
+                    actions.extend(merged);
+                    Verdict::Planned { conflict: true }
+                }
+                Err(error) => Verdict::Failed(error),
+            }));
+        }
         match action {
             ConstraintResolveAction::AcceptDestinationProvider => {}
-            ConstraintResolveAction::AcceptSourceProvider if is_within => {
-                self.remove(&within, index, ticks, &mut planned);
+            ConstraintResolveAction::AcceptSourceProvider if is_within || beside.is_some() => {
+                let beside = beside.map(|row| (way, row));
+                let goes = if is_within { &within } else { beside.as_slice() };
+                self.remove(goes, index, ticks, &mut planned);
             }
             ConstraintResolveAction::RenameSource if is_within => match self.copy_name(id, &state, actions)? {
                 CopyName::None => return Ok(None),
@@ -96,7 +119,7 @@ impl Ground<'_> {
                 }
                 self.remove(&within, index, ticks, &mut planned);
             }
-            // An item cannot become what holds others, and no data is merged here.
+            // An item cannot become what holds others, and only members of objects are merged.
             ConstraintResolveAction::AcceptSourceProvider
             | ConstraintResolveAction::RenameSource
             | ConstraintResolveAction::RenameDestination

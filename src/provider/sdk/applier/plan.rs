@@ -37,6 +37,9 @@ pub enum Step {
     SetProperties,
     /// It goes.
     Delete,
+    /// It goes, as what it holds becomes a part of another item. This is its content, which comes back when the other cannot be
+    /// saved.
+    MergeInto(Staged),
 }
 
 /// One item's way from the row before to the row after.
@@ -209,8 +212,13 @@ impl Applier<'_> {
     }
 
     /// Why the store cannot save an item of a section.
-    pub(super) fn constraint(&self, section: &Section<'_>, id: &ItemId) -> Result<Box<Deferral>, CallError> {
-        self.on_ground(section, |ground| ground.constraint(id))
+    pub(super) fn constraint(
+        &self,
+        section: &Section<'_>,
+        id: &ItemId,
+        with: Option<&ItemId>,
+    ) -> Result<Box<Deferral>, CallError> {
+        self.on_ground(section, |ground| ground.constraint(id, with))
     }
 
     fn on_ground<T>(
@@ -493,7 +501,7 @@ pub(super) type Planned = (Option<Row>, Row, Step);
 
 pub(super) fn row_of(state: ItemState, creation: Version, version: Version) -> Row {
     let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: false };
-    Row { item, lingering: false, creation, version, units: None }
+    Row { item, lingering: false, creation, version, units: None, winner: None }
 }
 
 /// What has come of an item.
@@ -598,7 +606,8 @@ pub(super) fn delete(change: &ItemChange, before: Option<Row>, version: Version)
         Some(row) => {
             let step = if row.item.deleted { Step::None } else { Step::Delete };
             let item = KnownItem { deleted: true, ..row.item.clone() };
-            let after = Row { item, version, units: None, ..row.clone() };
+            let winner = change.winner_item_id.clone();
+            let after = Row { item, version, units: None, winner, ..row.clone() };
             (Some(row), after, step)
         }
         None => {
@@ -607,6 +616,7 @@ pub(super) fn delete(change: &ItemChange, before: Option<Row>, version: Version)
                 ItemState { properties: BTreeMap::new(), size: 0, digest: Digest([0; 32]), modification_time: None };
             let mut after = row_of(state, change.creation_version.clone(), version);
             after.item.deleted = true;
+            after.winner = change.winner_item_id.clone();
             (None, after, Step::None)
         }
     }

@@ -6,7 +6,7 @@ use crate::knowledge::{ChangeGroup, ItemChange, ItemId};
 use crate::provider::sdk::ItemStore;
 
 /// Changes that are applied together at most, but for deletions below containers that are replaced.
-const CHANGES: usize = 1_000;
+pub(in crate::provider::sdk) const CHANGES: usize = 3_000;
 /// Bytes of content that are staged before a section is applied; a larger item is a section of its own.
 pub(super) const BYTES: u64 = 256 * 1024 * 1024;
 /// What a change of some units counts for in a section at least: it may bring more than it says.
@@ -92,10 +92,10 @@ mod tests {
 
     #[test]
     fn deletions_below_what_is_replaced_are_in_its_section() {
-        assert_eq!(ends(10, 20, 2_500), [1_000, 2_000, 2_500], "all within one");
-        assert_eq!(ends(999, 20, 2_500), [1_021, 2_021, 2_500]);
-        assert_eq!(ends(998, 1_500, 4_000), [2_500, 3_500, 4_000]);
+        assert_eq!(ends(10, 20, 7_000), [3_000, 6_000, 7_000], "all within one");
+        assert_eq!(ends(2_999, 20, 7_000), [3_021, 6_021, 7_000]);
+        assert_eq!(ends(2_998, 3_500, 10_000), [6_500, 9_500, 10_000]);
         // The container comes first in the second section, with all of them.
-        assert_eq!(ends(1_000, 20, 2_500), [1_000, 2_000, 2_500]);
+        assert_eq!(ends(3_000, 20, 7_000), [3_000, 6_000, 7_000]);
     }
 }

@@ -18,6 +18,8 @@ pub struct Row {
     pub version: Version,
     /// Its change units; `None` for an item that is versioned as a whole, and for every tombstone (R25).
     pub units: Option<Units>,
+    /// Of a merge tombstone, the item that it was merged into (R30); means nothing for a live item.
+    pub winner: Option<ItemId>,
 }
 
 /// The change units of an item. One that is not named has the item's version, and no value (`windows-sync.md` 4.3).
@@ -35,6 +37,11 @@ pub struct Unit {
 }
 
 impl Row {
+    /// The winner of a merge tombstone.
+    pub fn merged_into(&self) -> Option<&ItemId> {
+        self.winner.as_ref().filter(|_| self.item.deleted)
+    }
+
     /// True when the store is expected to hold the item.
     pub fn is_there(&self) -> bool {
         !self.item.deleted || self.lingering

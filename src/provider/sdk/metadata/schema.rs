@@ -6,7 +6,7 @@ use super::{begin_replica, corrupt};
 
 /// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.
 pub(super) const APPLICATION_ID: i32 = 0x5379_6e63;
-pub(super) const SCHEMA_VERSION: i32 = 4;
+pub(super) const SCHEMA_VERSION: i32 = 5;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -25,7 +25,8 @@ CREATE TABLE items (
     creation_tick INTEGER NOT NULL,
     version_replica INTEGER NOT NULL,
     version_tick INTEGER NOT NULL,
-    units BLOB
+    units BLOB,
+    winner BLOB
 ) WITHOUT ROWID;
 CREATE INDEX items_by_digest ON items (digest, deleted);
 CREATE INDEX items_by_version ON items (version_replica, version_tick);
@@ -47,7 +48,8 @@ CREATE TABLE intents (
     learned BLOB NOT NULL,
     units BLOB,
     left_out BLOB NOT NULL,
-    forgets INTEGER NOT NULL DEFAULT 0
+    forgets INTEGER NOT NULL DEFAULT 0,
+    winner BLOB
 ) WITHOUT ROWID;
 CREATE TABLE unit_versions (
     item_id BLOB NOT NULL,
@@ -87,6 +89,11 @@ INSERT INTO tombstones (item_id, since) SELECT item_id, unixepoch() FROM items W
     "
 DROP INDEX items_by_digest;
 CREATE INDEX items_by_digest ON items (digest, deleted);
+",
+    // The item that a tombstone was merged into.
+    "
+ALTER TABLE items ADD COLUMN winner BLOB;
+ALTER TABLE intents ADD COLUMN winner BLOB;
 ",
 ];
 

@@ -85,7 +85,8 @@ fn change_units_come_back_as_they_were() {
             .collect();
     let state = ItemState { properties: Default::default(), size: 2, digest: Digest([3; 32]), modification_time: None };
     let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: false };
-    let row = Row { item, lingering: false, creation: own.clone(), version: own.clone(), units: Some(units) };
+    let row =
+        Row { item, lingering: false, creation: own.clone(), version: own.clone(), units: Some(units), winner: None };
     let intent = Intent {
         row: row.clone(),
         learned: ClockVector::default(),
@@ -149,7 +150,7 @@ proptest! {
             }).collect();
             let item = KnownItem { state: state.clone(), fingerprint: Fingerprint::default(), deleted };
             let units = (!deleted && !units.is_empty()).then_some(units);
-            (id(number), Row { item, lingering: false, creation: version.clone(), version, units })
+            (id(number), Row { item, lingering: false, creation: version.clone(), version, units, winner: None })
         }).collect();
         metadata.commit(Commit { rows: rows.clone(), tick: 9, ..Commit::default() }).unwrap();
         let counted = rows.iter().filter(|(_, row)| !row.item.deleted).count() as u64;

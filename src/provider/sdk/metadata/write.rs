@@ -32,7 +32,7 @@ impl Metadata {
             let mut put = transaction.prepare_cached(concat!(
                 "INSERT OR REPLACE INTO items (",
                 columns!(),
-                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
+                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
             ))?;
             let mut merge = transaction.prepare_cached("DELETE FROM unit_versions WHERE item_id = ?1")?;
             let mut divide = transaction.prepare_cached("INSERT INTO unit_versions VALUES (?1, ?2, ?3, ?4)")?;
@@ -73,15 +73,15 @@ impl Metadata {
                 "INSERT OR REPLACE INTO intents (",
                 columns!(),
                 ", learned, left_out, forgets) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)"
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)"
             ))?;
             for (id, intent) in &commit.intents {
                 let versions = (key(&intent.row.creation.replica)?, key(&intent.row.version.replica)?);
                 let units = encode_units(&intent.row, &mut key)?;
                 write(&mut intend, id, &intent.row, versions, units)?;
-                intend.raw_bind_parameter(15, codec::encode_vector(&intent.learned))?;
-                intend.raw_bind_parameter(16, codec::encode_unit_ids(&intent.left_out))?;
-                intend.raw_bind_parameter(17, intent.forgets)?;
+                intend.raw_bind_parameter(16, codec::encode_vector(&intent.learned))?;
+                intend.raw_bind_parameter(17, codec::encode_unit_ids(&intent.left_out))?;
+                intend.raw_bind_parameter(18, intent.forgets)?;
                 intend.raw_execute()?;
             }
         }
@@ -137,7 +137,7 @@ fn encode_units(
     row.units.as_ref().map(|units| codec::encode_units(units, key)).transpose()
 }
 
-/// Binds the fourteen columns that `items` and `intents` share. Sizes and ticks above `i64::MAX` are refused before.
+/// Binds the fifteen columns that `items` and `intents` share. Sizes and ticks above `i64::MAX` are refused before.
 fn write(
     statement: &mut rusqlite::CachedStatement<'_>,
     id: &ItemId,
@@ -161,5 +161,6 @@ fn write(
     statement.raw_bind_parameter(11, row.creation.tick as i64)?;
     statement.raw_bind_parameter(12, version)?;
     statement.raw_bind_parameter(13, row.version.tick as i64)?;
-    statement.raw_bind_parameter(14, units)
+    statement.raw_bind_parameter(14, units)?;
+    statement.raw_bind_parameter(15, row.winner.as_ref().map(ItemId::as_bytes))
 }

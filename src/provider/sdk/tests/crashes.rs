@@ -1,4 +1,5 @@
 use super::harness::{PLAN, Plan, Replica, settle, sync};
+use crate::provider::sdk::applier::section::CHANGES;
 use crate::types::ConflictResolutionPolicy as Policy;
 
 /// Everything that a batch can do to a store, at once.
@@ -72,17 +73,18 @@ async fn a_users_edit_after_a_crash_is_a_users_edit() {
 #[tokio::test]
 async fn what_was_applied_before_a_crash_is_not_sent_again() {
     let (a, b) = (Replica::new("a"), Replica::new("b"));
-    for n in 0..2_500 {
+    let items = 2 * CHANGES + 500;
+    for n in 0..items {
         a.store.write(&format!("{n:05}"), &n.to_string(), 1);
     }
-    let plan = Plan { batch_size: 2_500, ..PLAN };
-    // Durable twice, and each put before and after: the second thousand is under way.
-    b.store.crash_in(Some(2 * 1_000 + 4 + 1_000));
+    let plan = Plan { batch_size: items as u32, ..PLAN };
+    // Durable twice, and each put before and after: the second section is under way.
+    b.store.crash_in(Some((2 * CHANGES + 4 + CHANGES) as u32));
     sync(&a, &b, plan).await.unwrap_err();
     let b = b.restart().await;
     let report = sync(&a, &b, plan).await.unwrap();
-    // The first thousand was learned; of the second, what was put is recognised, and its version with it.
-    assert_eq!(report.outcomes.len(), 2_500 - 1_000 - 500 + 1);
+    // The first section was learned; of the second, what was put is recognised, and its version with it.
+    assert_eq!(report.outcomes.len(), items - CHANGES - CHANGES / 2 + 1);
     assert_eq!(b.tick(), 0, "nothing was taken for a local edit");
     assert_eq!(a.store.contents(), b.store.contents());
     assert_eq!(b.knowledge().range_count(), 1);

@@ -31,6 +31,9 @@ impl E4 {
             return Err(Stop::Blocked);
         };
         let foreign = bench.create_one(&*bench.partner(0)?, "never seen by the source").await?;
+        for written in [&gone, &foreign] {
+            bench.look_at(&written.item).await?;
+        }
         // The deletion that is forgotten.
         source.next();
         let forgotten = source.own_knowledge(bench.schema()?.item_id);

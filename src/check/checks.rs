@@ -15,11 +15,13 @@ use crate::types::{ConflictResolutionPolicy as Policy, ProviderRole};
 mod application;
 mod conflicts;
 mod data;
+mod decisions;
 mod enumeration;
 mod leases;
 mod life_cycle;
 mod malformed;
 mod optional;
+mod recovery;
 mod stopping;
 mod tombstones;
 mod units;
@@ -48,6 +50,7 @@ checks! {
     application::skipped [Skipped];
     application::prerequisite [NeedsPrerequisite];
     application::out_of_date [OutOfDate];
+    recovery::exception [ExceptionOutOfDate];
     application::lost_item [MustExist];
     tombstones::stored [TombstoneStored];
     tombstones::of_an_unknown_item [TombstoneStored];
@@ -66,6 +69,8 @@ checks! {
     conflicts::update_and_deletion [UpdateDelete];
     conflicts::edit_beats_deletion [EditBeatsDeletion];
     conflicts::two_deletions [DeleteDelete];
+    decisions::carried_out [Decision, DeferredSide];
+    decisions::moved_on [StaleDecision];
     units::versions [KeepsUnits];
     units::exceptions [UnitExceptions];
     units::loads [UnitLoads];
@@ -74,6 +79,7 @@ checks! {
     units::conflict [UnitConflict, UnitNotLearned];
     units::update_and_deletion [UpdateDelete];
     units::failed_creation [UnitCreation];
+    decisions::of_a_unit [Decision];
     stopping::cancel [Canceled, WorkAfterCancel];
     stopping::cancel_by_renewal [CanceledByRenewal];
     stopping::end_while_working [EndWaits];
@@ -83,6 +89,9 @@ checks! {
     malformed::knowledge [Malformed];
     malformed::batches [Malformed, ChangeFlags, Alive];
     optional::full_enumeration [FullEnumeration];
+    recovery::one_group [OneGroup];
+    recovery::full_enumeration [Recovery, AbsentGoes, AbsentStays, PassesForgotten];
+    recovery::partial_sync [PartialSync];
     life_cycle::identity [Instance];
 }
 

@@ -82,12 +82,8 @@ pub fn course(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, row
         return Course::Whole;
     }
     let listed: BTreeSet<&ChangeUnitId> = change.change_units.iter().map(|unit| &unit.change_unit_id).collect();
-    // Where it teaches the base the source lists all units: what it does not list it does not have, unless it knows as little of
-    // that unit itself.
-    let is_gone = |unit: &&ChangeUnitId| {
-        anew && !listed.contains(unit) && made_with.contains_change_unit(id, unit, &change.creation_version)
-    };
-    let gone = here.keys().filter(|unit| is_gone(unit) && !mutant::is(Mutant::KeepUnlistedUnits));
+    // Where it teaches the base the source lists all units: what it does not list it does not have.
+    let gone = here.keys().filter(|unit| anew && !listed.contains(unit) && !mutant::is(Mutant::KeepUnlistedUnits));
     let gone = gone.map(|unit| {
         let unit = ChangeUnitChange {
             change_unit_id: unit.clone(),

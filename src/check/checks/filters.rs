@@ -166,6 +166,7 @@ pub(super) async fn refused(bench: &Bench) -> Held {
     require_offered(bench, SUPPORT_FILTERED_SYNC)?;
     let rule = Rule::FilterRefused;
     let item = bench.create_one(&*bench.partner(0)?, "not filtered").await?.item;
+    bench.look_at(&item).await?;
     let mut known = bench.knowledge().await?;
     known.exclude_item(&item);
     let custom = || SyncFilter::Custom { name: "synclave-check".to_owned(), definition: "everything odd".into() };

@@ -2,47 +2,43 @@
 
 Usage: simple_provider.py FILE [HOST:PORT]. The first line that it prints is its address.
 """
-import concurrent.futures
-import hashlib
+import contextlib
 import json
-import os
 import pathlib
 import sys
 import threading
 import uuid
+from hashlib import sha256
 
 import grpc
 from synclave.v1 import change_batch_pb2 as data, simple_sync_provider_service_pb2 as simple
-from synclave.v1.simple_sync_provider_service_pb2_grpc import (
-    SimpleSyncProviderServiceServicer, add_SimpleSyncProviderServiceServicer_to_server)
+from synclave.v1 import simple_sync_provider_service_pb2_grpc as service
+from synclave_provider.serving import replace_file, serve
 
 CHUNK = 256 * 1024  # bytes of content in one message; a message takes 4 MiB
 
 
 def version(text):
     """Any value will do that changes when the item does. This store keeps nothing but the text."""
-    return hashlib.sha256(text.encode()).digest()
+    return sha256(text.encode()).digest()
 
 
-class Store(SimpleSyncProviderServiceServicer):
+class Store(service.SimpleSyncProviderServiceServicer):
     def __init__(self, path):
-        self.path, self.lock, self.instance = path, threading.Lock(), str(uuid.uuid4())
-        id_path = path.with_name(path.name + ".id")  # tells this store from all others, for ever
-        if not id_path.exists():
-            id_path.write_text(str(uuid.uuid4()))
-        self.store_id = id_path.read_bytes()
+        self.path, self.name, self.lock, self.instance = path, path.stem, threading.Lock(), str(uuid.uuid4())
+        self.id = path.with_name(path.name + ".id")  # tells this store from all others, for ever
+        if not self.id.exists():
+            self.id.write_text(str(uuid.uuid4()))
 
     def items(self):
         return json.loads(self.path.read_text()) if self.path.exists() else {}
 
-    def save(self, items):
-        """All of the file or nothing of it, and durable: only then an item is answered as stored."""
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with open(temporary, "w") as file:
-            json.dump(items, file, indent=2, sort_keys=True, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+    @contextlib.contextmanager
+    def changing(self):
+        """The items, to be changed; then all of the file or nothing of it, and durable before anything is answered."""
+        with self.lock:
+            yield (items := self.items())
+            replace_file(self.path, json.dumps(items, indent=2, sort_keys=True, ensure_ascii=False).encode())
 
     def find(self, items, request, context):
         """The item's name, when it is there and at the version that the caller expects."""
@@ -55,21 +51,15 @@ class Store(SimpleSyncProviderServiceServicer):
 
     def receive(self, requests, context):
         """What comes with an insert or update: start, chunks, and an end without which nothing counts."""
-        start, content = next(requests, simple.InsertItemRequest()).start, b""
-        for request in requests:
-            if request.WhichOneof("part") == "end":
-                if not 0 < len(start.item_id) <= 4096 or hashlib.sha256(content).digest() != request.end.content_digest:
-                    context.abort(grpc.StatusCode.INVALID_ARGUMENT, "id or content are not what they must be")
-                try:
-                    start.item_id.decode()
-                    return start, content.decode()
-                except UnicodeDecodeError:
-                    context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this store holds text, and this is none")
-            content += request.chunk
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the data has no end")
+        parts = list(requests) or [simple.InsertItemRequest()]
+        start, end, content = parts[0].start, parts[-1].end, b"".join(part.chunk for part in parts)
+        if 0 < len(start.item_id) <= 4096 and end.content_digest == sha256(content).digest():
+            with contextlib.suppress(UnicodeDecodeError):
+                return start, start.item_id.decode(), content.decode()
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this store holds whole texts, under ids of 1 to 4,096 bytes")
 
     def GetSchema(self, request, context):
-        return simple.GetSchemaResponse(store_id=self.store_id, instance_id=self.instance, member_name=self.path.stem)
+        return simple.GetSchemaResponse(store_id=self.id.read_bytes(), instance_id=self.instance, member_name=self.name)
 
     def EnumerateItems(self, request, context):
         for name, text in self.items().items():
@@ -83,36 +73,27 @@ class Store(SimpleSyncProviderServiceServicer):
         yield simple.LoadItemResponse(header=data.ItemDataHeader(content_size=len(content)))
         for at in range(request.offset, len(content), CHUNK):
             yield simple.LoadItemResponse(chunk=content[at:at + CHUNK])
-        yield simple.LoadItemResponse(end=data.ItemDataEnd(content_digest=hashlib.sha256(content).digest()))
+        yield simple.LoadItemResponse(end=data.ItemDataEnd(content_digest=sha256(content).digest()))
 
     def InsertItem(self, requests, context):
-        start, text = self.receive(requests, context)
-        with self.lock:
-            items = self.items()
-            if (name := start.item_id.decode()) in items:
+        _, name, text = self.receive(requests, context)
+        with self.changing() as items:
+            if name in items:
                 context.abort(grpc.StatusCode.ALREADY_EXISTS, "there is such an item")
-            self.save(items | {name: text})
+            items[name] = text
         return simple.InsertItemResponse(item_version=version(text))
 
     def UpdateItem(self, requests, context):
-        start, text = self.receive(requests, context)
-        with self.lock:
-            items = self.items()
-            self.save(items | {self.find(items, start, context): text})
+        start, _, text = self.receive(requests, context)
+        with self.changing() as items:
+            items[self.find(items, start, context)] = text
         return simple.UpdateItemResponse(item_version=version(text))
 
     def DeleteItem(self, request, context):
-        with self.lock:
-            items = self.items()
+        with self.changing() as items:
             del items[self.find(items, request, context)]
-            self.save(items)
         return simple.DeleteItemResponse()
 
 
 if __name__ == "__main__":
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(16))
-    add_SimpleSyncProviderServiceServicer_to_server(Store(pathlib.Path(sys.argv[1])), server)
-    host, _, port = (sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1:0").rpartition(":")
-    print(f"http://{host}:{server.add_insecure_port(f'{host}:{port}')}", flush=True)
-    server.start()
-    server.wait_for_termination()
+    serve(service.add_SimpleSyncProviderServiceServicer_to_server, Store(pathlib.Path(sys.argv[1])), *sys.argv[2:])

@@ -15,11 +15,13 @@ use crate::types::{ConflictResolutionPolicy as Policy, ProviderRole};
 mod application;
 mod conflicts;
 mod data;
+mod decisions;
 mod enumeration;
 mod leases;
 mod life_cycle;
 mod malformed;
 mod optional;
+mod recovery;
 mod stopping;
 mod tombstones;
 mod units;
@@ -66,6 +68,8 @@ checks! {
     conflicts::update_and_deletion [UpdateDelete];
     conflicts::edit_beats_deletion [EditBeatsDeletion];
     conflicts::two_deletions [DeleteDelete];
+    decisions::carried_out [Decision, DeferredSide];
+    decisions::moved_on [StaleDecision];
     units::versions [KeepsUnits];
     units::exceptions [UnitExceptions];
     units::loads [UnitLoads];
@@ -83,6 +87,8 @@ checks! {
     malformed::knowledge [Malformed];
     malformed::batches [Malformed, ChangeFlags, Alive];
     optional::full_enumeration [FullEnumeration];
+    recovery::full_enumeration [Recovery, AbsentGoes, AbsentStays, PassesForgotten];
+    recovery::partial_sync [PartialSync];
     life_cycle::identity [Instance];
 }
 

@@ -13,7 +13,7 @@ use super::divided::name;
 use super::partner::Change;
 use super::rule::Rule;
 use super::session::Session;
-use super::wire::{Fault, Frames, decoded};
+use super::wire::{Application, Call, Fault, decoded};
 use crate::grpc::convert::knowledge::ReplicaKeys;
 use crate::grpc::convert::{batch as batch_codec, exchange};
 use crate::knowledge::{
@@ -25,11 +25,9 @@ use crate::provider::{
     CHUNK_BYTES, DataPart, Load, MAX_OUTSTANDING_LOADS, ProcessInput, ProcessOutput, ProcessResult, ProcessStart,
     RefusalCode,
 };
-use crate::types::{ConflictResolutionPolicy as Policy, Hresult};
+use crate::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction, Hresult};
 
 mod learning;
-
-const RPC: &str = "ProcessChangeBatch";
 
 /// Frames that may wait for the provider to read them: more than any check sends, so that the kit, which reads and writes in
 /// one task, never waits for a provider that waits for it. A frame beyond it is lost, and the application does not end.
@@ -70,8 +68,9 @@ impl Applied {
 #[derive(Debug)]
 pub(super) struct Conversation<'s> {
     bench: &'s Bench,
-    policy: Policy,
-    frames: Frames<pb::ProcessChangeBatchResponse>,
+    call: Call,
+    start: ProcessStart,
+    frames: Application,
     /// Kept to the end: half-closing would abort.
     sender: mpsc::Sender<pb::ProcessChangeBatchRequest>,
     keys: ReplicaKeys,
@@ -92,14 +91,19 @@ pub(super) enum Said {
     Result(Box<ProcessResult>),
 }
 
-/// The policies beyond those of Windows Sync may be left out.
-fn offered<T>(policy: Policy, result: Result<T, Fault>) -> Held<Result<T, Fault>> {
+/// The policies beyond those of Windows Sync may be left out, and so may recovery other than by an end of the session.
+fn offered<T>(start: &ProcessStart, call: Call, result: Result<T, Fault>) -> Held<Result<T, Fault>> {
+    let optional = call == Call::FullEnumeration
+        || matches!(start.conflict_resolution_policy, Policy::LastWriterWins | Policy::KeepBoth);
     match result {
-        Err(Fault::Refused(refusal))
-            if refusal.code == RefusalCode::Unimplemented
-                && matches!(policy, Policy::LastWriterWins | Policy::KeepBoth) =>
-        {
+        Err(Fault::Refused(refusal)) if refusal.code == RefusalCode::Unimplemented && optional => {
             Err(Stop::NotOffered(refusal.message))
+        }
+        Err(Fault::Refused(refusal))
+            if refusal.hresult == Hresult::SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED
+                && start.full_enumeration_action == FullEnumerationAction::PartialSync =>
+        {
+            Err(Stop::NotOffered(format!("no partial sync: {}", refusal.message)))
         }
         result => Ok(result),
     }
@@ -142,32 +146,44 @@ impl Session<'_> {
     ) -> Result<Option<pb::ProcessChangeBatchResponse>, Fault> {
         let (sender, receiver) = mpsc::channel(FRAMES);
         for frame in frames {
-            self.bench.wire.transcript().sent(RPC, &frame);
+            self.bench.wire.transcript().sent(Call::Changes.rpc(), &frame);
             // The receiver is in hand.
             drop(sender.try_send(frame));
         }
         let wire = &self.bench.wire;
-        let mut stream = wire.process_change_batch(receiver).await?;
-        let first = wire.next(&mut stream, wire.patience()).await;
+        let mut stream = wire.process(Call::Changes, receiver).await?;
+        let first = wire.next_of(&mut stream, wire.patience()).await;
         drop(sender);
         first
     }
 
     /// Begins to apply a batch; a refusal breaks `rule`.
     pub(super) async fn process(&self, rule: Rule, start: ProcessStart, batch: ChangeBatch) -> Held<Conversation<'_>> {
+        self.process_by(Call::Changes, rule, start, batch).await
+    }
+
+    /// The same, by either call.
+    pub(super) async fn process_by(
+        &self,
+        call: Call,
+        rule: Rule,
+        start: ProcessStart,
+        batch: ChangeBatch,
+    ) -> Held<Conversation<'_>> {
+        let rpc = call.rpc();
         let (encoded, keys) = batch_codec::encode_batch(&batch, None, None).map_err(|_| Stop::Blocked)?;
         let (sender, receiver) = mpsc::channel(FRAMES);
         for frame in self.head(&start, encoded) {
-            self.bench.wire.transcript().sent(RPC, &frame);
+            self.bench.wire.transcript().sent(rpc, &frame);
             drop(sender.try_send(frame));
         }
-        let policy = start.conflict_resolution_policy;
-        let frames = self.bench.wire.process_change_batch(receiver).await;
-        let frames = self.bench.answered(rule, RPC, offered(policy, frames)?)?;
+        let frames = self.bench.wire.process(call, receiver).await;
+        let frames = self.bench.answered(rule, rpc, offered(&start, call, frames)?)?;
         let listed = batch.changes().map(|(_, change)| (change.item_id.clone(), change.clone())).collect();
         Ok(Conversation {
             bench: self.bench,
-            policy,
+            call,
+            start,
             frames,
             sender,
             keys,
@@ -200,7 +216,20 @@ impl Session<'_> {
         batch: ChangeBatch,
         changes: &[Change],
     ) -> Held<Applied> {
-        let mut conversation = self.process(rule, start(policy), batch).await?;
+        self.apply_by(Call::Changes, rule, start(policy), known, batch, changes).await
+    }
+
+    /// The same, by either call and from a start of the caller's.
+    pub(super) async fn apply_by(
+        &self,
+        call: Call,
+        rule: Rule,
+        start: ProcessStart,
+        known: &Knowledge,
+        batch: ChangeBatch,
+        changes: &[Change],
+    ) -> Held<Applied> {
+        let mut conversation = self.process_by(call, rule, start, batch).await?;
         let answers: HashMap<_, _> =
             changes.iter().map(|change| (change.change.item_id.clone(), change.answer.clone())).collect();
         let result = conversation.run(rule, &answers).await?;
@@ -211,7 +240,7 @@ impl Session<'_> {
 impl Conversation<'_> {
     fn send(&self, input: ProcessInput) {
         let frame = exchange::encode_process_input(input);
-        self.bench.wire.transcript().sent(RPC, &frame);
+        self.bench.wire.transcript().sent(self.call.rpc(), &frame);
         // A provider that is gone says so in what comes next.
         drop(self.sender.try_send(frame));
     }
@@ -267,15 +296,15 @@ impl Conversation<'_> {
 
     /// What comes next, judged as it comes; `None` at the end of the stream.
     pub(super) async fn next(&mut self, rule: Rule, within: Duration) -> Held<Option<Said>> {
-        let frame = self.bench.wire.next(&mut self.frames, within).await;
-        let frame = offered(self.policy, frame)?;
-        let Some(frame) = self.bench.answered(rule, RPC, frame)? else { return Ok(None) };
+        let frame = self.bench.wire.next_of(&mut self.frames, within).await;
+        let frame = offered(&self.start, self.call, frame)?;
+        let Some(frame) = self.bench.answered(rule, self.call.rpc(), frame)? else { return Ok(None) };
         self.judged(frame).map(Some)
     }
 
     /// What comes next, a fault included.
     pub(super) async fn try_next(&mut self, within: Duration) -> Result<Held<Option<Said>>, Fault> {
-        let frame = self.bench.wire.next(&mut self.frames, within).await?;
+        let frame = self.bench.wire.next_of(&mut self.frames, within).await?;
         Ok(frame.map(|frame| self.judged(frame)).transpose())
     }
 
@@ -287,7 +316,8 @@ impl Conversation<'_> {
                 format!("load {} names a version by a key that the batch does not have", load.load_id)
             })?;
         }
-        let said = decoded(RPC, |violations| exchange::process_output(frame, &schema, &self.keys, violations))?;
+        let said =
+            decoded(self.call.rpc(), |violations| exchange::process_output(frame, &schema, &self.keys, violations))?;
         Ok(match said {
             ProcessOutput::Load(load) => {
                 self.judge_load(&load)?;
@@ -399,7 +429,7 @@ impl Conversation<'_> {
     /// The result came: nothing may follow it, and it must fit what was said before.
     pub(super) async fn conclude(mut self, known: &Knowledge, result: ProcessResult) -> Held<Applied> {
         let bench = self.bench;
-        let after = bench.wire.next(&mut self.frames, bench.wire.patience()).await;
+        let after = bench.wire.next_of(&mut self.frames, bench.wire.patience()).await;
         bench.require(Rule::ResultLast, matches!(after, Ok(None)), || {
             let came = after.as_ref().map_or_else(Fault::words, |frame| format!("{frame:?}"));
             format!("the result is not the last: {came}")

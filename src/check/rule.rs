@@ -165,6 +165,14 @@ rules! {
     UnitCreation = "R22", "windows-sync.md R22", "the creation of an item fails as a whole, never in some of its change units";
 
     // Optional features.
+    Decision = "D-DECISION", "design, Conflicts; proto", "a decision about a deferred conflict is carried out for the versions that it names";
+    StaleDecision = "D-DECISION-STALE", "design, Conflicts; proto", "versions that moved on make it a conflict anew, whatever was decided";
+    DeferredSide = "D-DEFERRED", "proto", "what is said of the destination's side of a deferred conflict is what it has";
+    Recovery = "E4", "windows-sync.md E4, 4.9", "a full enumeration brings an out-of-date destination up to date";
+    AbsentGoes = "E4-ABSENT", "windows-sync.md E4, 4.9", "an item that it does not list goes, without a tombstone, when the source knew its version";
+    AbsentStays = "E4-STAYS", "windows-sync.md E4, 4.9", "an item that it does not list stays when the source never saw it";
+    PassesForgotten = "E4-FORGOTTEN", "windows-sync.md E4, 4.7", "the destination's forgotten knowledge grows by the source's";
+    PartialSync = "E4-PARTIAL", "windows-sync.md E4, 2.7", "a partial sync learns of the items that it applied, and of no others";
     FullEnumeration = "R24", "windows-sync.md R24, 4.9", "full enumeration gives every item from the lower bound on, in one ordered group";
 
     [SIMPLE_PROVIDER: "The rules of a SimpleSyncProviderService, in the order of the report."]

@@ -10,7 +10,7 @@ use super::conversation::Applied;
 use super::partner::{Change, Partner, UNORDERED, Written, batch, digest, of_items};
 use super::rule::Rule;
 use super::session::{Ask, Loaded};
-use crate::knowledge::{ItemChange, ItemId, Knowledge, OutcomeKind, Version};
+use crate::knowledge::{GroupKind, ItemChange, ItemId, Knowledge, OutcomeKind, Version};
 use crate::types::{ConflictResolutionPolicy as Policy, ProviderRole};
 
 /// An item as the provider shows it.
@@ -43,12 +43,23 @@ fn whole_version(change: &ItemChange) -> Option<&Version> {
     versions.all(|version| version == first).then_some(first)
 }
 
+/// A group that speaks of these items alone: a single one with change units by its range, so that it says of the units that it
+/// does not list that they did not change.
+fn kind_of(changes: &[Change]) -> GroupKind {
+    match changes {
+        [Change { change, .. }] if !change.change_units.is_empty() => {
+            GroupKind::Ordered { lower_bound: change.item_id.clone(), upper_bound: Some(change.item_id.clone()) }
+        }
+        _ => UNORDERED,
+    }
+}
+
 impl Bench {
-    /// Applies changes in a session of their own, in one unordered group that was made with `made_with`.
+    /// Applies changes in a session of their own, in one group that was made with `made_with`.
     pub(super) async fn bring(&self, policy: Policy, made_with: Knowledge, changes: &[Change]) -> Held<Applied> {
         let session = self.begin(ProviderRole::Destination).await?;
         let known = session.parameters().await?;
-        let batch = batch(&known, made_with, UNORDERED, changes);
+        let batch = batch(&known, made_with, kind_of(changes), changes);
         let applied = session.apply(policy, &known, batch, changes).await?;
         session.end().await?;
         Ok(applied)
@@ -58,7 +69,7 @@ impl Bench {
     pub(super) async fn bring_plain(&self, changes: &[Change]) -> Held<Applied> {
         let session = self.begin(ProviderRole::Destination).await?;
         let known = session.parameters().await?;
-        let batch = batch(&known, known.union(&self.own_versions(changes)?), UNORDERED, changes);
+        let batch = batch(&known, known.union(&self.own_versions(changes)?), kind_of(changes), changes);
         let applied = session.apply(Policy::None, &known, batch, changes).await?;
         session.end().await?;
         self.all_applied(&applied, changes)?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use prost::{Message, Name};
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -74,6 +75,29 @@ impl Fault {
         };
         Stop::Broken { rule, message }
     }
+}
+
+/// The two calls by which a batch is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    Changes,
+    FullEnumeration,
+}
+
+impl Call {
+    pub(super) fn rpc(self) -> &'static str {
+        match self {
+            Self::Changes => "ProcessChangeBatch",
+            Self::FullEnumeration => "ProcessFullEnumerationChangeBatch",
+        }
+    }
+}
+
+/// The frames that come of one of them.
+#[derive(Debug)]
+pub(super) enum Application {
+    Changes(Frames<pb::ProcessChangeBatchResponse>),
+    FullEnumeration(Frames<pb::ProcessFullEnumerationChangeBatchResponse>),
 }
 
 /// The kit's connection to a provider.
@@ -152,15 +176,36 @@ impl Wire {
         self.connection.bounded(rpc, call).await
     }
 
-    /// Begins ProcessChangeBatch. Dropping the sender half-closes the stream.
-    pub(super) async fn process_change_batch(
+    /// Begins an application. Dropping the sender half-closes the stream.
+    pub(super) async fn process(
         &self,
+        call: Call,
         frames: mpsc::Receiver<pb::ProcessChangeBatchRequest>,
-    ) -> Result<Frames<pb::ProcessChangeBatchResponse>, Fault> {
-        let rpc = "ProcessChangeBatch";
-        let mut client = self.client.clone();
-        let call = async move { client.process_change_batch(ReceiverStream::new(frames)).await };
-        Ok(Frames { rpc, stream: self.bounded(rpc, call).await?.into_inner() })
+    ) -> Result<Application, Fault> {
+        let (rpc, mut client, frames) = (call.rpc(), self.client.clone(), ReceiverStream::new(frames));
+        Ok(match call {
+            Call::Changes => {
+                let call = async move { client.process_change_batch(frames).await };
+                Application::Changes(Frames { rpc, stream: self.bounded(rpc, call).await?.into_inner() })
+            }
+            Call::FullEnumeration => {
+                let frames = frames.map(pb::ProcessFullEnumerationChangeBatchRequest::from);
+                let call = async move { client.process_full_enumeration_change_batch(frames).await };
+                Application::FullEnumeration(Frames { rpc, stream: self.bounded(rpc, call).await?.into_inner() })
+            }
+        })
+    }
+
+    /// The next frame of an application; `None` at its end.
+    pub(super) async fn next_of(
+        &self,
+        application: &mut Application,
+        within: Duration,
+    ) -> Result<Option<pb::ProcessChangeBatchResponse>, Fault> {
+        match application {
+            Application::Changes(frames) => self.next(frames, within).await,
+            Application::FullEnumeration(frames) => Ok(self.next(frames, within).await?.map(Into::into)),
+        }
     }
 
     /// Begins LoadChangeData.

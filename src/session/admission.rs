@@ -66,7 +66,7 @@ impl Permit {
     /// since this was given.
     pub fn is_clear(&self) -> bool {
         let state = self.admission.lock();
-        !self.replicas.iter().any(|replica| state.owed.contains_key(replica))
+        !self.replicas.iter().any(|replica| state.is_owed(replica))
     }
 }
 
@@ -196,7 +196,7 @@ impl State {
     fn refusal(&self, seats: &[Seat; 2], contested: impl Fn(&ReplicaId) -> bool) -> Option<&'static str> {
         for seat in seats {
             let source = seat.role == ProviderRole::Source;
-            if self.owed.contains_key(&seat.replica_id) && !mutant::is(Mutant::BeginWhileOwed) {
+            if self.is_owed(&seat.replica_id) {
                 return Some(if source { "SOURCE_OWED_END_SESSION" } else { "DESTINATION_OWED_END_SESSION" });
             }
             if !self.has_room(seat) || contested(&seat.replica_id) {
@@ -204,6 +204,10 @@ impl State {
             }
         }
         None
+    }
+
+    fn is_owed(&self, replica: &ReplicaId) -> bool {
+        self.owed.contains_key(replica) && !mutant::is(Mutant::BeginWhileOwed)
     }
 
     fn has_room(&self, seat: &Seat) -> bool {

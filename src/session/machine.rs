@@ -9,7 +9,8 @@
 //!                                                              Done ◄── Ending ◄── Concluding
 //! ```
 //!
-//! A provider that is busy in another coordinator's session is waited for between `Admitting` and `Recording` (`admission`).
+//! A provider that is busy in another coordinator's session is waited for between `Admitting` and `Recording` (`admission`), and
+//! one to which another session's EndSession became owed during `Recording` between that and `Beginning`.
 //!
 //! An external session has the same begin and end; from `Beginning` it goes to `External`, and stays there until its caller ends
 //! it. An end that is not dialled is never called and owes nothing.
@@ -66,6 +67,8 @@ enum Step {
     /// Not in the queue: a provider is in another coordinator's session.
     BusyElsewhere,
     Recording,
+    /// The rows are durable: is either owed another session's EndSession by now?
+    Recorded,
     Beginning,
     Filtering,
     Asking,
@@ -199,10 +202,11 @@ impl Machine {
             }
             Event::Waiting(reason) => self.waiting(reason, &mut effects),
             Event::Admitted(standing) => {
+                let is_kept = standing.is_none();
                 if let Some(standing) = standing {
                     self.standing = *standing;
                 }
-                self.admitted(now, &mut effects);
+                self.admitted(is_kept, now, &mut effects);
             }
             Event::Committed(commit) => self.committed(commit, now, &mut effects),
             Event::NotCommitted(commit, message) => self.not_committed(commit, message, now, &mut effects),
@@ -282,14 +286,7 @@ impl Machine {
 
     fn committed(&mut self, commit: Commit, now: Now, effects: &mut Vec<Effect>) {
         match (commit, self.step) {
-            (Commit::Begin, Step::Recording) => {
-                self.step = Step::Beginning;
-                for role in ProviderRole::BOTH.into_iter().filter(|role| self.record.is_dialled(*role)) {
-                    self.ends.sent(role);
-                    effects.push(Effect::Begin(role));
-                }
-                self.enlisted(now, effects);
-            }
+            (Commit::Begin, Step::Recording) => self.recorded(effects),
             (Commit::Outcome, Step::Concluding) => self.send_ends(now, effects),
             (Commit::Final, Step::Finishing) => {
                 self.step = Step::Done;
@@ -304,7 +301,6 @@ impl Machine {
     fn not_committed(&mut self, commit: Commit, message: String, now: Now, effects: &mut Vec<Effect>) {
         match (commit, self.step) {
             (Commit::Begin, Step::Recording) => {
-                self.ends.nothing_sent();
                 self.conclude(Failure::coordinator(message), now, effects);
             }
             // The notice is not durable, but the duty is (the row of `Recording`): say it all the same.

@@ -7,9 +7,27 @@ use crate::check::book::Held;
 use crate::check::divided::name;
 use crate::check::rule::Rule;
 use crate::check::session::is_known;
+use crate::check::wire::Call;
 use crate::knowledge::{ChangeOutcome, Knowledge, OutcomeKind, Selection};
+use crate::types::FullEnumerationAction;
 
 impl Conversation<'_> {
+    /// What the batch teaches: the last of a full enumeration all that the source knows, and one that is applied although the
+    /// destination is out of date (`partial`) nothing but the items that were applied.
+    fn taught(&self, partial: bool) -> Knowledge {
+        let learned = self.batch.learned_knowledge();
+        if partial {
+            let is_applied = |outcome: &&ChangeOutcome| outcome.kind == OutcomeKind::Applied;
+            return learned
+                .project_onto_items(self.outcomes.values().filter(is_applied).map(|outcome| &outcome.item_id));
+        }
+        if self.call == Call::FullEnumeration && self.batch.is_last_batch {
+            let made_with = self.batch.groups.iter().map(|group| Knowledge::clone(&group.made_with_knowledge));
+            return Knowledge::union_all(learned.item_format(), made_with.chain([learned.clone()]));
+        }
+        learned
+    }
+
     /// K' = KD ∪ ProjectOntoKnowledgeWithPrerequisite(L, P, KD) less what failed or was deferred; own ticks may grow.
     pub(super) fn judge_learned(&self, known: &Knowledge, after: &Knowledge) -> Held {
         let bench = self.bench;
@@ -53,14 +71,17 @@ impl Conversation<'_> {
             sum.set_local_tick(&own, u64::MAX);
             sum
         };
-        let taught = self.batch.learned_knowledge();
+        let partial = self.start.full_enumeration_action == FullEnumerationAction::PartialSync
+            && known.is_out_of_date(&self.batch);
+        let taught = self.taught(partial);
+        let as_taught = if partial { Rule::PartialSync } else { Rule::Learned };
         let expected = with(taught.project_with_prerequisite(&self.batch.prerequisite_knowledge, known));
         let mut after = after.clone();
         after.set_local_tick(&own, u64::MAX);
         let more = expected.lowest_uncontained(&after);
         // What the batch would have taught a destination that has its prerequisite.
-        let rule = if with(taught).contains(&after) { Rule::NeedsPrerequisite } else { Rule::Learned };
-        bench.require(if more.is_some() { rule } else { Rule::Learned }, more.is_none(), || {
+        let rule = if with(taught).contains(&after) { Rule::NeedsPrerequisite } else { as_taught };
+        bench.require(if more.is_some() { rule } else { as_taught }, more.is_none(), || {
             let bound = more.clone().unwrap_or_else(|| "".into());
             format!("from item bound '{bound}' on more is learned than was taught and applied")
         })?;
@@ -75,7 +96,7 @@ impl Conversation<'_> {
             }
         }
         let less = after.lowest_uncontained(&expected);
-        bench.require(Rule::Learned, less.is_none() || self.canceled, || {
+        bench.require(as_taught, less.is_none() || self.canceled, || {
             let bound = less.clone().unwrap_or_else(|| "".into());
             format!("from item bound '{bound}' on less is learned than was taught and applied")
         })

@@ -78,11 +78,13 @@ impl Machine {
         }
     }
 
-    /// A replica is taken, by a session of this coordinator.
+    /// A replica is taken, by a session of this coordinator, or owed an EndSession.
     pub(super) fn waiting(&mut self, reason: String, effects: &mut Vec<Effect>) {
-        if self.step != Step::Admitting {
+        if !matches!(self.step, Step::Admitting | Step::Recorded) {
             return;
         }
+        self.step = Step::Admitting;
+        self.record.phase = "WAITING".to_owned();
         self.waited = true;
         self.wait_because(reason, effects);
     }
@@ -94,10 +96,13 @@ impl Machine {
         }
     }
 
-    /// Both replicas are held here.
-    pub(super) fn admitted(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        if self.step != Step::Admitting {
-            return;
+    /// Both replicas are held here; `is_kept`: they were all along.
+    pub(super) fn admitted(&mut self, is_kept: bool, now: Now, effects: &mut Vec<Effect>) {
+        match self.step {
+            Step::Recorded if is_kept => return self.begin(now, effects),
+            Step::Recorded => self.waited = true,
+            Step::Admitting => {}
+            _ => return,
         }
         if self.waited || self.busy_elsewhere().is_some() {
             let unanswered = ProviderRole::BOTH.map(|role| self.record.is_dialled(role));
@@ -209,6 +214,26 @@ impl Machine {
             owed.clear();
         }
         effects.push(Effect::Commit(Commit::Begin, owed));
+    }
+
+    /// The rows are durable. That took its time: it is looked at once more whether either is owed an EndSession, so that nothing
+    /// is waited for between that look and BeginSession. Where one is, the session waits like any other, and begins anew from
+    /// its rows on: they are written once more, perhaps for another process.
+    pub(super) fn recorded(&mut self, effects: &mut Vec<Effect>) {
+        for role in ProviderRole::BOTH.into_iter().filter(|role| self.record.is_dialled(*role)) {
+            self.ends.had_no_effect(role);
+        }
+        self.step = Step::Recorded;
+        effects.push(Effect::Admit);
+    }
+
+    fn begin(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        self.step = Step::Beginning;
+        for role in ProviderRole::BOTH.into_iter().filter(|role| self.record.is_dialled(*role)) {
+            self.ends.sent(role);
+            effects.push(Effect::Begin(role));
+        }
+        self.enlisted(now, effects);
     }
 }
 

@@ -31,7 +31,7 @@ enum Begin {
     Sent,
     /// Answered OK.
     Answered,
-    /// Refused, or never left: nothing is owed.
+    /// Refused, or has not left: nothing is owed, and its row is to go.
     NoEffect,
     /// Not dialled: nothing is ever sent, and nothing is owed.
     NotDialled,
@@ -58,12 +58,6 @@ impl Ends {
 
     pub(super) fn had_no_effect(&mut self, role: ProviderRole) {
         self.0[role as usize].begin = Begin::NoEffect;
-    }
-
-    pub(super) fn nothing_sent(&mut self) {
-        for end in self.0.iter_mut().filter(|end| end.begin != Begin::NotDialled) {
-            *end = End::default();
-        }
     }
 
     pub(super) fn has_begun(&self, role: ProviderRole) -> bool {

@@ -497,6 +497,28 @@ fn a_session_that_waits_for_a_busy_provider_can_be_cancelled() {
     assert_eq!((world.machine.record().state, world.begins), (SyncState::Interrupted, [0, 0]));
 }
 
+/// A provider that takes several sessions: another one's end becomes owed to it while this one's begin is on its way to the disk.
+#[test]
+fn an_end_that_becomes_owed_while_the_begin_is_recorded_is_waited_for() {
+    const OWED: u8 = 9;
+    for is_canceled in [false, true] {
+        let mut world = World::new(Shape::Coordinated);
+        while world.machine.step != Step::Recording {
+            world.step(0);
+        }
+        world.answer_first(|effect| matches!(effect, Effect::Commit(Commit::Begin, _)), 0);
+        world.answer_first(|effect| matches!(effect, Effect::Admit), OWED);
+        assert!(world.begins == [0, 0] && !world.held);
+        if is_canceled {
+            world.feed(Event::Cancel { cause: "CANCELED".to_owned(), reason: "a test".to_owned() });
+        }
+        world.calm_down();
+        let state = if is_canceled { SyncState::Interrupted } else { SyncState::InSync };
+        assert_eq!((world.machine.record().state, world.begins), (state, [u32::from(!is_canceled); 2]));
+        assert_eq!(world.cleared, [true; 2], "no row stays");
+    }
+}
+
 #[test]
 fn a_provider_that_another_coordinator_was_quicker_with_is_not_blamed() {
     let mut world = World::new(Shape::Coordinated);

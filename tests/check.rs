@@ -174,6 +174,19 @@ const MUTANTS: &[(M, Rule)] = &[
     (M::DefersUnitsOfDeletions, Rule::UpdateDelete),
     (M::LearnsDeferredUnits, Rule::UnitNotLearned),
     (M::FailsCreationsInPart, Rule::UnitCreation),
+    (M::IgnoresDecisions, Rule::Decision),
+    (M::DecidesOnlyAboutItems, Rule::Decision),
+    (M::CarriesOutOldDecisions, Rule::StaleDecision),
+    (M::TellsAnotherVersion, Rule::DeferredSide),
+    (M::OverlooksExceptions, Rule::ExceptionOutOfDate),
+    (M::RefusesFullEnumerations, Rule::Recovery),
+    (M::TakesManyGroups, Rule::OneGroup),
+    (M::KeepsWhatIsAbsent, Rule::AbsentGoes),
+    (M::KeepsTombstonesOfTheAbsent, Rule::AbsentGoes),
+    (M::RemovesWhatIsUnknown, Rule::AbsentStays),
+    (M::RemovesBeyondTheRange, Rule::AbsentStays),
+    (M::HidesForgottenKnowledge, Rule::PassesForgotten),
+    (M::LearnsInPartialSyncs, Rule::PartialSync),
 ];
 
 /// Those of them that every `cargo test` runs: one of each subject.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use support::scripted::{Call, FORMAT, Fault, Scripted, Twist, refusal};
 use support::{Bench, timing};
 use synclave::knowledge::{IdFormat, IdParameters};
+use synclave::session::Timing;
 use synclave::types::{Hresult, ProviderWithError, SyncState};
 
 /// What is expected of one case.
@@ -277,4 +278,21 @@ async fn a_source_that_never_ends_is_stopped() {
     let destination = Scripted::new(2, Twist::Honest);
     source.write("a", b"one");
     check_pair("never last", source, destination, in_error(SOURCE, Hresult::SYNC_E_INTERNAL_ERROR, 1, 1)).await;
+}
+
+/// A batch that is cut, because its destination does not come back when it is told to, was applied as far as it said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_applied_before_a_batch_was_cut_is_counted() {
+    let (source, destination) = (Scripted::new(1, Twist::Honest), Scripted::new(2, Twist::StopsHalfway));
+    source.write("a", b"one");
+    source.write("b", b"two");
+    // Nothing is counted on the way.
+    let timing = Timing { progress_interval: Duration::from_secs(600), ..timing() };
+    let bench = Bench::start(timing, &source, &destination).await;
+    let operation = bench.begin().await;
+    source.wait_for_count(Call::Load, 2).await;
+    assert!(bench.coordinator.operations.cancel(operation).await.is_some());
+    let record = bench.finished(operation).await;
+    assert_eq!((record.state, record.counters.updates_transferred), (SyncState::Interrupted, 1), "{record:?}");
+    bench.stop().await;
 }

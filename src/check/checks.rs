@@ -50,6 +50,7 @@ checks! {
     application::skipped [Skipped];
     application::prerequisite [NeedsPrerequisite];
     application::out_of_date [OutOfDate];
+    recovery::exception [ExceptionOutOfDate];
     application::lost_item [MustExist];
     tombstones::stored [TombstoneStored];
     tombstones::of_an_unknown_item [TombstoneStored];
@@ -78,6 +79,7 @@ checks! {
     units::conflict [UnitConflict, UnitNotLearned];
     units::update_and_deletion [UpdateDelete];
     units::failed_creation [UnitCreation];
+    decisions::of_a_unit [Decision];
     stopping::cancel [Canceled, WorkAfterCancel];
     stopping::cancel_by_renewal [CanceledByRenewal];
     stopping::end_while_working [EndWaits];
@@ -87,6 +89,7 @@ checks! {
     malformed::knowledge [Malformed];
     malformed::batches [Malformed, ChangeFlags, Alive];
     optional::full_enumeration [FullEnumeration];
+    recovery::one_group [OneGroup];
     recovery::full_enumeration [Recovery, AbsentGoes, AbsentStays, PassesForgotten];
     recovery::partial_sync [PartialSync];
     life_cycle::identity [Instance];

@@ -144,14 +144,23 @@ impl Session<'_> {
         &self,
         frames: impl IntoIterator<Item = pb::ProcessChangeBatchRequest>,
     ) -> Result<Option<pb::ProcessChangeBatchResponse>, Fault> {
+        self.try_process_by(Call::Changes, frames).await
+    }
+
+    /// The same, by either call.
+    pub(super) async fn try_process_by(
+        &self,
+        call: Call,
+        frames: impl IntoIterator<Item = pb::ProcessChangeBatchRequest>,
+    ) -> Result<Option<pb::ProcessChangeBatchResponse>, Fault> {
         let (sender, receiver) = mpsc::channel(FRAMES);
         for frame in frames {
-            self.bench.wire.transcript().sent(Call::Changes.rpc(), &frame);
+            self.bench.wire.transcript().sent(call.rpc(), &frame);
             // The receiver is in hand.
             drop(sender.try_send(frame));
         }
         let wire = &self.bench.wire;
-        let mut stream = wire.process(Call::Changes, receiver).await?;
+        let mut stream = wire.process(call, receiver).await?;
         let first = wire.next_of(&mut stream, wire.patience()).await;
         drop(sender);
         first

@@ -132,6 +132,7 @@ rules! {
     Skipped = "D-SKIPPED", "design 5, Skipped", "what was skipped in a session is not learned by its later batches";
     NeedsPrerequisite = "R19", "windows-sync.md R19, TV-18", "where the prerequisite is not known nothing is learned";
     OutOfDate = "R18", "windows-sync.md R18, 2.7", "an out-of-date destination aborts before it applies anything";
+    ExceptionOutOfDate = "TV-20", "windows-sync.md TV-20, 4.9", "an exception that knows less is enough to be out of date";
     DigestChecked = "D-DIGEST", "design 5; proto", "content whose digest is not the announced one is not applied";
     SizeChecked = "D-SIZE", "design 5; proto", "content that ends early is not applied";
     LargeItems = "D-LARGE", "design 5", "8 MiB in chunks are applied, and given back, whole";
@@ -164,16 +165,19 @@ rules! {
     UnitNotLearned = "R21-UNIT", "windows-sync.md R21, 6.5", "what is left out of one change unit is not learned of it, and is of the others";
     UnitCreation = "R22", "windows-sync.md R22", "the creation of an item fails as a whole, never in some of its change units";
 
-    // Optional features.
+    // Decisions about conflicts.
     Decision = "D-DECISION", "design, Conflicts; proto", "a decision about a deferred conflict is carried out for the versions that it names";
     StaleDecision = "D-DECISION-STALE", "design, Conflicts; proto", "versions that moved on make it a conflict anew, whatever was decided";
     DeferredSide = "D-DEFERRED", "proto", "what is said of the destination's side of a deferred conflict is what it has";
+
+    // Optional features.
     Recovery = "E4", "windows-sync.md E4, 4.9", "a full enumeration brings an out-of-date destination up to date";
     AbsentGoes = "E4-ABSENT", "windows-sync.md E4, 4.9", "an item that it does not list goes, without a tombstone, when the source knew its version";
     AbsentStays = "E4-STAYS", "windows-sync.md E4, 4.9", "an item that it does not list stays when the source never saw it";
     PassesForgotten = "E4-FORGOTTEN", "windows-sync.md E4, 4.7", "the destination's forgotten knowledge grows by the source's";
     PartialSync = "E4-PARTIAL", "windows-sync.md E4, 2.7", "a partial sync learns of the items that it applied, and of no others";
     FullEnumeration = "R24", "windows-sync.md R24, 4.9", "full enumeration gives every item from the lower bound on, in one ordered group";
+    OneGroup = "R24-GROUP", "windows-sync.md R24, 5.4", "a full enumeration that is not one ordered group is refused";
 
     [SIMPLE_PROVIDER: "The rules of a SimpleSyncProviderService, in the order of the report."]
 

@@ -262,11 +262,6 @@ impl SessionTask {
                 if let Event::Answered { role, sent, .. } = &event {
                     self.heard[*role as usize] = Instant::from_std(*sent).max(self.heard[*role as usize]);
                 }
-                if let Event::Processed { result: Err(_), .. } = &event {
-                    // What was applied before the batch broke was applied all the same.
-                    let relayed = *self.relayed.borrow();
-                    self.handle(Event::Relayed(relayed)).await;
-                }
                 self.handle(event).await;
             }
             Ok(Returned::Admitted(permit, standing)) => {
@@ -285,6 +280,7 @@ impl SessionTask {
 
     async fn handle(&mut self, event: Event) {
         let mut events = vec![event];
+        events.extend(self.uncounted(&events[0]));
         while let Some(event) = events.pop() {
             let effects = self.machine.handle(event, now());
             for effect in effects {
@@ -293,6 +289,18 @@ impl SessionTask {
                 }
             }
         }
+    }
+
+    /// What the batch in hand has come to and was not counted yet: whatever cuts the batch, what was applied was applied. A batch
+    /// that comes to its end brings its own totals.
+    fn uncounted(&mut self, event: &Event) -> Option<Event> {
+        let has_changed = match event {
+            Event::Relayed(_) | Event::Processed { result: Ok(_), .. } => false,
+            // The sender has gone with the batch.
+            Event::Processed { result: Err(_), .. } => true,
+            _ => self.relayed.has_changed().unwrap_or(false),
+        };
+        has_changed.then(|| Event::Relayed(*self.relayed.borrow_and_update()))
     }
 
     /// Carries out one effect; a commit's answer is the next event.

@@ -20,6 +20,8 @@ use synclave::types::SyncGuid;
 use tokio::sync::mpsc;
 
 mod batch;
+mod decisions;
+mod recovery;
 mod tap;
 mod units;
 
@@ -110,6 +112,19 @@ pub enum Mutant {
     DefersUnitsOfDeletions,
     LearnsDeferredUnits,
     FailsCreationsInPart,
+    IgnoresDecisions,
+    DecidesOnlyAboutItems,
+    CarriesOutOldDecisions,
+    TellsAnotherVersion,
+    OverlooksExceptions,
+    RefusesFullEnumerations,
+    TakesManyGroups,
+    KeepsWhatIsAbsent,
+    KeepsTombstonesOfTheAbsent,
+    RemovesWhatIsUnknown,
+    RemovesBeyondTheRange,
+    HidesForgottenKnowledge,
+    LearnsInPartialSyncs,
 }
 
 use Mutant as M;
@@ -134,6 +149,13 @@ struct Memory {
     applied: HashSet<ItemId>,
     units: HashMap<ItemId, units::Units>,
     working: bool,
+}
+
+/// The calls by which a batch is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Changes,
+    FullEnumeration,
 }
 
 #[derive(Debug)]
@@ -309,7 +331,17 @@ impl Provider for Mutated {
         batch: ChangeBatch,
         inputs: ProcessInputs,
     ) -> Result<ProcessOutputs, CallError> {
-        self.apply(key, start, batch, inputs).await
+        self.apply(Call::Changes, key, start, batch, inputs).await
+    }
+
+    async fn process_full_enumeration_change_batch(
+        &self,
+        key: SessionKey,
+        start: ProcessStart,
+        batch: ChangeBatch,
+        inputs: ProcessInputs,
+    ) -> Result<ProcessOutputs, CallError> {
+        self.apply(Call::FullEnumeration, key, start, batch, inputs).await
     }
 
     async fn load_change_data(&self, key: SessionKey, mut load: Load) -> Result<DataParts, CallError> {

@@ -93,6 +93,8 @@ pub enum Twist {
     Resolves,
     /// Never says that a batch is the last one.
     NeverLast,
+    /// Destination: asks for its second item, and then does nothing any more, whatever it is told.
+    StopsHalfway,
 }
 
 #[derive(Debug)]
@@ -351,6 +353,9 @@ impl Scripted {
             offset: 0,
         };
         outputs.send(Ok(ProcessOutput::Load(load))).await?;
+        if self.twist == Twist::StopsHalfway && load_id == 1 {
+            std::future::pending::<()>().await;
+        }
         let mut content = Vec::new();
         loop {
             match inputs.recv().await {

@@ -1,8 +1,10 @@
 //! Decisions about conflicts that were deferred (`windows-sync.md` 6.2; design, "Conflicts that people decide").
 
+use super::units::{bring_units, changed_here};
 use crate::check::bench::Bench;
 use crate::check::book::{Held, Stop};
 use crate::check::conversation::{Applied, start};
+use crate::check::divided::{object_of, unit};
 use crate::check::partner::{UNORDERED, Written, batch, of_items};
 use crate::check::rule::Rule;
 use crate::check::wire::Call;
@@ -121,9 +123,63 @@ pub(super) async fn moved_on(bench: &Bench) -> Held {
             format!("item {item} has moved on since it was decided about, and with {policy:?} it came to {kind:?}")
         })?;
         let seen = bench.look_at(item).await?;
+        // With the policy NONE it would have shown that the decision was carried out.
+        let rule = if policy == Policy::None { rule } else { Rule::DestinationWins };
         bench.require(rule, seen.content.as_ref() == Some(&newer.content), || {
             format!("item {item} has moved on since it was decided about, and was replaced all the same")
         })?;
     }
     Ok(())
+}
+
+/// A unit in conflict, decided about by itself.
+pub(super) async fn of_a_unit(bench: &Bench) -> Held {
+    let rule = Rule::Decision;
+    if bench.book.is_broken(Rule::UnitConflict) {
+        return Err(Stop::Blocked);
+    }
+    let theirs = bench.partner(1)?;
+    let (here, [_, two]) = changed_here(bench, "a unit to be decided about").await?;
+    let item = &here.item;
+    let version = theirs.next();
+    let there = here.with(&two, "decided there", &version);
+    let heard = [&here.creation, &version];
+    let applied = bring_units(bench, Policy::None, &heard, &there, &[&two]).await?;
+    let outcome = applied.outcome(item)?;
+    bench.require(Rule::Deferred, outcome.kind == OutcomeKind::Deferred, || {
+        format!("a conflict with policy NONE came to {:?}", outcome.kind)
+    })?;
+    let Some(side) = &outcome.destination else {
+        let message = "a deferred conflict of a unit is not said what the destination has";
+        return Err(Stop::NotOffered(message.to_owned()));
+    };
+    let said: Vec<_> = versions(side).collect();
+    let id = unit(&two);
+    bench.require(Rule::DeferredSide, said == [(Some(&id), &here.versions[&two])], || {
+        format!("unit {two} of item {item} is in conflict at {:?}, and what is said is {said:?}", here.versions[&two])
+    })?;
+    let change = bench.change_of_units(&there, [&two])?;
+    let changes = [change];
+    let session = bench.begin(ProviderRole::Destination).await?;
+    let known = session.parameters().await?;
+    let batch = batch(&known, there.known_up_to(bench, heard)?, UNORDERED, &changes);
+    let decision = Resolution {
+        item_id: item.clone(),
+        change_unit_id: Some(id),
+        source_version: version.clone(),
+        destination_version: here.versions[&two].clone(),
+        action: ResolutionAction::Concurrency(ResolveAction::AcceptSourceProvider),
+    };
+    let start = ProcessStart { resolutions: vec![decision], ..start(Policy::None) };
+    let applied = session.apply_by(Call::Changes, rule, start, &known, batch, &changes).await?;
+    session.end().await?;
+    let outcome = applied.outcome(item)?;
+    bench.require(rule, outcome.kind == OutcomeKind::Applied, || {
+        format!("unit {two} of item {item} is decided about for the source, and came to {:?}", outcome.kind)
+    })?;
+    let seen = bench.look_at(item).await?;
+    let object = seen.content.as_ref().and_then(object_of).unwrap_or_default();
+    bench.require(rule, object == there.object, || {
+        format!("item {item} is to have the members of {:?} by the decision, and has {object:?}", there.object)
+    })
 }

@@ -2,14 +2,15 @@
 
 use crate::check::bench::Bench;
 use crate::check::book::{Held, Stop};
-use crate::check::conversation::{Applied, start};
-use crate::check::partner::{Change, Partner, Written, batch};
+use crate::check::conversation::{Answer, Applied, start};
+use crate::check::partner::{Change, Partner, UNORDERED, Written, batch};
 use crate::check::rule::Rule;
 use crate::check::session::{Ask, Session};
-use crate::check::wire::Call;
-use crate::knowledge::{ChangeBatch, GroupKind, ItemId, Knowledge, OutcomeKind};
-use crate::provider::{FULL_ENUMERATION, ProcessStart};
-use crate::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction as Action, ProviderRole};
+use crate::check::wire::{Call, Fault};
+use crate::grpc::convert::batch as batch_codec;
+use crate::knowledge::{ChangeBatch, ChangeGroup, GroupKind, ItemId, Knowledge, OutcomeKind};
+use crate::provider::{FULL_ENUMERATION, ProcessStart, RefusalCode};
+use crate::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction as Action, Hresult, ProviderRole};
 
 /// The example of the reference: a source that has deleted one item and forgotten that, changed another and made a third, and a
 /// destination that has not heard of it, and has an item that the source never saw.
@@ -73,11 +74,16 @@ async fn recover(session: &Session<'_>, known: &Knowledge, batch: ChangeBatch, c
         .await
 }
 
-/// Two batches of a full enumeration; the item that is gone is in the range of the second.
-pub(super) async fn full_enumeration(bench: &Bench) -> Held {
-    if !bench.info()?.offers(FULL_ENUMERATION) {
-        return Err(Stop::NotOffered("FULL_ENUMERATION is not among its capabilities".to_owned()));
+fn require_offered(bench: &Bench) -> Held {
+    if bench.info()?.offers(FULL_ENUMERATION) {
+        return Ok(());
     }
+    Err(Stop::NotOffered("FULL_ENUMERATION is not among its capabilities".to_owned()))
+}
+
+/// Two batches of a full enumeration, in a session each; the item that is gone is in the range of the second.
+pub(super) async fn full_enumeration(bench: &Bench) -> Held {
+    require_offered(bench)?;
     let rule = Rule::Recovery;
     let e4 = E4::new(bench).await?;
     let bottom = ItemId::from("");
@@ -92,13 +98,20 @@ pub(super) async fn full_enumeration(bench: &Bench) -> Held {
     bench.require(rule, kinds == [Ok(OutcomeKind::Obsolete), Ok(OutcomeKind::Applied)], || {
         format!("an item that is known and one that was updated came to {kinds:?} in a full enumeration")
     })?;
-    let known = applied.knowledge;
+    session.end().await?;
+    let (gone, foreign) = (&e4.gone.item, &e4.foreign.item);
+    let seen = bench.look(&[gone, foreign]).await?;
+    let beyond = [gone, foreign].into_iter().find(|item| seen.get(*item).is_none_or(|seen| seen.is_deleted()));
+    bench.require(Rule::AbsentStays, beyond.is_none(), || {
+        format!("item {beyond:?} is gone; the batch ends with item {}, and says nothing of it", e4.updated.item)
+    })?;
+    let session = bench.begin(ProviderRole::Destination).await?;
+    let known = session.parameters().await?;
     let second = e4.changes(bench, &[&e4.created])?;
     let applied = recover(&session, &known, e4.batch(bench, &known, (&next, None), &second)?, &second).await?;
     bench.all_applied(&applied, &second)?;
     session.end().await?;
 
-    let (gone, foreign) = (&e4.gone.item, &e4.foreign.item);
     let seen = bench.look(&[gone, foreign, &e4.updated.item, &e4.created.item]).await?;
     bench.require(Rule::AbsentGoes, seen.get(gone).is_none_or(|seen| seen.is_deleted()), || {
         format!("item {gone} is there still; the source knows its version and does not list it")
@@ -157,4 +170,85 @@ pub(super) async fn partial_sync(bench: &Bench) -> Held {
     let leftover =
         [&e4.same, &e4.gone].map(|written| bench.deletion(&written.item, &written.creation, &e4.source.next()));
     bench.bring_plain(&leftover).await.map(drop)
+}
+
+/// A full enumeration that is not one ordered group.
+pub(super) async fn one_group(bench: &Bench) -> Held {
+    require_offered(bench)?;
+    let rule = Rule::OneGroup;
+    let partner = bench.partner(0)?;
+    let item = bench.create_one(&partner, "in the range of two groups").await?.item;
+    let format = bench.schema()?.item_id;
+    let next = format.after(&item).ok_or(Stop::Blocked)?;
+    let made_with = partner.own_knowledge(format);
+    let kind = |lower: &ItemId, upper: Option<&ItemId>| GroupKind::Ordered {
+        lower_bound: lower.clone(),
+        upper_bound: upper.cloned(),
+    };
+    for (what, kinds) in [
+        ("an unordered group", vec![UNORDERED]),
+        ("two groups", vec![kind(&item, Some(&item)), kind(&next, None)]),
+        ("no group", Vec::new()),
+    ] {
+        let session = bench.begin(ProviderRole::Destination).await?;
+        let known = session.parameters().await?;
+        let mut spoilt = batch(&known, made_with.clone(), UNORDERED, &[]);
+        spoilt.is_last_batch = false;
+        let made_with_knowledge = made_with.clone().into();
+        let group = ChangeGroup { kind: UNORDERED, made_with_knowledge, changes: Vec::new() };
+        spoilt.groups = kinds.into_iter().map(|kind| ChangeGroup { kind, ..group.clone() }).collect();
+        let (encoded, _) = batch_codec::encode_batch(&spoilt, None, None).map_err(|_| Stop::Blocked)?;
+        let head = session.head(&started(Action::FullEnumeration), encoded);
+        let result = session.try_process_by(Call::FullEnumeration, head).await;
+        if let Err(Fault::Refused(refusal)) = &result
+            && refusal.code == RefusalCode::Unimplemented
+        {
+            return Err(Stop::NotOffered(refusal.message.clone()));
+        }
+        bench.refused(rule, &format!("ProcessFullEnumerationChangeBatch with {what}"), result)?;
+        bench.close_all().await;
+    }
+    Ok(())
+}
+
+/// TV-20: the destination knows everything but one item as the source has forgotten it.
+pub(super) async fn exception(bench: &Bench) -> Held {
+    let rule = Rule::ExceptionOutOfDate;
+    if bench.book.is_broken(Rule::OutOfDate) {
+        return Err(Stop::Blocked);
+    }
+    let partner = bench.new_partner()?;
+    let old = bench.create_one(&partner, "known as it was").await?;
+    partner.next();
+    let forgotten = partner.own_knowledge(bench.schema()?.item_id);
+    let newer = bench.next_state(&old, &partner, "known as it was, changed since")?;
+    let made_with = partner.own_knowledge(bench.schema()?.item_id);
+    let change = bench.as_change(&newer)?;
+    let fails = [change.clone().answered_by(Answer::Error)];
+    let whole = GroupKind::Ordered { lower_bound: ItemId::from(""), upper_bound: None };
+    let session = bench.begin(ProviderRole::Destination).await?;
+    let known = session.parameters().await?;
+    let applied = session.apply(Policy::None, &known, batch(&known, made_with.clone(), whole, &fails), &fails).await?;
+    session.end().await?;
+    let known = applied.knowledge;
+    let outcome = applied.outcomes.get(&old.item).ok_or(Stop::Blocked)?;
+    bench.require(Rule::FailedNotLearned, outcome.kind == OutcomeKind::RecoverableError, || {
+        format!("an item that cannot be loaded came to {:?}", outcome.kind)
+    })?;
+    let session = bench.begin(ProviderRole::Destination).await?;
+    let forgetful = ChangeBatch {
+        forgotten_knowledge: forgotten.into(),
+        ..batch(&known, made_with, UNORDERED, std::slice::from_ref(&change))
+    };
+    let (encoded, _) = batch_codec::encode_batch(&forgetful, None, None).map_err(|_| Stop::Blocked)?;
+    let result = session.try_process(session.head(&start(Policy::SourceProviderWins), encoded)).await;
+    let what = "ProcessChangeBatch where all but one item contains what the source has forgotten, with ABORT,";
+    let refusal = bench.refused(rule, what, result)?;
+    let named = [Hresult::SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED, Hresult::E_ABORT].contains(&refusal.hresult);
+    bench.require(rule, named, || {
+        format!("the refusal is {}, and is to be SYNC_E_FORGOTTEN_KNOWLEDGE_NOT_CONTAINED", refusal.reason)
+    })?;
+    bench.close_all().await;
+    // The exception has served.
+    bench.bring_plain(&[change]).await.map(drop)
 }

@@ -100,7 +100,7 @@ pub(super) async fn loads(bench: &Bench) -> Held {
 }
 
 /// A change of some units by a replica that has heard of these versions of the item, and of nothing else.
-async fn bring_units(
+pub(super) async fn bring_units(
     bench: &Bench,
     policy: Policy,
     heard: &[&Version],
@@ -136,7 +136,7 @@ pub(super) async fn later_unit(bench: &Bench) -> Held {
 }
 
 /// An item of which the destination has got a change of the second unit, of which the other partner has not heard.
-async fn changed_here(bench: &Bench, text: &str) -> Held<(Divided, [String; 2])> {
+pub(super) async fn changed_here(bench: &Bench, text: &str) -> Held<(Divided, [String; 2])> {
     let ours = bench.partner(0)?;
     let (first, [one, two]) = bench.create_divided(&ours, text).await?;
     let here = first.with(&two, "changed here", &ours.next());

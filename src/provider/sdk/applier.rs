@@ -116,9 +116,8 @@ pub(super) fn process(
         session.renew_lease();
         drop(turn);
         tokio::select! {
-            // The receiver may be full and forgotten; the end of a session does not wait for it.
-            () = session.cancel.cancelled() => drop(outputs.try_send(result.map(ProcessOutput::Result))),
-            _ = outputs.send(result.as_ref().map(|result| ProcessOutput::Result(result.clone())).map_err(Clone::clone)) => {}
+            () = wire::given_up(&session) => {}
+            _ = outputs.send(result.map(ProcessOutput::Result)) => {}
         }
         drop(work);
     });
@@ -272,13 +271,18 @@ impl<'a> Applier<'a> {
             let mut begin = 0;
             loop {
                 let section = Section::of(group, begin, &*self.shared.store);
-                let obtained = self.fetch(&section, wire)?;
-                // No load is outstanding now: outcomes can be sent, see `fetch`.
+                let obtained = self.fetch(&section, wire);
+                if obtained.is_err() {
+                    wire.take_no_more();
+                }
+                // No load is outstanding now, or none is answered any more: outcomes can be sent, see `fetch`. Also of a batch that
+                // stops here what is done is told.
                 if let Some((section, carrying)) = before.take() {
                     let outcomes: Vec<_>;
                     (outcomes, left_out) = carrying.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
                     self.report(&section, outcomes, wire, counts)?;
                 }
+                let obtained = obtained?;
                 wire.check()?;
                 begin = section.end;
                 if begin >= group.changes.len() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use synclave::knowledge::{ChangeBatch, ChangeFlags, ItemData, ItemDataHeader, Knowledge};
 use synclave::provider::ProcessStart;
-use synclave::types::ConflictResolutionPolicy as Policy;
+use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction};
 
 use super::{Mutant as M, Mutated, is_later, knows, stranger, units};
 
@@ -19,6 +19,7 @@ impl Mutated {
             M::CallsNoBatchTheLast => batch.is_last_batch = false,
             M::ForgetsPrerequisite => batch.prerequisite_knowledge = Arc::new(Knowledge::new(format)),
             M::SendsEverything => batch.prerequisite_knowledge = Arc::new(asked.clone()),
+            M::HidesForgottenKnowledge => batch.forgotten_knowledge = Arc::new(Knowledge::new(format)),
             M::ClaimsForgottenVersions => {
                 batch.forgotten_knowledge = Arc::new(knows(format, &"x".into(), &stranger(3)));
             }
@@ -90,7 +91,9 @@ impl Mutated {
             (_, policy) => policy,
         };
         match self.mutant {
-            M::IgnoresForgottenKnowledge => batch.forgotten_knowledge = Arc::new(Knowledge::new(format)),
+            M::IgnoresForgottenKnowledge if start.full_enumeration_action == FullEnumerationAction::Abort => {
+                batch.forgotten_knowledge = Arc::new(Knowledge::new(format));
+            }
             M::IgnoresThePrerequisite => batch.prerequisite_knowledge = Arc::new(Knowledge::new(format)),
             _ => {}
         }

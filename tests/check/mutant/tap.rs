@@ -13,10 +13,10 @@ use synclave::provider::{
     CallError, DataPart, Load, MAX_OUTSTANDING_LOADS, ProcessInput, ProcessInputs, ProcessOutput, ProcessOutputs,
     ProcessStart, Provider, SessionKey,
 };
-use synclave::types::{ConflictResolutionPolicy as Policy, Hresult, SyncGuid};
+use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction, Hresult, SyncGuid};
 use tokio::sync::mpsc;
 
-use super::{Memory, Mutant as M, Mutant, Mutated, knows, lock, stranger};
+use super::{Call, Memory, Mutant as M, Mutant, Mutated, decisions, knows, lock, stranger};
 
 /// Ids of loads that the honest provider did not ask for: far above its own.
 const FIRST_AHEAD: u64 = 1_000_000;
@@ -25,6 +25,13 @@ const FIRST_AHEAD: u64 = 1_000_000;
 pub(super) struct Tap {
     pub(super) mutant: Mutant,
     policy: Policy,
+    /// Decisions came with the batch.
+    decided: bool,
+    call: Call,
+    /// It is applied although the destination may be out of date.
+    partial: bool,
+    /// Changes that were applied and are not of the batch.
+    beyond: u32,
     replica: ReplicaId,
     memory: Arc<Mutex<Memory>>,
     known: Knowledge,
@@ -48,6 +55,7 @@ impl Mutated {
     /// The honest provider applies a batch, with the tap in between.
     pub(super) async fn apply(
         &self,
+        call: Call,
         key: SessionKey,
         mut start: ProcessStart,
         mut batch: ChangeBatch,
@@ -56,15 +64,28 @@ impl Mutated {
         let key = self.key(key);
         let original = batch.clone();
         let policy = start.conflict_resolution_policy;
+        let partial = start.full_enumeration_action == FullEnumerationAction::PartialSync;
+        let decided = !start.resolutions.is_empty();
         self.spoil_application(&mut start, &mut batch);
+        decisions::spoil(self.mutant, &mut start);
         let aside = self.set_aside(policy, &mut batch);
         let known = self.inner.get_sync_batch_parameters(key).await?.knowledge;
+        let call = self.spoil_recovery(call, &known, &mut batch)?;
         let (to_honest, from_kit) = mpsc::channel(1_000);
-        let from_honest = self.inner.process_change_batch(key, start, batch, from_kit).await?;
+        let from_honest = match call {
+            Call::Changes => self.inner.process_change_batch(key, start, batch, from_kit).await?,
+            Call::FullEnumeration => {
+                self.inner.process_full_enumeration_change_batch(key, start, batch, from_kit).await?
+            }
+        };
         let (to_kit, outputs) = mpsc::channel(1_000);
         let tap = Tap {
             mutant: self.mutant,
             policy,
+            decided,
+            call,
+            partial,
+            beyond: 0,
             replica: self.replica.clone(),
             memory: self.memory.clone(),
             known,
@@ -197,6 +218,11 @@ impl Tap {
                             .map(|group| group.made_with_knowledge.project_onto_items(failed.clone()));
                         *learned = Knowledge::union_all(format, taught.chain([learned.clone()]));
                     }
+                    // The group may have taught its range, without the change.
+                    M::DefersWholeItems => {
+                        learned.exclude_items(&self.aside);
+                        *learned = learned.union(&known.project_onto_items(&self.aside));
+                    }
                     M::LearnsDeferredUnits => {
                         if let Some(taught) = self.taught_of(&self.left_out) {
                             *learned = learned.union(&taught);
@@ -213,6 +239,13 @@ impl Tap {
                             *learned = others;
                         }
                     }
+                    M::LearnsInPartialSyncs if self.partial => {
+                        *learned = learned.union(&self.batch.learned_knowledge());
+                    }
+                    M::RemovesBeyondTheRange if self.call == Call::FullEnumeration => {
+                        *learned = known.union(&self.batch.learned_knowledge());
+                    }
+                    M::KeepsTombstonesOfTheAbsent => result.changes_applied -= self.beyond,
                     M::MiscountsApplied => result.changes_applied += 1,
                     M::ReappliesKnownChanges => result.changes_applied += self.obsolete,
                     _ => {}
@@ -231,6 +264,11 @@ impl Tap {
     fn outcome(&mut self, mut outcome: ChangeOutcome) -> Vec<ProcessOutput> {
         let item = outcome.item_id.clone();
         let change = self.change(&item);
+        if change.is_none() {
+            self.beyond += u32::from(outcome.kind == OutcomeKind::Applied);
+            return Vec::new();
+        }
+        decisions::spoil_side(self.mutant, &mut outcome);
         self.outcomes += 1;
         if outcome.kind == OutcomeKind::RecoverableError {
             self.failed.insert(item.clone());
@@ -256,7 +294,7 @@ impl Tap {
                 && !memory.digests.contains_key(&item);
             match (self.mutant, &change.change_version) {
                 (M::KeepsTheWinnersVersion, Some(version))
-                    if outcome.conflict && self.policy == Policy::SourceProviderWins =>
+                    if outcome.conflict && !self.decided && self.policy == Policy::SourceProviderWins =>
                 {
                     drop(memory.shown.insert(item.clone(), version.clone()))
                 }

@@ -1,6 +1,7 @@
 //! The two channels of a batch.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -8,6 +9,15 @@ use tokio::sync::mpsc;
 use super::stopped;
 use crate::provider::sdk::session::Session;
 use crate::provider::{CallError, DataPart, ProcessInput, ProcessInputs, ProcessOutput};
+
+/// A cancelled batch waits so long for room for what it has to tell.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A cancelled session waits no longer: the receiver may be full and forgotten, and the end of the session waits for the batch.
+pub(super) async fn given_up(session: &Session) {
+    session.cancel.cancelled().await;
+    tokio::time::sleep(LAST_WORDS).await;
+}
 
 /// The two channels of a batch, used from a blocking thread.
 pub(super) struct Wire {
@@ -36,6 +46,11 @@ impl Wire {
         Ok(())
     }
 
+    /// Nothing is received from here on; whoever waits to send something goes on.
+    pub(super) fn take_no_more(&mut self) {
+        self.inputs.close();
+    }
+
     pub(super) fn send(&self, output: ProcessOutput) -> Result<(), CallError> {
         self.session.renew_lease();
         match self.outputs.try_send(Ok(output)) {
@@ -43,7 +58,7 @@ impl Wire {
             Err(mpsc::error::TrySendError::Closed(_)) => Err(stopped()),
             Err(mpsc::error::TrySendError::Full(output)) => self.runtime.block_on(async {
                 tokio::select! {
-                    () = self.session.cancel.cancelled() => Err(stopped()),
+                    () = given_up(&self.session) => Err(stopped()),
                     sent = self.outputs.send(output) => sent.map_err(|_| stopped()),
                 }
             }),

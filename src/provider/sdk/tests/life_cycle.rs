@@ -1,8 +1,13 @@
 use std::time::Duration;
 
-use super::harness::{LEASE, PLAN, Replica, begin, end, key, request, sync};
+use super::harness::{LEASE, PLAN, Plan, Replica, begin, end, key, request, sync};
+use crate::knowledge::OutcomeKind;
+use crate::provider::sdk::applier::section::CHANGES;
 use crate::provider::sdk::{Options, lock};
-use crate::provider::{BeginSession, CallError, Load, Partner, Provider, RefusalCode, SessionKey};
+use crate::provider::{
+    BeginSession, CallError, FRAMES_IN_FLIGHT, Load, Partner, ProcessInput, ProcessOutput, ProcessStart, Provider,
+    RefusalCode, SessionKey,
+};
 use crate::types::{Hresult, ProviderRole};
 
 #[track_caller]
@@ -117,6 +122,37 @@ async fn the_end_is_answered_when_no_work_runs_any_more() {
     a.provider.end_session(end(session)).await.unwrap();
     while parts.try_recv().is_ok() {}
     assert_eq!(parts.try_recv(), Err(tokio::sync::mpsc::error::TryRecvError::Disconnected));
+}
+
+/// What was carried out while the next section was fetched is told, however full the stream is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_batch_tells_what_it_has_carried_out() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    let last = CHANGES as u32 + 1;
+    (0..last)
+        .for_each(|number| a.store.write(&format!("f{number:05}"), &"x".repeat(number as usize / CHANGES * 100), 1));
+    let session = key();
+    for (replica, role) in [(&a, ProviderRole::Source), (&b, ProviderRole::Destination)] {
+        replica.provider.begin_session(begin(role, session, false)).await.unwrap();
+    }
+    let plan = Plan { batch_size: last, ..PLAN };
+    let batch = a.provider.get_change_batch(session, request(b.knowledge(), plan)).await.unwrap();
+    let (inputs, receiver) = tokio::sync::mpsc::channel(FRAMES_IN_FLIGHT);
+    let start = ProcessStart::new(PLAN.policy);
+    let mut outputs = b.provider.process_change_batch(session, start, batch, receiver).await.unwrap();
+    let mut applied = 0;
+    let ended = loop {
+        match outputs.recv().await.expect("a last word") {
+            // The second section is fetched: the first one is on its way.
+            Ok(ProcessOutput::Load(_)) => inputs.send(ProcessInput::Cancel).await.unwrap(),
+            Ok(ProcessOutput::Outcome(outcome)) => applied += usize::from(outcome.kind == OutcomeKind::Applied),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused::<()>(Err(ended)).1, Hresult::E_ABORT);
+    assert_eq!((applied, b.store.contents().len()), (CHANGES, CHANGES));
+    b.provider.end_session(end(session)).await.unwrap();
 }
 
 /// The caller of BeginSession gives up while the store is searched. The session then is what an answered one would be.

@@ -1,0 +1,36 @@
+//! Decisions about conflicts: what a mutant makes of them.
+
+use synclave::knowledge::{ChangeOutcome, ResolutionAction};
+use synclave::provider::ProcessStart;
+use synclave::types::{ConflictResolutionPolicy as Policy, ResolveAction};
+
+use super::Mutant as M;
+
+/// What is wrong with the decisions that a batch is applied by.
+pub(super) fn spoil(mutant: M, start: &mut ProcessStart) {
+    match mutant {
+        M::IgnoresDecisions => start.resolutions.clear(),
+        M::DecidesOnlyAboutItems => start.resolutions.retain(|decision| decision.change_unit_id.is_none()),
+        M::CarriesOutOldDecisions => {
+            let decided = start.resolutions.drain(..).map(|decision| decision.action).next();
+            match decided {
+                Some(ResolutionAction::Concurrency(ResolveAction::AcceptSourceProvider)) => {
+                    start.conflict_resolution_policy = Policy::SourceProviderWins;
+                }
+                Some(ResolutionAction::Concurrency(ResolveAction::AcceptDestinationProvider)) => {
+                    start.conflict_resolution_policy = Policy::DestinationProviderWins;
+                }
+                _ => {}
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What is wrong with the destination's side of a conflict that was deferred.
+pub(super) fn spoil_side(mutant: M, outcome: &mut ChangeOutcome) {
+    if let Some(side) = outcome.destination.as_mut().filter(|_| mutant == M::TellsAnotherVersion) {
+        side.change_version.iter_mut().for_each(|version| version.tick += 1);
+        side.change_units.iter_mut().for_each(|unit| unit.version.tick += 1);
+    }
+}

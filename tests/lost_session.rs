@@ -16,7 +16,7 @@ use synclave::provider::{
 };
 use synclave::store::SyncDirection;
 use synclave::types::{ConflictResolutionPolicy, Endpoint, FullEnumerationAction, ProviderRole, SyncState};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Sender, channel};
 
 /// What a provider was asked.
 #[derive(Debug, PartialEq)]
@@ -28,7 +28,7 @@ enum Asked {
 /// As the destination it never answers BeginSession, and panics when that call is cut off.
 struct Breaking {
     role: ProviderRole,
-    asked: UnboundedSender<Asked>,
+    asked: Sender<Asked>,
 }
 
 struct PanicsWhenDropped;
@@ -59,7 +59,7 @@ impl Provider for Breaking {
     }
 
     async fn begin_session(&self, _: BeginSession) -> Result<(), CallError> {
-        self.asked.send(Asked::Begin).expect("the test waits");
+        self.asked.send(Asked::Begin).await.expect("the test waits");
         if self.role == ProviderRole::Source {
             return Ok(());
         }
@@ -94,14 +94,14 @@ impl Provider for Breaking {
     }
 
     async fn end_session(&self, request: EndSession) -> Result<(), CallError> {
-        self.asked.send(Asked::End(self.role, request.state)).expect("the test waits");
+        self.asked.send(Asked::End(self.role, request.state)).await.expect("the test waits");
         Ok(())
     }
 }
 
 #[tokio::test]
 async fn a_session_that_is_lost_ends_at_its_providers_and_in_its_operation() {
-    let (asked, mut told) = unbounded_channel();
+    let (asked, mut told) = channel(8);
     let data = tempfile::tempdir().expect("a directory");
     let store = Coordinator::open(data.path()).expect("opens");
     let ends = ProviderRole::BOTH.map(|role| Endpoint::Address(format!("http://{role}.invalid")));

@@ -89,7 +89,7 @@ pub type Readings = mpsc::Receiver<Result<DataPart, ReadingError>>;
 
 impl Sessions {
     /// Reads one item from one side of a conflict. It waits until no session has either replica, and keeps other sessions from them
-    /// for [`READ_WITHIN`] at most; dropping the receiver stops it.
+    /// for ten minutes at most; dropping the receiver stops it.
     pub fn read_item(&self, reading: Reading) -> Readings {
         let (parts, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
         let reader = self.reader();

@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 
 use sha2::{Digest as _, Sha256};
 
-use super::hashing::Hashing;
 use super::merge::{Course, Fetched, course, tells_anew, too_large, undivided, wanted};
 use super::scrutiny::recoverable;
 use super::section;
@@ -19,6 +18,7 @@ use super::{Applier, Section};
 use crate::knowledge::{
     ChangeUnitId, Digest, ItemChange, ItemData, ItemDataHeader, ItemId, RecoverableError, tells_base,
 };
+use crate::provider::sdk::hashing::Hashing;
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::session::Session;
 use crate::provider::sdk::units::{MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES, Object};

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::memory::MemoryStore;
 use crate::knowledge::{
     ChangeBatch, ChangeOutcome, ChangeUnitId, FilterRequest, FilteringType, IdParameters, ItemId, Knowledge,
-    OutcomeKind, Selection, SyncFilter,
+    OutcomeKind, Resolution, Selection, SyncFilter,
 };
 use crate::provider::sdk::metadata::{Metadata, Row};
 use crate::provider::sdk::{Options, ReplicaProvider};
@@ -160,6 +160,16 @@ pub(super) fn end(key: SessionKey) -> EndSession {
 
 /// One session from `source` to `destination`, ended on both whatever happens.
 pub(super) async fn sync(source: &Replica, destination: &Replica, plan: Plan) -> Result<Report, CallError> {
+    sync_decided(source, destination, plan, &[]).await
+}
+
+/// One in which decisions are carried out.
+pub(super) async fn sync_decided(
+    source: &Replica,
+    destination: &Replica,
+    plan: Plan,
+    decisions: &[Resolution],
+) -> Result<Report, CallError> {
     let (source, destination) = (&*source.provider, &*destination.provider);
     let key = key();
     source.begin_session(begin(ProviderRole::Source, key, plan.allow_mass_delete)).await?;
@@ -168,7 +178,7 @@ pub(super) async fn sync(source: &Replica, destination: &Replica, plan: Plan) ->
         source.add_filter(key, divided(plan.units)).await.unwrap();
     }
     let report = match &begun {
-        Ok(()) => batches(source, destination, key, plan).await,
+        Ok(()) => batches(source, destination, (key, decisions), plan).await,
         Err(error) => Err(error.clone()),
     };
     if begun.is_ok() {
@@ -187,7 +197,7 @@ pub(super) fn divided(units: &[&str]) -> FilterRequest {
 async fn batches(
     source: &dyn Provider,
     destination: &dyn Provider,
-    key: SessionKey,
+    (key, decisions): (SessionKey, &[Resolution]),
     plan: Plan,
 ) -> Result<Report, CallError> {
     let mut report = Report::default();
@@ -202,7 +212,7 @@ async fn batches(
         assert!(units.all(|unit| let_through(std::str::from_utf8(unit.change_unit_id.as_bytes()).unwrap())));
         batch.check(&IdParameters::BUILT_IN).unwrap();
         let from = report.outcomes.len();
-        let result = process(source, destination, key, plan, batch, &mut report).await?;
+        let result = process(source, destination, (key, decisions), plan, batch, &mut report).await?;
         assert!(result.learned_knowledge.contains(&known), "knowledge never shrinks");
         let changes: Vec<_> = sent.changes().collect();
         assert_eq!(changes.len(), report.outcomes.len() - from, "one outcome per change");
@@ -238,12 +248,12 @@ pub(super) fn request(destination_knowledge: Knowledge, plan: Plan) -> ChangeBat
 async fn process(
     source: &dyn Provider,
     destination: &dyn Provider,
-    key: SessionKey,
+    (key, decisions): (SessionKey, &[Resolution]),
     plan: Plan,
     batch: ChangeBatch,
     report: &mut Report,
 ) -> Result<ProcessResult, CallError> {
-    let start = ProcessStart::new(plan.policy);
+    let start = ProcessStart { resolutions: decisions.to_vec(), ..ProcessStart::new(plan.policy) };
     let (inputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
     let mut outputs = destination.process_change_batch(key, start, batch, receiver).await?;
     while let Some(output) = outputs.recv().await {

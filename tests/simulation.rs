@@ -5,10 +5,14 @@
 
 #[path = "simulation/checks.rs"]
 mod checks;
+#[path = "simulation/collisions.rs"]
+mod collisions;
 #[path = "simulation/coordinator.rs"]
 mod coordinator;
 #[path = "simulation/database.rs"]
 mod database;
+#[path = "simulation/filters.rs"]
+mod filters;
 #[path = "simulation/history.rs"]
 mod history;
 #[path = "simulation/mutants.rs"]

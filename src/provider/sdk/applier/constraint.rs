@@ -22,11 +22,22 @@ use crate::provider::sdk::{ItemError, KnownItem, Staged, units};
 use crate::types::{ConstraintConflictReason as Reason, ConstraintResolveAction};
 
 impl Ground<'_> {
-    /// Why the store cannot save `id`, and what is in its way; `with` is what the store says that it collides with.
+    /// What becomes of change number `index` when the store could not do to `id` what was planned for it.
     ///
     /// # Errors
     /// Those of the rows.
-    pub fn constraint(&self, id: &ItemId, with: Option<&ItemId>) -> Result<Box<Deferral>, CallError> {
+    pub fn failed(&self, index: usize, id: &ItemId, error: ItemError) -> Result<Verdict, CallError> {
+        // Only of the item itself: a copy that cannot be kept is a failure of its change.
+        let itself = *id == self.changes[index].item_id;
+        Ok(match error {
+            ItemError::InTheWay(_) if itself => Verdict::Deferred(self.constraint(id, None)?),
+            ItemError::Collision(with) if itself => Verdict::Deferred(self.constraint(id, Some(&with))?),
+            error => Verdict::Failed(error.into_recoverable(id)),
+        })
+    }
+
+    /// Why the store cannot save `id`, and what is in its way; `with` is what the store says that it collides with.
+    fn constraint(&self, id: &ItemId, with: Option<&ItemId>) -> Result<Box<Deferral>, CallError> {
         let deferral = |reason, way: Option<(ItemId, Row)>| {
             let destination = way.as_ref().map(|(id, row)| conflicting(id, row));
             let constraint = ConstraintConflict { reason, conflicting_item_id: way.map(|(id, _)| id) };

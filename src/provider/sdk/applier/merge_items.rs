@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::plan::{Action, Arrival, Ground, Step, delete, stage};
 use super::settle::NewVersion;
 use crate::knowledge::{ChangeUnitId, Digest, ItemChange, ItemId, Version};
+use crate::mutant::{self, Mutant};
 use crate::provider::sdk::metadata::{Row, Unit, Units};
 use crate::provider::sdk::ticks::Ticks;
 use crate::provider::sdk::units::{self, MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES, Object};
@@ -47,7 +48,7 @@ impl Ground<'_> {
         let version = change.change_version.as_ref().unwrap_or(&change.creation_version);
         let theirs = Side { id, row: arrival.row(change, state, version.clone(), false), object: object.clone() };
         let ours = Side { id: way, row: way_row.clone(), object: here };
-        let arrives = id < way;
+        let arrives = (id < way) != mutant::is(Mutant::LargerIdWins);
         let (winner, loser) = if arrives { (theirs, ours) } else { (ours, theirs) };
         let edit = ticks.version(NewVersion::Local);
         let (object, units) = merged(&winner, &loser, &edit);
@@ -89,7 +90,8 @@ impl Ground<'_> {
             (Step::Delete, Some(row)) => Step::MergeInto(self.store.stage_copy(loser.id, loser.id, &row.in_store())?),
             (goes, _) => goes,
         };
-        let of_loser = action(before, Row { winner: Some(winner.id.clone()), ..gone }, goes, false);
+        let named = (!mutant::is(Mutant::ForgetMergeWinner)).then(|| winner.id.clone());
+        let of_loser = action(before, Row { winner: named, ..gone }, goes, false);
         let of_winner = match arrives {
             true => action(row.cloned(), after, step, false),
             false => action(Some(way_row.clone()), after, step, true),
@@ -104,7 +106,7 @@ fn merged(winner: &Side<'_>, loser: &Side<'_>, edit: &Version) -> (Object, Units
     let mut units = winner.row.units.clone().unwrap_or_default();
     let of_loser = loser.row.units.clone().unwrap_or_default();
     let names: BTreeSet<&ChangeUnitId> = loser.object.units().collect();
-    for unit in names {
+    for unit in names.into_iter().filter(|_| !mutant::is(Mutant::MergeNothing)) {
         let (Some(value), Some(theirs)) = (loser.object.get(unit), of_loser.get(unit)) else { continue };
         // A column without a value says nothing.
         let rank = |value: &str, unit: &Unit| (value != "null", unit.modification_time, unit.digest);

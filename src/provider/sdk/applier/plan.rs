@@ -211,17 +211,7 @@ impl Applier<'_> {
         Ok(items)
     }
 
-    /// Why the store cannot save an item of a section.
-    pub(super) fn constraint(
-        &self,
-        section: &Section<'_>,
-        id: &ItemId,
-        with: Option<&ItemId>,
-    ) -> Result<Box<Deferral>, CallError> {
-        self.on_ground(section, |ground| ground.constraint(id, with))
-    }
-
-    fn on_ground<T>(
+    pub(super) fn on_ground<T>(
         &self,
         section: &Section<'_>,
         work: impl FnOnce(Ground<'_>) -> Result<T, CallError>,

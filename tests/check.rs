@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use check::blame;
-use check::mutant::{Mutant as M, Mutated};
+use check::mutant::{Mutant as M, Mutated, wish};
 use check::store;
 use synclave::check::{Options, Report, Rule, Verdict, knowledge_provider};
 use synclave::provider::Provider;
@@ -44,7 +44,9 @@ async fn checked(provider: Arc<dyn Provider>, patience: Duration) -> Report {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_honest_provider_passes() {
     for max_source_sessions in [1, 3] {
-        let (provider, _directory) = store::provider(sdk::Options { max_source_sessions, ..sdk::Options::default() });
+        let filters = vec![wish()];
+        let options = sdk::Options { max_source_sessions, filters, ..sdk::Options::default() };
+        let (provider, _directory) = store::provider(options);
         let report = checked(provider, Duration::from_secs(20)).await;
         let text = report.to_text();
         assert!(report.is_pass(), "{text}");
@@ -187,6 +189,25 @@ const MUTANTS: &[(M, Rule)] = &[
     (M::RemovesBeyondTheRange, Rule::AbsentStays),
     (M::HidesForgottenKnowledge, Rule::PassesForgotten),
     (M::LearnsInPartialSyncs, Rule::PartialSync),
+    (M::SendsMoreThanListed, Rule::FilterOnly),
+    (M::TeachesWhatIsHeldBack, Rule::FilterTeaches),
+    (M::HidesFilters, Rule::FilterFlags),
+    (M::KeepsTheFirstFilter, Rule::FilterSpan),
+    (M::KeepsFilters, Rule::FilterSpan),
+    (M::TakesUnknownFilters, Rule::FilterRefused),
+    (M::ListsThroughFilters, Rule::FilterRecovery),
+    (M::RefusesFilteredBatches, Rule::FilterApplied),
+    (M::ChangesItsWishes, Rule::FilterWishes),
+    (M::DigestsOtherProperties, Rule::DigestItem),
+    (M::DigestsRangesOtherwise, Rule::DigestRange),
+    (M::CountsTombstones, Rule::DigestRange),
+    (M::LeavesAGap, Rule::DigestParts),
+    (M::ListsOneLess, Rule::DigestList),
+    (M::DoesNotReadContent, Rule::DigestChecksum),
+    (M::DigestsOnce, Rule::DigestChanges),
+    (M::RepairsNothing, Rule::Repair),
+    (M::RepairsMore, Rule::Repair),
+    (M::BelievesInDamage, Rule::RepairLooks),
 ];
 
 /// Those of them that every `cargo test` runs: one of each subject.
@@ -207,7 +228,7 @@ const AT_ONCE: usize = 8;
 async fn run_mutants(asked: impl Fn(M) -> bool) {
     let mutants = MUTANTS.iter().copied().filter(|(mutant, _)| asked(*mutant));
     blame::each_for_its_own_rule(mutants, AT_ONCE, |mutant| async move {
-        let (honest, _directory) = store::provider(sdk::Options::default());
+        let (honest, _directory) = store::provider(sdk::Options { filters: vec![wish()], ..sdk::Options::default() });
         checked(Arc::new(Mutated::new(mutant, honest)), Duration::from_secs(8)).await
     })
     .await;

@@ -53,7 +53,7 @@ class Application:
 
     def __init__(self, provider, session, start, batch, requests):
         self.store, self.session, self.batch = provider.store, session, batch
-        self.policy = start.conflict_resolution_policy
+        self.policy, self.decisions = start.conflict_resolution_policy, start.resolutions
         required(start, "conflict_resolution_policy", "full_enumeration_action")
         required(batch, "prerequisite_knowledge")
         for group in batch.groups:
@@ -199,10 +199,31 @@ class Application:
             if not waits:
                 outcome.outcome = enums.CHANGE_OUTCOME_KIND_APPLIED
 
+    def policy_for(self, item, conflicts, policy):
+        """What was decided about all of these conflicts alike, each a unit, or None, with both versions; else the policy. A version
+        that has moved on since makes it a conflict anew."""
+        about = lambda decision: (units.name_of(decision.change_unit_id) if decision.HasField("change_unit_id") else None,
+                                  *([version.replica_id.hex(), version.tick_count]
+                                    for version in (decision.source_version, decision.destination_version)))
+        decided = [next((units.POLICY_OF.get(decision.action, units.NONE) for decision in self.decisions
+                         if decision.item_id == item and decision.HasField("action") and about(decision) == conflict), None)
+                   for conflict in conflicts]
+        return decided[0] if decided and None not in decided and len(set(decided)) == 1 else policy
+
+    def policy_of_whole(self, item, theirs, row):
+        """The same of an item as a whole: the conflicts of all its units, where a side has versions of them."""
+        sides = [{name: unit[1] for name, unit in ((side or {}).get("units") or {}).items()} for side in (theirs, row)]
+        if row is None or all(sides) and sides[0].keys() != sides[1].keys():
+            return self.policy
+        names = sides[0] or sides[1] or [None]
+        at = lambda side, units, name: units[name] if units else side["version"]
+        return self.policy_for(item, [(name, at(theirs, sides[0], name), at(row, sides[1], name)) for name in names], self.policy)
+
     def settle(self, change, theirs, made_with, row, content):
         """(row, content, conflict, kept, units that wait) of a change of an item as a whole. No row: it is deferred. No content: what
         is there stays. What is kept are names, rows and contents."""
-        winner, version, conflict = settle(change, theirs, made_with, self.known, row, self.policy)
+        policy = self.policy_of_whole(change.item_id, theirs, row)
+        winner, version, conflict = settle(change, theirs, made_with, self.known, row, policy)
         if winner == "MUST_EXIST":
             raise ItemError("SYNC_E_ITEM_MUST_EXIST", "its creation is known here, but the item is not")
         kept = []
@@ -235,7 +256,12 @@ class Application:
         if local is None:
             raise Changed
         own = functools.cache(lambda: self.store.next_version(made_with))
-        merge = lambda policy: units.merge(item, listed, base, row, members, local, made_with, self.known, policy, own)
+        def merge(policy):
+            def policy_for(*conflict):
+                decided = self.policy_for(item, [conflict], policy)
+                # A decision about one unit does not make a copy of the item: it waits.
+                return units.NONE if decided == units.KEEP_BOTH != policy else decided
+            return units.merge(item, listed, base, row, members, local, made_with, self.known, policy_for, own)
         after, merged, losers, waits, conflict = merge(self.policy)
         kept = []
         if losers and self.policy == units.KEEP_BOTH:

@@ -7,6 +7,7 @@ import hashlib
 import json
 
 NONE, DESTINATION_WINS, SOURCE_WINS, LAST_WRITER_WINS, KEEP_BOTH = 0, 1, 2, 16, 17  # policies
+POLICY_OF = {1: DESTINATION_WINS, 2: SOURCE_WINS, 16: KEEP_BOTH}  # by SyncResolveAction; any other leaves a conflict deferred
 MAX_UNITS, MAX_BYTES = 4_096, 4 << 20  # of an item; one that is larger is changed as a whole
 
 
@@ -143,9 +144,10 @@ def is_whole(item, base, row, made_with, known):
     return not has_base(known, item, base) and not has_base(made_with, item, row["version"])
 
 
-def merge(item, listed, base, row, members, local, made_with, known, policy, new_version):
+def merge(item, listed, base, row, members, local, made_with, known, policy_for, new_version):
     """(row, members, losers, left out, conflict) of an item of which some units come from the source. `listed` are the units of
-    the change, `members` their values, `local` the values here. Losers are values, with a time, that KEEP_BOTH keeps.
+    the change, `members` their values, `local` the values here; `policy_for` is told a unit and both versions. Losers are values,
+    with a time, that KEEP_BOTH keeps.
 
     A unit whose conflict is settled gets a new version, whoever won. Where both sides have the same value the greater version stays.
     """
@@ -163,6 +165,7 @@ def merge(item, listed, base, row, members, local, made_with, known, policy, new
             wins = ours
         else:
             conflict, rank = True, lambda unit: (unit[0] is not None, unit[2] is not None, unit[2] or 0, unit[0] or "")
+            policy = policy_for(name, version, ours[1])
             if policy == NONE:
                 left_out.append(name)
                 wins = ours

@@ -179,6 +179,26 @@ rules! {
     FullEnumeration = "R24", "windows-sync.md R24, 4.9", "full enumeration gives every item from the lower bound on, in one ordered group";
     OneGroup = "R24-GROUP", "windows-sync.md R24, 5.4", "a full enumeration that is not one ordered group is refused";
 
+    // Filters.
+    FilterOnly = "WS-7", "windows-sync.md 7, 3.18", "a source with a list of items sends these items, and no others";
+    FilterTeaches = "WS-7-LEARNED", "windows-sync.md 5.6, 7", "of an item that a filter holds back a batch teaches nothing";
+    FilterFlags = "WS-7-FLAGS", "windows-sync.md 7; proto", "a batch says what filtered it";
+    FilterSpan = "D-FILTER", "proto", "a filter holds until the next one, and to the end of its session";
+    FilterRefused = "WS-7-REFUSED", "windows-sync.md 7, 3.18", "a filter that a source does not know is SYNC_E_FILTER_NOT_SUPPORTED, and changes nothing";
+    FilterRecovery = "WS-7-RECOVERY", "windows-sync.md 4.9, 7", "a list of items and a full enumeration do not go together";
+    FilterApplied = "WS-7-APPLIED", "windows-sync.md 7", "a filtered batch is applied as any other";
+    FilterWishes = "D-FILTER-WISHES", "proto", "what a destination wants is the same when it is asked again in the session";
+
+    // Comparison and repair.
+    DigestItem = "D-DIGEST-ITEM", "proto, ItemDigest", "an item is listed as it is, with the digest of its id, content and properties";
+    DigestRange = "D-DIGEST-RANGE", "proto, RangeDigest", "the digest of a range is made of those of its items, and they are counted without deletions";
+    DigestParts = "D-DIGEST-PARTS", "proto, GetRangeDigests", "the parts of a range follow each other without a gap, no more than asked for";
+    DigestList = "D-DIGEST-LIST", "proto, GetRangeDigests", "the items of a part are listed where they are few enough, in ascending order";
+    DigestChecksum = "D-DIGEST-CHECKSUM", "proto, GetRangeDigests", "content is read where that is asked for, and only there";
+    DigestChanges = "D-DIGEST-CHANGES", "proto, GetRangeDigests", "the digest of a range changes with its items, and with nothing else";
+    Repair = "D-REPAIR", "proto, RepairItems", "a sound item gets a new version and is sent with the content that it has, and no other item is";
+    RepairLooks = "D-REPAIR-LOOKS", "proto, RepairItems", "what is not damaged is not given up, whatever was said of it";
+
     [SIMPLE_PROVIDER: "The rules of a SimpleSyncProviderService, in the order of the report."]
 
     // Simple stores: the wire.

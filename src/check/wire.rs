@@ -148,11 +148,15 @@ impl Wire {
             -> KnowledgeSyncProviderServiceBeginSessionResponse;
         renew_session("RenewSession", KnowledgeSyncProviderServiceRenewSessionRequest)
             -> KnowledgeSyncProviderServiceRenewSessionResponse;
+        specify_filter("SpecifyFilter", SpecifyFilterRequest) -> SpecifyFilterResponse;
+        add_filter("AddFilter", AddFilterRequest) -> AddFilterResponse;
         get_sync_batch_parameters("GetSyncBatchParameters", GetSyncBatchParametersRequest)
             -> GetSyncBatchParametersResponse;
         get_change_batch("GetChangeBatch", GetChangeBatchRequest) -> GetChangeBatchResponse;
         get_full_enumeration_change_batch("GetFullEnumerationChangeBatch", GetFullEnumerationChangeBatchRequest)
             -> GetFullEnumerationChangeBatchResponse;
+        get_range_digests("GetRangeDigests", GetRangeDigestsRequest) -> GetRangeDigestsResponse;
+        repair_items("RepairItems", RepairItemsRequest) -> RepairItemsResponse;
         end_session("EndSession", KnowledgeSyncProviderServiceEndSessionRequest)
             -> KnowledgeSyncProviderServiceEndSessionResponse;
     }

@@ -8,22 +8,27 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use synclave::knowledge::{
-    ChangeBatch, ChangeUnitId, ClockVector, Digest, IdFormat, IdParameters, ItemChange, ItemDataHeader, ItemId,
-    Knowledge, ReplicaId, Version,
+    ChangeBatch, ChangeUnitId, ClockVector, Digest, FilterRequest, IdFormat, IdParameters, ItemChange, ItemDataHeader,
+    ItemId, Knowledge, ReplicaId, Version,
 };
 use synclave::provider::sdk::ReplicaProvider;
 use synclave::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataPart, DataParts, EndSession, Load, ProcessInputs, ProcessOutputs,
-    ProcessStart, Provider, ProviderInfo, Refusal, Renewal, SessionKey, SyncBatchParameters,
+    ProcessStart, Provider, ProviderInfo, RangeDigests, RangeDigestsRequest, Refusal, Renewal, RepairItems, SessionKey,
+    SyncBatchParameters,
 };
 use synclave::types::SyncGuid;
 use tokio::sync::mpsc;
 
 mod batch;
 mod decisions;
+mod digests;
+mod filters;
 mod recovery;
 mod tap;
 mod units;
+
+pub use filters::wish;
 
 /// What is wrong with a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +130,25 @@ pub enum Mutant {
     RemovesBeyondTheRange,
     HidesForgottenKnowledge,
     LearnsInPartialSyncs,
+    SendsMoreThanListed,
+    TeachesWhatIsHeldBack,
+    HidesFilters,
+    KeepsTheFirstFilter,
+    KeepsFilters,
+    TakesUnknownFilters,
+    ListsThroughFilters,
+    RefusesFilteredBatches,
+    ChangesItsWishes,
+    DigestsOtherProperties,
+    DigestsRangesOtherwise,
+    CountsTombstones,
+    LeavesAGap,
+    ListsOneLess,
+    DoesNotReadContent,
+    DigestsOnce,
+    RepairsNothing,
+    RepairsMore,
+    BelievesInDamage,
 }
 
 use Mutant as M;
@@ -149,6 +173,14 @@ struct Memory {
     applied: HashSet<ItemId>,
     units: HashMap<ItemId, units::Units>,
     working: bool,
+    /// The first digest of each range.
+    digests_given: HashMap<ItemId, Digest>,
+    /// Destinations that were asked what they want.
+    asked: HashSet<SyncGuid>,
+    /// The latest filter of each session.
+    filters: HashMap<SyncGuid, FilterRequest>,
+    /// That of the session that ended last.
+    left_over: Option<FilterRequest>,
 }
 
 /// The calls by which a batch is applied.
@@ -240,7 +272,11 @@ impl Provider for Mutated {
             M::IgnoresLeases => request.session.lease = Duration::from_secs(3_600),
             _ => {}
         }
+        let (key, role) = (request.session.key, request.role);
         self.inner.begin_session(request).await?;
+        if role == synclave::types::ProviderRole::Source {
+            self.filter_again(key).await;
+        }
         let mut memory = self.memory();
         memory.live.insert(guid);
         memory.begun.insert(guid);
@@ -264,6 +300,14 @@ impl Provider for Mutated {
             self.memory().canceled.insert(guid);
         }
         self.inner.renew_session(key, lease, canceled && self.mutant != M::IgnoresCancelInRenewal).await
+    }
+
+    async fn specify_filter(&self, key: SessionKey) -> Result<Vec<FilterRequest>, CallError> {
+        self.wishes(key).await
+    }
+
+    async fn add_filter(&self, key: SessionKey, request: FilterRequest) -> Result<(), CallError> {
+        self.filter(key, request).await
     }
 
     async fn get_sync_batch_parameters(&self, key: SessionKey) -> Result<SyncBatchParameters, CallError> {
@@ -303,6 +347,7 @@ impl Provider for Mutated {
         }
         let mut batch = self.inner.get_change_batch(self.key(key), request).await?;
         self.spoil_batch(&mut batch, &asked);
+        self.spoil_filtered(key, &mut batch);
         Ok(batch)
     }
 
@@ -313,6 +358,9 @@ impl Provider for Mutated {
         lower_bound: ItemId,
     ) -> Result<ChangeBatch, CallError> {
         let known = request.destination_knowledge.clone();
+        if let Some(batch) = self.enumerates_filtered(key, &known) {
+            return Ok(batch);
+        }
         let mut batch = self.inner.get_full_enumeration_change_batch(self.key(key), request, lower_bound).await?;
         if self.mutant == M::EnumeratesWhatIsMissing {
             let is_missing = |change: &ItemChange| {
@@ -413,6 +461,18 @@ impl Provider for Mutated {
         Ok(receiver)
     }
 
+    async fn get_range_digests(
+        &self,
+        key: SessionKey,
+        request: RangeDigestsRequest,
+    ) -> Result<RangeDigests, CallError> {
+        self.digests(key, request).await
+    }
+
+    async fn repair_items(&self, key: SessionKey, request: RepairItems) -> Result<RepairItems, CallError> {
+        self.repaired(key, request).await
+    }
+
     async fn end_session(&self, mut request: EndSession) -> Result<(), CallError> {
         request.key = self.key(request.key);
         let guid = request.key.sync_guid;
@@ -438,6 +498,7 @@ impl Provider for Mutated {
         let result = self.inner.end_session(request).await;
         let mut memory = self.memory();
         memory.live.remove(&guid);
+        memory.left_over = memory.filters.remove(&guid);
         memory.ended.insert(guid);
         if self.mutant == M::ForgetsWhatACancelLeft && memory.canceled.contains(&guid) {
             memory.left_by_cancel = memory.applied.clone();

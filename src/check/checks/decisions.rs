@@ -135,9 +135,6 @@ pub(super) async fn moved_on(bench: &Bench) -> Held {
 /// A unit in conflict, decided about by itself.
 pub(super) async fn of_a_unit(bench: &Bench) -> Held {
     let rule = Rule::Decision;
-    if bench.book.is_broken(Rule::UnitConflict) {
-        return Err(Stop::Blocked);
-    }
     let theirs = bench.partner(1)?;
     let (here, [_, two]) = changed_here(bench, "a unit to be decided about").await?;
     let item = &here.item;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use synclave::knowledge::{
-    ChangeBatch, ChangeOutcome, ChangeUnitId, Digest, ItemDataHeader, ItemId, Knowledge, OutcomeKind, RecoverableError,
-    ReplicaId, Version,
+    ChangeBatch, ChangeOutcome, ChangeUnitId, Digest, FilterFlags, ItemDataHeader, ItemId, Knowledge, OutcomeKind,
+    RecoverableError, ReplicaId, Version,
 };
 use synclave::provider::{
     CallError, DataPart, Load, MAX_OUTSTANDING_LOADS, ProcessInput, ProcessInputs, ProcessOutput, ProcessOutputs,
@@ -16,7 +16,7 @@ use synclave::provider::{
 use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction, Hresult, SyncGuid};
 use tokio::sync::mpsc;
 
-use super::{Call, Memory, Mutant as M, Mutant, Mutated, decisions, knows, lock, stranger};
+use super::{Call, Memory, Mutant as M, Mutant, Mutated, decisions, illegal, knows, lock, stranger};
 
 /// Ids of loads that the honest provider did not ask for: far above its own.
 const FIRST_AHEAD: u64 = 1_000_000;
@@ -62,6 +62,9 @@ impl Mutated {
         inputs: ProcessInputs,
     ) -> Result<ProcessOutputs, CallError> {
         let key = self.key(key);
+        if self.mutant == M::RefusesFilteredBatches && batch.filter_flags != FilterFlags::NONE {
+            return illegal();
+        }
         let original = batch.clone();
         let policy = start.conflict_resolution_policy;
         let partial = start.full_enumeration_action == FullEnumerationAction::PartialSync;

@@ -353,11 +353,12 @@ impl World {
         self.figures.adopted += adopted as u64;
         self.bury_removed(index);
         for (item, before, after) in fresh {
-            self.units_found(index, &item, before.as_ref(), &after);
+            let buried = self.buried(index, &item, &self.providers[index].replica.knowledge);
+            self.units_found(index, &item, before.as_ref(), &after, buried.as_ref());
             let version = after.version;
             let older = before.map(|row| row.version);
             if older.as_ref() != Some(&version) {
-                let older = older.or_else(|| self.buried(index, &item, &self.providers[index].replica.knowledge));
+                let older = older.or(buried);
                 self.ghost.made(&item, &version, older.as_ref());
             }
             let mut shelf = self.providers[index].replica.store.shelf();

@@ -169,10 +169,17 @@ impl World {
     }
 
     /// A user has changed an item: versions of units that detection gave.
-    pub(crate) fn units_found(&mut self, index: usize, id: &ItemId, before: Option<&Row>, after: &Row) {
+    pub(crate) fn units_found(
+        &mut self,
+        index: usize,
+        id: &ItemId,
+        before: Option<&Row>,
+        after: &Row,
+        buried: Option<&Version>,
+    ) {
         let own = self.providers[index].replica.id.clone();
         for unit in UNITS {
-            let (older, made) = (before.map(|row| version(row, unit)), version(after, unit));
+            let (older, made) = (before.map(|row| version(row, unit)).or(buried), version(after, unit));
             if made.replica == own && Some(made) != older {
                 self.ghost.made(&part(id, unit), made, older);
             }

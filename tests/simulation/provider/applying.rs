@@ -334,7 +334,8 @@ impl World {
             Err(error) => return self.fail(Check::Liveness, format!("rows in memory cannot be read: {error}")),
         };
         collisions.retain(|collision| collision.is_planned(&plan.verdicts, &plan.actions));
-        let learned = section_learned(apply);
+        let mut learned = section_learned(apply);
+        learned.exclude(&apply.left_out);
         let intents = intents(&plan.actions, &learned);
         let intended = intents.iter().map(|(id, _)| id.clone()).collect();
         if !intents.is_empty() {
@@ -484,8 +485,10 @@ impl World {
             Some(failure) => Some(failure.clone()),
             None => {
                 action.step = match std::mem::replace(&mut action.step, Step::None) {
-                    Step::MergeInto(content) => {
+                    Step::MergeInto { winner, content } => {
                         carrying.merged.push((action.index, id.clone(), content));
+                        carrying.order.retain(|other| *other != winner);
+                        carrying.order.push_front(winner);
                         Step::Delete
                     }
                     step => step,

@@ -12,14 +12,17 @@
 use std::collections::BTreeMap;
 
 use super::decisions::Decisions;
-use super::plan::{Action, Arrival, CopyName, Deferral, Ground, Step, Verdict, conflicting, delete, row_of};
+use super::plan::{
+    Action, Arrival, CopyName, Deferral, Ground, Step, Verdict, conflicting, delete, row_of, tombstone_of,
+};
+use super::scrutiny::recoverable;
 use super::settle::{NewVersion, Winner, kind_of};
 use crate::knowledge::{ConstraintConflict, ItemChange, ItemDataHeader, ItemId};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::ticks::Ticks;
-use crate::provider::sdk::{ItemError, KnownItem, Staged, units};
-use crate::types::{ConstraintConflictReason as Reason, ConstraintResolveAction};
+use crate::provider::sdk::{ItemError, Staged, units};
+use crate::types::{ConstraintConflictReason as Reason, ConstraintResolveAction, Hresult};
 
 impl Ground<'_> {
     /// What becomes of change number `index` when the store could not do to `id` what was planned for it.
@@ -63,7 +66,6 @@ impl Ground<'_> {
     }
 
     /// Plans what was decided about a collision; `None`: nothing was, or it is out of date, or this store cannot do it.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn plan_collision(
         &self,
         change: &ItemChange,
@@ -81,16 +83,19 @@ impl Ground<'_> {
         let beside =
             (!is_within && !self.store.containers(id).contains(&way)).then(|| (self.rows)(&way)).transpose()?;
         let beside = beside.flatten().filter(Row::is_there);
-        let busy =
-            |item: &ItemId| actions.contains_key(item) || self.changes.iter().any(|change| change.item_id == *item);
+        // What is listed and known already, as a full enumeration lists everything, is no change.
+        let comes = |item: &ItemId| self.changes.iter().any(|it| it.item_id == *item && !self.is_known(it));
+        let busy = |item: &ItemId| actions.contains_key(item) || comes(item);
         if within.iter().any(|(item, _)| busy(item)) || busy(&way) {
-            return Ok(Some(Verdict::Failed(ItemError::Changed.into_recoverable(id))));
+            let description =
+                "another change that comes with it is about the item in its way; it comes with the next session";
+            return Ok(Some(Verdict::Failed(recoverable(id, Hresult::E_ABORT, description))));
         }
         let changed = || Ok(Some(Verdict::Failed(ItemError::Changed.into_recoverable(id))));
         let Some(state) = arrival.incoming.state() else { return changed() };
         let mut planned = Vec::new();
         if let (ConstraintResolveAction::Merge, Some(way_row)) = (action, &beside) {
-            let merged = self.merge_items(change, (index, row), arrival, (&way, way_row), ticks);
+            let merged = self.merge_items(change, (index, row), (arrival, wanted), (&way, way_row), ticks);
             let Some(merged) = merged.map_err(|error| error.into_recoverable(id)).transpose() else { return Ok(None) };
             return Ok(Some(match merged {
                 Ok(merged) => {
@@ -102,6 +107,7 @@ impl Ground<'_> {
         }
         match action {
             ConstraintResolveAction::AcceptDestinationProvider => {}
+            // As decided, also where something else still keeps the source's item out: that is then asked about.
             ConstraintResolveAction::AcceptSourceProvider if is_within || beside.is_some() => {
                 let beside = beside.map(|row| (way, row));
                 let goes = if is_within { &within } else { beside.as_slice() };
@@ -156,12 +162,21 @@ impl Ground<'_> {
                 row => delete(change, row.cloned(), version),
             }
         };
-        let left_out = Vec::new();
-        let action =
-            Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out, forgets: false };
-        planned.push((id.clone(), action));
+        planned.push((id.clone(), Action::of(index, before, after, step)));
         actions.extend(planned);
         Ok(Some(Verdict::Planned { conflict: true }))
+    }
+
+    /// True when the destination knows all of a change.
+    pub(super) fn is_known(&self, change: &ItemChange) -> bool {
+        let id = &change.item_id;
+        match &change.change_version {
+            Some(version) => self.known.contains_change(id, version),
+            None => change
+                .change_units
+                .iter()
+                .all(|unit| self.known.contains_change_unit(id, &unit.change_unit_id, &unit.version)),
+        }
     }
 
     /// The decision about a collision of this change, while the item in the way is as it was.
@@ -178,15 +193,8 @@ impl Ground<'_> {
     /// Deletes items, each with a version of its own.
     fn remove(&self, items: &[(ItemId, Row)], index: usize, ticks: &mut Ticks, planned: &mut Vec<(ItemId, Action)>) {
         for (id, row) in items {
-            let version = ticks.version(NewVersion::Local);
-            let item = KnownItem { deleted: true, ..row.item.clone() };
-            let after = Row { item, version, units: None, ..row.clone() };
-            let step = Step::Delete;
-            let before = Some(row.clone());
-            let left_out = Vec::new();
-            let action =
-                Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out, forgets: false };
-            planned.push((id.clone(), action));
+            let after = tombstone_of(row, ticks.version(NewVersion::Local));
+            planned.push((id.clone(), Action::of(index, Some(row.clone()), after, Step::Delete)));
         }
     }
 
@@ -233,8 +241,7 @@ impl Ground<'_> {
 
 /// What must be there before the change itself is carried out.
 fn put_first(index: usize, before: Option<Row>, after: Row, staged: Staged, keeps_loser: bool) -> Action {
-    let step = Step::Put(staged);
-    Action { index, before, after, step, comes_first: true, keeps_loser, left_out: Vec::new(), forgets: false }
+    Action { comes_first: true, keeps_loser, ..Action::of(index, before, after, Step::Put(staged)) }
 }
 
 /// True for an item that others may be within.

@@ -137,11 +137,26 @@ def part(load, row, version, made_with, content):
     return canonical({name: value for name, value in members.items() if name in names or not names})
 
 
+def is_layout(row, content):
+    """Whether an item with units differs from its row in nothing but the layout."""
+    members = parse(content) if is_here(row) else None
+    return members is not None and edited(row["units"], members, None, None) == row["units"]
+
+
+def is_here(row):
+    """Whether an item is here, in units."""
+    return row is not None and not row["deleted"] and row.get("units") is not None
+
+
+def tells_anew(item, base, made_with, known):
+    """Whether a change tells of a base that is not known: the item was made, or changed as a whole. A source that has some of its
+    units only, because of a filter, does not know it; of units that it does not list it says nothing."""
+    return has_base(made_with, item, base) and not has_base(known, item, base)
+
+
 def is_whole(item, base, row, made_with, known):
     """Whether a change of units is one of the item as a whole: it is not here in units, or both sides have made it anew."""
-    if row is None or row["deleted"] or row.get("units") is None:
-        return True
-    return not has_base(known, item, base) and not has_base(made_with, item, row["version"])
+    return not is_here(row) or tells_anew(item, base, made_with, known) and not has_base(made_with, item, row["version"])
 
 
 def merge(item, listed, base, row, members, local, made_with, known, policy_for, new_version):
@@ -151,10 +166,11 @@ def merge(item, listed, base, row, members, local, made_with, known, policy_for,
 
     A unit whose conflict is settled gets a new version, whoever won. Where both sides have the same value the greater version stays.
     """
-    is_new = not has_base(known, item, base)
+    is_new = tells_anew(item, base, made_with, known)
     anew = is_new and row["version"] != base
     units, merged, losers, left_out, conflict = dict(row["units"]), dict(local), {}, [], False
-    gone = {name: [base, None] for name in units if is_new and name not in listed}  # the source's item does not have them
+    is_gone = lambda name: is_new and name not in listed and has(made_with, item, base, name)
+    gone = {name: [base, None] for name in units if is_gone(name)}  # the source's item does not have them
     for name, (version, modified) in {**listed, **gone}.items():
         ours, theirs = units.get(name, [None, row["version"], None]), [digest_of(members, name), version, modified]
         if has(known, item, version, name) or ours[1] == version:

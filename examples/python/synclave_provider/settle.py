@@ -2,8 +2,8 @@
 import re
 import time
 
-import units
-from units import DESTINATION_WINS, KEEP_BOTH, NONE, SOURCE_WINS, latest
+from . import units
+from .units import DESTINATION_WINS, KEEP_BOTH, NONE, SOURCE_WINS, latest
 
 
 def settle(change, theirs, made_with, known, row, policy):

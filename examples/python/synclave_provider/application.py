@@ -6,11 +6,11 @@ import sys
 import threading
 
 import grpc
-import units
-from json_store import Changed, digest
-from knowledge import Knowledge
-from sessions import CODES, Refused
-from settle import copy_name, settle
+from . import units
+from .knowledge import Knowledge
+from .replica import Changed, digest
+from .sessions import CODES, Refused
+from .settle import copy_name, settle
 from synclave.v1 import change_batch_pb2 as data, enums_pb2 as enums
 from synclave.v1 import knowledge_sync_provider_service_pb2 as pb
 
@@ -52,7 +52,7 @@ class Application:
     """One batch: each change is durable, and known, before it is reported."""
 
     def __init__(self, provider, session, start, batch, requests):
-        self.store, self.session, self.batch = provider.store, session, batch
+        self.replica, self.session, self.batch = provider.replica, session, batch
         self.policy, self.decisions = start.conflict_resolution_policy, start.resolutions
         required(start, "conflict_resolution_policy", "full_enumeration_action")
         required(batch, "prerequisite_knowledge")
@@ -64,7 +64,7 @@ class Application:
             raise ValueError("start.conflict_resolution_policy: is none of the policies")
         if any(len(replica) != 16 for replica in batch.replica_ids):
             raise ValueError("batch.replica_ids: must have 16 bytes")
-        self.known, self.loads, self.inputs = self.store.knowledge, 0, queue.SimpleQueue()
+        self.known, self.loads, self.inputs = self.replica.knowledge, 0, queue.SimpleQueue()
         self.prerequisite = Knowledge.from_wire(batch.prerequisite_knowledge, "prerequisite_knowledge")
         self.made_with = [Knowledge.from_wire(group.made_with_knowledge, "made_with_knowledge")
                           for group in batch.groups]
@@ -115,11 +115,11 @@ class Application:
                 self.session.applied += outcome.outcome == enums.CHANGE_OUTCOME_KIND_APPLIED
                 self.session.heard()
                 yield pb.ProcessChangeBatchResponse(outcome=outcome)
-            with self.store.lock:
-                self.store.commit({}, self.store.knowledge.union(self.learned(group, made_with, left_out)))
+            with self.replica.lock:
+                self.replica.commit({}, self.replica.knowledge.union(self.learned(group, made_with, left_out)))
         response = pb.ProcessChangeBatchResponse()
         response.result.statistics.changes_applied, response.result.statistics.changes_failed = applied, failed
-        self.store.knowledge.to_wire(response.result.learned_knowledge, self.store.replica)
+        self.replica.knowledge.to_wire(response.result.learned_knowledge, self.replica.id)
         yield response
 
     def learned(self, group, made_with, left_out, last=None):
@@ -137,29 +137,31 @@ class Application:
         return learned.where(self.prerequisite, self.known)
 
     def apply(self, group, made_with, change, left_out, outcome):
-        item, replicas, store = change.item_id, self.batch.replica_ids, self.store
+        item, replicas, replica = change.item_id, self.batch.replica_ids, self.replica
         time_of = lambda message: message.modification_time.ToNanoseconds() if message.HasField("modification_time") else None
         creation, modified = version_of(change.creation_version, replicas), time_of(change)
         listed = {units.name_of(unit.change_unit_id): [version_of(unit.version, replicas), time_of(unit) or modified]
                   for unit in change.change_units}
         theirs = {"version": creation if listed else version_of(change.change_version, replicas), "modified": modified,
-                  "file": None, "creation": creation, "deleted": bool(change.flags & 1), "properties": {},
+                  "mark": None, "creation": creation, "deleted": bool(change.flags & 1), "properties": {},
                   "digest": digest(b""), "size": 0, "units": None,
                   "winner": change.winner_item_id.hex() or None}
         versions = [(version, name) for name, (version, _) in listed.items()] or [(theirs["version"], None)]
         if not all(units.has(made_with, item, *version) for version in versions):
             raise ItemError("SYNC_E_CHANGE_NOT_IN_KNOWLEDGE", "its version is not in the source's knowledge")
-        if all(units.has(self.known, item, *version) for version in versions) \
-                and (not listed or units.has_base(self.known, item, creation)):
+        is_new = bool(listed) and units.tells_anew(item, creation, made_with, self.known)
+        if all(units.has(self.known, item, *version) for version in versions) and not is_new:
             outcome.outcome = enums.CHANGE_OUTCOME_KIND_OBSOLETE
             return
         if not self.known.within(item, item).contains(self.prerequisite.within(item, item)):
             raise ItemError("SYNC_E_CHANGE_NEEDS_KNOWLEDGE", "an earlier change of it was left out")
-        whole = not listed or units.is_whole(item, creation, store.row(item), made_with, self.known)
+        if listed and not units.has_base(made_with, item, creation) and not units.is_here(replica.row(item)):
+            raise ItemError("SYNC_E_ITEM_HAS_NO_CHANGE_UNITS", "only some of its change units are sent, and it is not here")
+        whole = not listed or units.is_whole(item, creation, replica.row(item), made_with, self.known)
         content = b""
         if not theirs["deleted"]:
             # With units that is inline which is listed: all of them where the item is not known here.
-            if change.HasField("inline_data") and (not listed or not whole or not units.has_base(self.known, item, creation)):
+            if change.HasField("inline_data") and (not listed or not whole or is_new):
                 header, content = change.inline_data.header, change.inline_data.content
             else:
                 header, content = yield from self.load(change, [] if whole else list(listed))
@@ -173,8 +175,8 @@ class Application:
             raise ItemError("SYNC_E_ITEM_HAS_CHANGE_UNITS", "it has change units, and what came is no JSON object")
         if whole and listed:
             theirs["units"] = units.taken(creation, listed, members, modified)
-        with store.lock:
-            row = store.row(item)
+        with replica.lock:
+            row = replica.row(item)
             if listed and whole != units.is_whole(item, creation, row, made_with, self.known):
                 raise Changed
             settled = self.settle(change, theirs, made_with, row, content) if whole else \
@@ -188,14 +190,14 @@ class Application:
             if after is None:
                 return
             for name, loser, text in kept:  # first: it must be kept before anything takes its place
-                version = store.next_version(made_with)
-                store.write(name, store.row(name), {**units.renewed(loser, version), "creation": version}, text, store.knowledge)
+                version = replica.next_version(made_with)
+                replica.write(name, replica.row(name), {**units.renewed(loser, version), "creation": version}, text, replica.knowledge)
             parts = left_out + ([(item, tuple(outcome.failed_change_unit_ids))] if waits else [])
-            knowledge = store.knowledge.union(self.learned(group, made_with, parts, item))
+            knowledge = replica.knowledge.union(self.learned(group, made_with, parts, item))
             if content is None:
-                store.commit({item: after}, knowledge)
+                replica.commit({item: after}, knowledge)
             else:
-                store.write(item, row, after, content, knowledge)
+                replica.write(item, row, after, content, knowledge)
             if not waits:
                 outcome.outcome = enums.CHANGE_OUTCOME_KIND_APPLIED
 
@@ -233,11 +235,11 @@ class Application:
             if name == "":
                 winner = "DEFERRED"
             elif name is not None:
-                text = content if loser is theirs else self.store.read(change.item_id, row)
+                text = content if loser is theirs else self.replica.read(change.item_id, row)
                 kept = [(name, {**loser, "deleted": False}, text)]
         if winner == "DEFERRED":
             return None, None, conflict, [], []
-        own, version = version is None, version or self.store.next_version(made_with)
+        own, version = version is None, version or self.replica.next_version(made_with)
         if winner == "DESTINATION":
             if own or version == row["version"]:
                 return units.renewed(row, version) if own else row, None, conflict, kept, []
@@ -252,16 +254,18 @@ class Application:
 
     def merge(self, item, base, listed, members, made_with, row):
         """The same of a change of some units of an item that is here."""
-        local = units.parse(self.store.read(item, row))
+        local = units.parse(self.replica.read(item, row))
         if local is None:
             raise Changed
-        own = functools.cache(lambda: self.store.next_version(made_with))
+        own = functools.cache(lambda: self.replica.next_version(made_with))
+
         def merge(policy):
             def policy_for(*conflict):
                 decided = self.policy_for(item, [conflict], policy)
                 # A decision about one unit does not make a copy of the item: it waits.
                 return units.NONE if decided == units.KEEP_BOTH != policy else decided
             return units.merge(item, listed, base, row, members, local, made_with, self.known, policy_for, own)
+
         after, merged, losers, waits, conflict = merge(self.policy)
         kept = []
         if losers and self.policy == units.KEEP_BOTH:
@@ -291,7 +295,7 @@ class Application:
             name = copy_name(item, loser, attempt)
             if name is None:
                 return ""
-            row = self.store.row(name)
+            row = self.replica.row(name)
             if name not in listed and (not row or row["deleted"]):
                 return name
             if name not in listed and row["digest"] == loser["digest"]:

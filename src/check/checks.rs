@@ -100,6 +100,7 @@ checks! {
     collisions::of_values [Constraint, CollisionSource, CollisionDestination];
     collisions::merged [MergesItems] after [WinnerKept];
     filters::item_list [FilterOnly, FilterTeaches, FilterFlags, FilterSpan];
+    filters::unit_list [FilterUnits];
     filters::refused [FilterRefused];
     filters::recovery [FilterRecovery] after [FilterOnly];
     filters::applied [FilterApplied];

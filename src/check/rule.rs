@@ -188,6 +188,7 @@ rules! {
 
     // Filters.
     FilterOnly = "WS-7", "windows-sync.md 7, 3.18", "a source with a list of items sends these items, and no others";
+    FilterUnits = "WS-7-UNITS", "windows-sync.md 5.6, 7", "a source with a list of change units sends of each item these units, and no others";
     FilterTeaches = "WS-7-LEARNED", "windows-sync.md 5.6, 7", "of an item that a filter holds back a batch teaches nothing";
     FilterFlags = "WS-7-FLAGS", "windows-sync.md 7; proto", "a batch says what filtered it";
     FilterSpan = "D-FILTER", "proto", "a filter holds until the next one, and to the end of its session";

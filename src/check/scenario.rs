@@ -50,7 +50,7 @@ fn whole_version(change: &ItemChange) -> Option<&Version> {
 
 /// A group that speaks of these items alone: a single one with change units by its range, so that it says of the units that it
 /// does not list that they did not change.
-fn kind_of(changes: &[Change]) -> GroupKind {
+pub(super) fn kind_of(changes: &[Change]) -> GroupKind {
     match changes {
         [Change { change, .. }] if !change.change_units.is_empty() => {
             GroupKind::Ordered { lower_bound: change.item_id.clone(), upper_bound: Some(change.item_id.clone()) }

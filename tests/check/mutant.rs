@@ -131,6 +131,7 @@ pub enum Mutant {
     HidesForgottenKnowledge,
     LearnsInPartialSyncs,
     SendsMoreThanListed,
+    SendsMoreUnitsThanListed,
     TeachesWhatIsHeldBack,
     HidesFilters,
     KeepsTheFirstFilter,

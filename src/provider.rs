@@ -461,7 +461,8 @@ impl Refusal {
     }
 }
 
-/// The gRPC endpoint, or the object, that speaks for a replica. Implementations bound nothing in time: the caller does.
+/// The gRPC endpoint, or the object, that speaks for a replica. Implementations bound nothing in time: the caller does. They must
+/// not block the thread that polls them: a session's task polls all of its calls, and its cancel and its deadlines beside them.
 #[async_trait::async_trait]
 pub trait Provider: Send + Sync + 'static {
     /// Who it is; legal at any time.

@@ -187,6 +187,11 @@ async fn a_merge_that_fails_changes_nothing() {
         assert_eq!((record.state, record.counters.updates_transferred), (SyncState::Completed, 0), "{record:?}");
         assert_eq!(b.rows(), before);
     }
+    // What would take the place of a value that was free for a moment.
+    a.run("INSERT INTO parts VALUES ('wheel', 9, 'N', NULL)");
+    let record = session(&field, &a, &b).await;
+    assert_eq!((record.state, record.counters.updates_transferred), (SyncState::Completed, 0), "{record:?}");
+    assert_eq!(b.rows(), before);
     field.stop().await;
 }
 

@@ -80,19 +80,8 @@ impl OperationTask {
             Err(Error::ShuttingDown) => return None,
             Err(failure) => {
                 warn!(%failure, "a session could not begin");
-                self.record.last_error = Some(LastError {
-                    provider_with_error: Some(ProviderWithError::Coordinator),
-                    hresult: Hresult::E_FAIL,
-                    message: failure.to_string(),
-                });
-                return Some(Ended {
-                    state: SyncState::InError,
-                    ticks: Default::default(),
-                    updates_transferred: 0,
-                    retry: if matches!(failure, Error::Store(_)) { Retry::Counted } else { Retry::Never },
-                    canceled: false,
-                    items_due: None,
-                });
+                let retry = if matches!(failure, Error::Store(_)) { Retry::Counted } else { Retry::Never };
+                return Some(self.failed(failure.to_string(), retry));
             }
         };
         let finished = tokio::select! {
@@ -102,7 +91,11 @@ impl OperationTask {
                 session.finished().await
             }
         };
-        let finished = finished?;
+        let Some(finished) = finished else {
+            // Its task is gone: with the runtime, or by a panic.
+            let message = "the coordinator failed in a session; its log says where".to_owned();
+            return (!self.shutdown.is_cancelled()).then(|| self.failed(message, Retry::Counted));
+        };
         if is_shutdown(&finished) {
             return None;
         }
@@ -119,6 +112,23 @@ impl OperationTask {
         let settled_next = (policy && left.constraint_conflicts > 0).then_some(Duration::ZERO);
         let items_due = settled_next.or(due.map(|due| due.try_into().unwrap_or_default()));
         Some(Ended { items_due, ..take_in(&mut self.record, &finished) })
+    }
+
+    /// A session that the coordinator could not begin, or lost.
+    fn failed(&mut self, message: String, retry: Retry) -> Ended {
+        self.record.last_error = Some(LastError {
+            provider_with_error: Some(ProviderWithError::Coordinator),
+            hresult: Hresult::E_FAIL,
+            message,
+        });
+        Ended {
+            state: SyncState::InError,
+            ticks: Default::default(),
+            updates_transferred: 0,
+            retry,
+            canceled: false,
+            items_due: None,
+        }
     }
 
     /// Begins a session; the operation that names it is stored in the same transaction.

@@ -9,6 +9,7 @@
 //! - `applier`: the destination's side;
 //! - `forgetting`: tombstones that are old enough are cleaned up;
 //! - `range_digests`: comparison with another replica, and what is damaged;
+//! - `hashing`: the digest of content that comes in parts;
 //! - `ticks`: the versions that it gives out;
 //! - `units`: items whose members are versioned each on their own;
 //! - `metadata`: the book that all of them keep.
@@ -43,6 +44,7 @@ mod detection;
 mod enumeration;
 mod filtering;
 mod forgetting;
+mod hashing;
 mod item_store;
 mod loading;
 mod metadata;
@@ -57,6 +59,7 @@ mod units;
 pub use conflict_copy::conflict_copy_id;
 pub use filtering::ItemFilter;
 pub use forgetting::DEFAULT_TOMBSTONE_AGE;
+pub(crate) use hashing::{BESIDE_FROM, Hashing};
 pub use item_store::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Put, Replaces,
     Skipped, Staged, Staging, StoreError,

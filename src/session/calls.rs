@@ -19,7 +19,7 @@ impl<T> Calls<T> {
     }
 
     /// Adds a call. It goes out when [`Calls::next`] is waited for.
-    pub(super) fn start(&mut self, call: impl Future<Output = T> + Send + 'static) {
+    pub(super) fn add(&mut self, call: impl Future<Output = T> + Send + 'static) {
         self.0.push(AssertUnwindSafe(call).catch_unwind().map(|done| done.map_err(|_| Panicked)).boxed());
     }
 
@@ -41,8 +41,8 @@ mod tests {
     #[tokio::test]
     async fn a_panic_ends_its_own_call_only() {
         let mut calls = Calls::new();
-        calls.start(async { panic!("on purpose") });
-        calls.start(async { 7 });
+        calls.add(async { panic!("on purpose") });
+        calls.add(async { 7 });
         let mut done = Vec::new();
         while let Some(result) = calls.next().await {
             done.push(result.ok());
@@ -56,7 +56,7 @@ mod tests {
         let mut calls = Calls::new();
         let held = std::sync::Arc::new(());
         let inside = held.clone();
-        calls.start(async move {
+        calls.add(async move {
             std::future::pending::<()>().await;
             drop(inside);
         });

@@ -184,6 +184,11 @@ impl Machine {
         matches!(self.step, Step::Concluding | Step::Ending | Step::Finishing | Step::Done)
     }
 
+    /// True while the provider may believe that it is in the session: it was sent a BeginSession, and no EndSession is answered.
+    pub fn is_owed(&self, role: ProviderRole) -> bool {
+        self.ends.is_owed(role)
+    }
+
     /// True once a cancel was asked for, or the session is being ended for another reason.
     pub fn is_canceled(&self) -> bool {
         self.failure.is_some()

@@ -50,6 +50,11 @@ impl Outbox {
         Self { store, admission, timing, tracker, shutdown }
     }
 
+    /// The same, with what it delivers counted by another tracker.
+    pub(super) fn tracked_by(&self, tracker: &TaskTracker) -> Self {
+        Self { tracker: tracker.clone(), ..self.clone() }
+    }
+
     /// Takes over an EndSession whose row is committed. Nothing that renews the provider's
     /// lease has gone out after `since`.
     pub fn deliver(&self, owed: OwedEnd, provider: Arc<dyn Provider>, since: Instant) {
@@ -61,8 +66,8 @@ impl Outbox {
                 let shutdown = outbox.shutdown.clone();
                 tokio::select! {
                     () = outbox.run(&owed, provider, since) => {}
-                    // The row stays: the next process delivers it.
-                    () = shutdown.cancelled() => debug!("stopped; the row stays for the next start"),
+                    // Of a reading there is no row.
+                    () = shutdown.cancelled() => debug!("stopped; the next start delivers it, or the provider's lease ends its session"),
                 }
             }
             .instrument(span),

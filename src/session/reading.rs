@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug_span};
 use uuid::Uuid;
@@ -32,6 +33,9 @@ const BATCH: u32 = 1_000;
 
 /// Batches after which the item is taken to have gone.
 const MAX_BATCHES: u32 = 100;
+
+/// The two replicas are held so long at most, however slowly the data is taken: sessions wait for them.
+const READ_WITHIN: Duration = Duration::from_secs(600);
 
 /// What is to be read.
 #[derive(Clone, Debug)]
@@ -70,6 +74,11 @@ pub enum ReadingError {
     /// The data is not taken.
     #[error("the data was not read for {0:?}; ask for it again")]
     NotTaken(Duration),
+    /// It took too long, and others wait.
+    #[error(
+        "the data was not read within {0:?}, and sessions of the two replicas wait for it; ask for it again over a faster link"
+    )]
+    TooSlow(Duration),
     /// The coordinator stops.
     #[error("the coordinator is shutting down; try again when it is back")]
     ShuttingDown,
@@ -79,21 +88,22 @@ pub enum ReadingError {
 pub type Readings = mpsc::Receiver<Result<DataPart, ReadingError>>;
 
 impl Sessions {
-    /// Reads one item from one side of a conflict. It waits until no session has either replica; dropping the receiver stops it.
+    /// Reads one item from one side of a conflict. It waits until no session has either replica, and keeps other sessions from them
+    /// for ten minutes at most; dropping the receiver stops it.
     pub fn read_item(&self, reading: Reading) -> Readings {
         let (parts, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
         let reader = self.reader();
         let read = async move {
             let failed = tokio::select! {
                 read = reader.read(&reading, &parts) => read.err(),
-                () = reader.stopped() => Some(ReadingError::ShuttingDown),
+                () = reader.stopping.cancelled() => Some(ReadingError::ShuttingDown),
                 () = parts.closed() => None,
             };
             if let Some(failed) = failed {
                 let _ = parts.send(Err(failed)).await;
             }
         };
-        tokio::spawn(read.instrument(debug_span!("reading")));
+        self.readings().spawn(read.instrument(debug_span!("reading")));
         receiver
     }
 }
@@ -104,7 +114,8 @@ pub(super) struct Reader {
     pub(super) admission: Admission,
     pub(super) outbox: Outbox,
     pub(super) timing: Timing,
-    pub(super) shutdown: tokio_util::sync::CancellationToken,
+    /// The coordinator begins to stop.
+    pub(super) stopping: CancellationToken,
 }
 
 /// A session with one provider. Dropping it delivers its EndSession.
@@ -128,10 +139,6 @@ impl Drop for Alone<'_> {
 type Parts = mpsc::Sender<Result<DataPart, ReadingError>>;
 
 impl Reader {
-    async fn stopped(&self) {
-        self.shutdown.cancelled().await;
-    }
-
     /// A call that is answered within the deadline.
     async fn call<T>(
         within: Duration,
@@ -156,7 +163,19 @@ impl Reader {
         };
         // The end of the first session is owed, and admission waits until it is answered.
         let _permit = self.admission.admit(SyncGuid::generate(), seats, |_| {}).await;
-        let session = self.begin(reading, &provider, ProviderRole::Source).await?;
+        let sent = timeout(READ_WITHIN, self.send_item(reading, &provider, known, parts)).await;
+        sent.unwrap_or(Err(ReadingError::TooSlow(READ_WITHIN)))
+    }
+
+    /// Sends the item, by a session with its replica as the source. `known` is what that one knows.
+    async fn send_item(
+        &self,
+        reading: &Reading,
+        provider: &Arc<dyn Provider>,
+        known: Knowledge,
+        parts: &Parts,
+    ) -> Result<(), ReadingError> {
+        let session = self.begin(reading, provider, ProviderRole::Source).await?;
         let Some(load) = self.find(&session, &reading.item, known).await? else {
             return self.send(parts, DataPart::Failed(moved_on(&reading.item))).await;
         };
@@ -264,7 +283,7 @@ fn keep(provider: Arc<dyn Provider>, key: SessionKey, lease: Duration) -> AbortO
         loop {
             rounds.tick().await;
             // One that is gone fails in the call that waits for it.
-            drop(provider.renew_session(key, lease, false).await);
+            drop(timeout(lease / 3, provider.renew_session(key, lease, false)).await);
         }
     }))
 }

@@ -109,6 +109,9 @@ struct Inner {
     live: Mutex<Live>,
     tracker: TaskTracker,
     deliveries: TaskTracker,
+    /// Cancelled when the shutdown begins: readings end.
+    stopping: CancellationToken,
+    /// Cancelled when the sessions are over, or had their time: deliveries end.
     shutdown: CancellationToken,
 }
 
@@ -139,7 +142,8 @@ impl Sessions {
         let (tracker, deliveries, shutdown) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
         let outbox = Outbox::new(store.clone(), admission.clone(), timing, deliveries.clone(), shutdown.clone());
         let parts = Parts { store, admission, outbox, timing, coordinator_address };
-        Self { inner: Arc::new(Inner { parts, dial, tokens, live: Mutex::default(), tracker, deliveries, shutdown }) }
+        let (live, stopping) = (Mutex::default(), CancellationToken::new());
+        Self { inner: Arc::new(Inner { parts, dial, tokens, live, tracker, deliveries, stopping, shutdown }) }
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
@@ -237,10 +241,15 @@ impl Sessions {
         Reader {
             dial: inner.dial.clone(),
             admission: parts.admission.clone(),
-            outbox: parts.outbox.clone(),
+            outbox: parts.outbox.tracked_by(&inner.tracker),
             timing: parts.timing,
-            shutdown: inner.shutdown.clone(),
+            stopping: inner.stopping.clone(),
         }
+    }
+
+    /// What shutdown waits for.
+    pub(super) fn readings(&self) -> &TaskTracker {
+        &self.inner.tracker
     }
 
     /// The token of a session's end, which is the same whenever it is asked for; whether the session runs is another matter.
@@ -304,6 +313,7 @@ impl Sessions {
             live.sessions.values().cloned().collect()
         };
         self.inner.tracker.close();
+        self.inner.stopping.cancel();
         let all = async {
             for session in &sessions {
                 session.cancel("SHUTDOWN", "the coordinator is shutting down").await;

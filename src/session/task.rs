@@ -28,8 +28,8 @@ use super::timing::Timing;
 use super::unwritten::{TRANSITION_DELAY, Unwritten};
 use crate::provider::{BeginSession, EndSession, Partner, ProcessStart, Provider, SessionKey, SessionRef};
 use crate::store::conflicts::{End, Findings};
-use crate::store::{OwedEnd, SessionFindings, SessionRecord, Standing, Store, Submitted, Write};
-use crate::types::{ProviderRole, SessionKind};
+use crate::store::{EndNotice, OwedEnd, SessionFindings, SessionRecord, Standing, Store, Submitted, Write};
+use crate::types::{Hresult, ProviderRole, ProviderWithError, SessionKind, SyncState};
 
 /// What a session's task works with.
 #[derive(Clone)]
@@ -310,7 +310,7 @@ impl SessionTask {
             Effect::Identify(role) => {
                 let provider = self.provider(role);
                 let set = if self.machine.is_concluded() { &mut self.ends } else { &mut self.work };
-                set.start(answered(role, async move {
+                set.add(answered(role, async move {
                     Answer::Identified(within(deadline, provider.get_id_parameters()).await)
                 }));
             }
@@ -337,43 +337,43 @@ impl SessionTask {
                     partner: self.partner_of(role),
                 };
                 let deadline = self.parts.timing.begin_deadline;
-                self.work.start(answered(role, async move {
+                self.work.add(answered(role, async move {
                     Answer::Begun(within(deadline, provider.begin_session(begin)).await)
                 }));
             }
             Effect::Renew { role, canceled } => {
                 let (provider, key, lease) = (self.provider(role), self.key(), self.parts.timing.lease);
-                self.work.start(answered(role, async move {
+                self.work.add(answered(role, async move {
                     Answer::Renewed(within(deadline, provider.renew_session(key, lease, canceled)).await)
                 }));
             }
             Effect::SpecifyFilter => {
                 let (provider, key) = (self.provider(ProviderRole::Destination), self.key());
-                self.work.start(answered(ProviderRole::Destination, async move {
+                self.work.add(answered(ProviderRole::Destination, async move {
                     Answer::FilterSpecified(within(deadline, provider.specify_filter(key)).await)
                 }));
             }
             Effect::AddFilter(request) => {
                 let (provider, key) = (self.provider(ProviderRole::Source), self.key());
-                self.work.start(answered(ProviderRole::Source, async move {
+                self.work.add(answered(ProviderRole::Source, async move {
                     Answer::FilterAdded(within(deadline, provider.add_filter(key, request)).await)
                 }));
             }
             Effect::GetParameters => {
                 let (provider, key) = (self.provider(ProviderRole::Destination), self.key());
-                self.work.start(answered(ProviderRole::Destination, async move {
+                self.work.add(answered(ProviderRole::Destination, async move {
                     Answer::Parameters(within(deadline, provider.get_sync_batch_parameters(key)).await)
                 }));
             }
             Effect::GetBatch(request) => {
                 let (provider, key) = (self.provider(ProviderRole::Source), self.key());
-                self.work.start(answered(ProviderRole::Source, async move {
+                self.work.add(answered(ProviderRole::Source, async move {
                     Answer::Batch(within(deadline, provider.get_change_batch(key, request)).await)
                 }));
             }
             Effect::GetFullEnumerationBatch(request, lower_bound) => {
                 let (provider, key) = (self.provider(ProviderRole::Source), self.key());
-                self.work.start(answered(ProviderRole::Source, async move {
+                self.work.add(answered(ProviderRole::Source, async move {
                     let call = provider.get_full_enumeration_change_batch(key, request, lower_bound);
                     Answer::Batch(within(deadline, call).await)
                 }));
@@ -400,7 +400,7 @@ impl SessionTask {
                     message: notice.message,
                     provider_with_error: notice.provider_with_error,
                 };
-                self.ends.start(answered(role, async move {
+                self.ends.add(answered(role, async move {
                     Answer::Ended(within(deadline, provider.end_session(end)).await)
                 }));
             }
@@ -441,7 +441,7 @@ impl SessionTask {
         let replicas = ProviderRole::BOTH
             .map(|role| self.machine.info(role).filter(|_| coordinated).map(|info| info.replica_id.clone()));
         let store = self.parts.store.clone();
-        self.work.start(async move {
+        self.work.add(async move {
             let permit = admission.admit(sync_guid, seats, |reason| {
                 waiting.send_replace(reason);
             });
@@ -487,7 +487,7 @@ impl SessionTask {
             relayed,
         };
         let relaying = AbortOnDropHandle::new(tokio::spawn(relay.run(batch, referee)));
-        self.work.start(async move {
+        self.work.add(async move {
             match relaying.await {
                 Ok((referee, result)) => Returned::Event(Event::Processed { referee, result }),
                 Err(failure) if failure.is_panic() => std::panic::resume_unwind(failure.into_panic()),
@@ -579,6 +579,28 @@ impl SessionTask {
     fn key(&self) -> SessionKey {
         let record = self.machine.record();
         SessionKey { sync_guid: record.sync_guid, epoch: record.epoch }
+    }
+}
+
+impl Drop for SessionTask {
+    /// A task that panicked does not end its session: the providers are told so all the same, and no session begins at them before
+    /// they were. A runtime that goes away drops tasks too; what is owed is then delivered by the next start.
+    fn drop(&mut self) {
+        if self.over || !std::thread::panicking() {
+            return;
+        }
+        for owed in std::mem::take(&mut self.owed) {
+            let provider = self.links.providers[owed.role as usize].clone();
+            let Some(provider) = provider.filter(|_| self.machine.is_owed(owed.role)) else { continue };
+            let notice = owed.notice.clone().unwrap_or_else(|| EndNotice {
+                state: SyncState::Interrupted,
+                hresult: Hresult::E_UNEXPECTED,
+                message: "the coordinator failed; its log says where".to_owned(),
+                provider_with_error: Some(ProviderWithError::Coordinator),
+            });
+            let owed = OwedEnd { notice: Some(notice), ..owed };
+            self.parts.outbox.deliver(owed, provider, Instant::now());
+        }
     }
 }
 

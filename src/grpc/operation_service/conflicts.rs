@@ -80,7 +80,9 @@ fn unread(error: &ReadingError) -> Status {
         ReadingError::OtherReplica { .. } => {
             (RefusalCode::FailedPrecondition, "OTHER_REPLICA", Hresult::SYNC_E_INVALID_OPERATION)
         }
-        ReadingError::NotTaken(_) => (RefusalCode::ResourceExhausted, "NOT_TAKEN", Hresult::E_DEADLINE),
+        ReadingError::NotTaken(_) | ReadingError::TooSlow(_) => {
+            (RefusalCode::ResourceExhausted, "NOT_TAKEN", Hresult::E_DEADLINE)
+        }
         ReadingError::ShuttingDown => return status::shutting_down(),
     };
     status::from_refusal(&Refusal::own(code, reason, hresult, error.to_string()), status::Subject::default())

@@ -42,7 +42,6 @@ pub(super) mod carry_out;
 pub(super) mod constraint;
 pub(super) mod decisions;
 pub(super) mod fetch;
-mod hashing;
 pub(super) mod merge;
 mod merge_items;
 pub(super) mod plan;

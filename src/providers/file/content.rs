@@ -2,12 +2,14 @@
 
 use std::io;
 
+use bytes::Bytes;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::facts::Facts;
 use crate::knowledge::Digest;
+use crate::provider::sdk::{BESIDE_FROM, Hashing};
 
 /// Bytes read at once: large enough that calls do not count, small enough to stay in the second-level cache.
 pub(super) const BUFFER_BYTES: usize = 1024 * 1024;
@@ -44,6 +46,9 @@ impl Reader {
         expected: u64,
         mut write: impl FnMut(&[u8]) -> io::Result<()>,
     ) -> io::Result<(Digest, u64)> {
+        if expected >= BESIDE_FROM {
+            return copy_large(file, expected, write);
+        }
         let mut hasher = Sha256::new();
         let mut size = 0;
         loop {
@@ -76,5 +81,27 @@ impl Reader {
             facts = after;
         }
         Ok(None)
+    }
+}
+
+/// [`Reader::copy`] of a file that is hashed by a thread of its own meanwhile.
+fn copy_large(
+    file: impl AsFd,
+    expected: u64,
+    mut write: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<(Digest, u64)> {
+    let mut hashing = Hashing::of(expected);
+    let mut size = 0;
+    loop {
+        let mut part = Vec::with_capacity(BUFFER_BYTES);
+        match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut part)) {
+            Err(Errno::INTR) => continue,
+            Ok(0) => return Ok((hashing.finish(), size)),
+            result => result?,
+        };
+        let part = Bytes::from(part);
+        hashing.update(&part);
+        write(&part)?;
+        size += part.len() as u64;
     }
 }

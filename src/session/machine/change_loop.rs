@@ -202,7 +202,6 @@ impl Machine {
                 let failure = Failure::said(ProviderRole::Destination, &fault);
                 return self.conclude(failure, now, effects);
             }
-            Err(RelayError::Aborted) => return self.stop(now, effects),
         };
         self.lost_since = None;
         self.losses = 0;

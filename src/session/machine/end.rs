@@ -68,7 +68,7 @@ impl Ends {
         self.0.iter().all(|end| matches!(end.begin, Begin::Answered | Begin::NotDialled))
     }
 
-    fn is_owed(&self, role: ProviderRole) -> bool {
+    pub(super) fn is_owed(&self, role: ProviderRole) -> bool {
         let end = self.0[role as usize];
         matches!(end.begin, Begin::Sent | Begin::Answered) && !end.settled
     }
@@ -104,6 +104,7 @@ impl Machine {
             self.record.counters.updates_to_be_transferred = 0;
         }
         self.record.outcome = Some(outcome);
+        effects.push(Effect::AbortWork);
         self.commit_outcome(now, effects);
     }
 
@@ -269,7 +270,7 @@ impl Machine {
     }
 
     fn finish_if_settled(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        if self.step == Step::Ending && !ProviderRole::BOTH.iter().any(|role| self.ends.is_owed(*role)) {
+        if self.step == Step::Ending && !ProviderRole::BOTH.iter().any(|role| self.is_owed(*role)) {
             self.finish(now, effects);
         }
     }
@@ -279,7 +280,7 @@ impl Machine {
             return;
         }
         for role in ProviderRole::BOTH {
-            if self.ends.is_owed(role) {
+            if self.is_owed(role) {
                 // Calls that renew the lease were cut then. What was answered tells less: an answer may be lost.
                 let mut since = self.concluded.unwrap_or(now.instant);
                 if mutant::is(Mutant::LapseTooEarly) {

@@ -233,8 +233,6 @@ pub enum RelayError {
     },
     /// The destination ended the batch with a fault.
     Fault(ProviderFault),
-    /// Cut by `AbortWork`.
-    Aborted,
 }
 
 /// What a session has left behind when it is over, for its operation.

@@ -173,8 +173,6 @@ impl Machine {
         }
         if let Some(failure) = self.failure.take() {
             self.conclude(failure, now, effects);
-        } else if self.step == Step::Processing {
-            self.conclude(Failure::coordinator("the relay of a batch was cut"), now, effects);
         }
     }
 }

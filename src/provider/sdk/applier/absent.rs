@@ -8,12 +8,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::plan::{Action, Step};
+use super::plan::{Action, Step, tombstone_of};
 use crate::knowledge::{ChangeGroup, ItemId, Knowledge, ReplicaId};
 use crate::mutant::{self, Mutant};
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::ticks::Ticks;
-use crate::provider::sdk::{KnownItem, units};
+use crate::provider::sdk::units;
 
 /// What a full-enumeration group says of an item that it does not list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,31 +71,15 @@ pub fn absence(
         let index = absence.actions.len();
         let action = match judge(&id, &row, made_with) {
             Absent::New => continue,
-            Absent::Forgotten => Action {
-                index,
-                after: Row {
-                    item: KnownItem { deleted: true, ..row.item.clone() },
-                    lingering: false,
-                    units: None,
-                    ..row.clone()
-                },
-                step: if row.is_there() { Step::Delete } else { Step::None },
-                before: Some(row),
-                comes_first: false,
-                keeps_loser: false,
-                left_out: Vec::new(),
-                forgets: true,
-            },
-            Absent::Contested => Action {
-                index,
-                after: units::renewed(row.clone(), ticks.give()),
-                step: Step::None,
-                before: Some(row),
-                comes_first: false,
-                keeps_loser: false,
-                left_out: Vec::new(),
-                forgets: false,
-            },
+            Absent::Forgotten => {
+                let after = Row { lingering: false, ..tombstone_of(&row, row.version.clone()) };
+                let step = if row.is_there() { Step::Delete } else { Step::None };
+                Action { forgets: true, ..Action::of(index, Some(row), after, step) }
+            }
+            Absent::Contested => {
+                let after = units::renewed(row.clone(), ticks.give());
+                Action::of(index, Some(row), after, Step::None)
+            }
         };
         absence.actions.insert(id, action);
     }

@@ -11,8 +11,10 @@ use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::{Commit, Intent, Row};
 use crate::provider::sdk::{
-    Applied, Fingerprint, ItemError, ItemStore, KnownItem, Put, Replaces, Staged, lock, metadata_failed, store_failed,
+    Applied, Fingerprint, ItemError, ItemStore, KnownItem, Put, Replaces, Staged, StoreError, lock, metadata_failed,
+    store_failed,
 };
+use crate::types::Hresult;
 
 impl Applier<'_> {
     /// Applies a section. `left_out` gains what must not be learned, and comes back with one outcome per change.
@@ -25,6 +27,8 @@ impl Applier<'_> {
         let _gate = lock(&self.shared.gate);
         let Plan { mut verdicts, mut actions, tick } = self.plan(section, obtained)?;
         let mut learned = self.learned(section);
+        // Of what failed in an earlier section an intent must not teach anything either.
+        learned.exclude(&left_out);
         // Durable, both of them, before the store is touched; in which order does not matter: an intent whose content is lost
         // is dropped, since the item is as it was.
         let puts = actions.values().any(|action| matches!(action.step, Step::Put(_)));
@@ -37,7 +41,7 @@ impl Applier<'_> {
             intended
         })?;
 
-        let failures = self.change_store(&mut actions);
+        let failures = self.change_store(&mut actions)?;
         for (index, (id, error)) in failures {
             verdicts[index] = match error {
                 // Only of the item itself: a copy that cannot be kept is a failure of its change.
@@ -87,10 +91,15 @@ impl Applier<'_> {
 
     /// Changes the store, in [`order`], what is put last and together. What fails leaves the actions and is returned with its
     /// change.
-    pub(super) fn change_store(&self, actions: &mut BTreeMap<ItemId, Action>) -> BTreeMap<usize, (ItemId, ItemError)> {
+    ///
+    /// # Errors
+    /// Something that the store had is gone, and nothing in its place: the section must not be concluded.
+    pub(super) fn change_store(
+        &self,
+        actions: &mut BTreeMap<ItemId, Action>,
+    ) -> Result<BTreeMap<usize, (ItemId, ItemError)>, CallError> {
         let mut failures: BTreeMap<usize, (ItemId, ItemError)> = BTreeMap::new();
         let mut together = Vec::new();
-        let mut merged = Vec::new();
         for id in order(actions) {
             let Some(action) = actions.get_mut(&id) else { continue };
             let failed = match failures.get(&action.index) {
@@ -101,22 +110,19 @@ impl Applier<'_> {
                         together.push((id.clone(), staged));
                         None
                     }
+                    Step::MergeInto { winner, content } => {
+                        action.step = Step::Delete;
+                        self.merge_into(&id, (&winner, content), actions)?
+                    }
                     step => {
-                        action.step = match step {
-                            Step::MergeInto(content) => {
-                                merged.push((action.index, id.clone(), content));
-                                Step::Delete
-                            }
-                            step => step,
-                        };
-                        let changed = change_item(&*self.shared.store, &id, action);
-                        changed.map(|gone| self.gone(&id, action, gone)).err().map(|error| (id.clone(), error))
+                        action.step = step;
+                        self.change(&id, actions)
                     }
                 },
             };
-            if let Some(failure) = failed {
+            let Some(failure) = failed else { continue };
+            if let Some(action) = actions.remove(&id) {
                 failures.insert(action.index, failure);
-                actions.remove(&id);
             }
         }
         for (id, error) in self.put_together(together, actions) {
@@ -124,19 +130,33 @@ impl Applier<'_> {
                 failures.insert(action.index, (id, error));
             }
         }
-        merged.retain(|(index, ..)| failures.contains_key(index));
-        for (_, id, content) in merged {
-            self.bring_back(&id, content, actions);
-        }
-        failures
+        Ok(failures)
     }
 
-    /// What was to be merged into another item is as it was before: that item could not be saved.
-    fn bring_back(&self, id: &ItemId, content: Staged, actions: &mut BTreeMap<ItemId, Action>) {
-        let Some(before) = actions.remove(id).and_then(|action| action.before) else { return };
-        if let Err(error) = self.shared.store.put(id, content, &before.item.state, &Replaces::Nothing) {
-            tracing::warn!(item = %id, %error, "it was to be merged into another item, and could not be brought back");
+    /// Carries out the action of one item; what failed.
+    fn change(&self, id: &ItemId, actions: &mut BTreeMap<ItemId, Action>) -> Option<(ItemId, ItemError)> {
+        let action = actions.get_mut(id)?;
+        let changed = change_item(&*self.shared.store, id, action);
+        changed.map(|gone| self.gone(id, action, gone)).err().map(|error| (id.clone(), error))
+    }
+
+    /// Deletes an item, and saves at once the one that it is merged into; where that fails it comes back. What failed.
+    fn merge_into(
+        &self,
+        id: &ItemId,
+        (winner, content): (&ItemId, Staged),
+        actions: &mut BTreeMap<ItemId, Action>,
+    ) -> Result<Option<(ItemId, ItemError)>, CallError> {
+        if let Some(failed) = self.change(id, actions) {
+            return Ok(Some(failed));
         }
+        let Some((failed, error)) = self.change(winner, actions) else { return Ok(None) };
+        actions.remove(winner);
+        if let Some(before) = actions.get(id).and_then(|action| action.before.as_ref()) {
+            let back = self.shared.store.put(id, content, &before.item.state, &Replaces::Nothing);
+            back.map_err(|back| not_brought_back(id, winner, &error, &back))?;
+        }
+        Ok(Some((failed, error)))
     }
 
     /// Puts items in place, in ascending order; what failed.
@@ -242,17 +262,18 @@ pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(
     to_store.map(intent).collect()
 }
 
-/// The order in which the store is changed: deletions from the last id to the first, so that children go before their
-/// container; then what must stand before other things take their place (copies of losers, containers); then the rest from
-/// the first id to the last.
+/// The order in which the store is changed: what comes first and takes nothing's place (copies of what goes below, containers that
+/// come back), so that nothing goes before its copy is there; deletions from the last id to the first, so that children go before
+/// their container; what else must stand before other things take their place; then the rest from the first id to the last.
 pub fn order(actions: &BTreeMap<ItemId, Action>) -> Vec<ItemId> {
-    let deletes = |action: &Action| matches!(action.step, Step::Delete | Step::MergeInto(_));
+    let deletes = |action: &Action| matches!(action.step, Step::Delete | Step::MergeInto { .. });
+    let is_added = |action: &Action| action.comes_first && displaced(action).is_none();
     let ids = |wanted: &dyn Fn(&Action) -> bool| -> Vec<ItemId> {
         actions.iter().filter(|(_, action)| wanted(action)).map(|(id, _)| id.clone()).collect()
     };
-    let mut order = ids(&deletes);
-    order.reverse();
-    order.extend(ids(&|action| action.comes_first));
+    let mut order = ids(&is_added);
+    order.extend(ids(&deletes).into_iter().rev());
+    order.extend(ids(&|action| action.comes_first && !is_added(action)));
     order.extend(ids(&|action| !action.comes_first && !deletes(action)));
     order
 }
@@ -272,14 +293,14 @@ pub fn change_item(store: &dyn ItemStore, id: &ItemId, action: &mut Action) -> R
             applied
         }
         (Step::SetProperties, Some(known)) => store.set_properties(id, &action.after.item.state, &known)?,
-        (Step::Delete | Step::MergeInto(_), Some(known)) => {
+        (Step::Delete | Step::MergeInto { .. }, Some(known)) => {
             let applied = store.delete(id, &known)?;
             if matches!(applied, Applied::Done(_)) {
                 gone = Some(known);
             }
             applied
         }
-        (Step::SetProperties | Step::Delete | Step::MergeInto(_), None) => return Err(ItemError::Changed),
+        (Step::SetProperties | Step::Delete | Step::MergeInto { .. }, None) => return Err(ItemError::Changed),
     };
     action.done(applied);
     Ok(gone)
@@ -347,4 +368,12 @@ pub fn outcome(change: &ItemChange, verdict: Verdict) -> ChangeOutcome {
         Verdict::Failed(error) => ChangeOutcome { error: Some(error), ..of(OutcomeKind::RecoverableError) },
         Verdict::Planned { conflict } => ChangeOutcome { conflict, ..of(OutcomeKind::Applied) },
     }
+}
+
+fn not_brought_back(id: &ItemId, winner: &ItemId, error: &ItemError, back: &ItemError) -> CallError {
+    let message = format!(
+        "{id} was to become a part of {winner}, which cannot be saved ({error}), and cannot come back: {back}; \
+         what was being applied stays unfinished; look whether {id} is there, and synchronise again"
+    );
+    store_failed(StoreError { reason: "NOT_BROUGHT_BACK".to_owned(), hresult: Hresult::E_FAIL, message }).into()
 }

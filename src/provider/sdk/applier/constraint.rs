@@ -12,14 +12,17 @@
 use std::collections::BTreeMap;
 
 use super::decisions::Decisions;
-use super::plan::{Action, Arrival, CopyName, Deferral, Ground, Step, Verdict, conflicting, delete, row_of};
+use super::plan::{
+    Action, Arrival, CopyName, Deferral, Ground, Step, Verdict, conflicting, delete, row_of, tombstone_of,
+};
+use super::scrutiny::recoverable;
 use super::settle::{NewVersion, Winner, kind_of};
 use crate::knowledge::{ConstraintConflict, ItemChange, ItemDataHeader, ItemId};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::ticks::Ticks;
-use crate::provider::sdk::{ItemError, KnownItem, Staged, units};
-use crate::types::{ConstraintConflictReason as Reason, ConstraintResolveAction};
+use crate::provider::sdk::{ItemError, Staged, units};
+use crate::types::{ConstraintConflictReason as Reason, ConstraintResolveAction, Hresult};
 
 impl Ground<'_> {
     /// Why the store cannot save `id`, and what is in its way; `with` is what the store says that it collides with.
@@ -52,7 +55,6 @@ impl Ground<'_> {
     }
 
     /// Plans what was decided about a collision; `None`: nothing was, or it is out of date, or this store cannot do it.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn plan_collision(
         &self,
         change: &ItemChange,
@@ -73,13 +75,15 @@ impl Ground<'_> {
         let busy =
             |item: &ItemId| actions.contains_key(item) || self.changes.iter().any(|change| change.item_id == *item);
         if within.iter().any(|(item, _)| busy(item)) || busy(&way) {
-            return Ok(Some(Verdict::Failed(ItemError::Changed.into_recoverable(id))));
+            let description =
+                "another change that comes with it is about the item in its way; it comes with the next session";
+            return Ok(Some(Verdict::Failed(recoverable(id, Hresult::E_ABORT, description))));
         }
         let changed = || Ok(Some(Verdict::Failed(ItemError::Changed.into_recoverable(id))));
         let Some(state) = arrival.incoming.state() else { return changed() };
         let mut planned = Vec::new();
         if let (ConstraintResolveAction::Merge, Some(way_row)) = (action, &beside) {
-            let merged = self.merge_items(change, (index, row), arrival, (&way, way_row), ticks);
+            let merged = self.merge_items(change, (index, row), (arrival, wanted), (&way, way_row), ticks);
             let Some(merged) = merged.map_err(|error| error.into_recoverable(id)).transpose() else { return Ok(None) };
             return Ok(Some(match merged {
                 Ok(merged) => {
@@ -91,6 +95,7 @@ impl Ground<'_> {
         }
         match action {
             ConstraintResolveAction::AcceptDestinationProvider => {}
+            // As decided, also where something else still keeps the source's item out: that is then asked about.
             ConstraintResolveAction::AcceptSourceProvider if is_within || beside.is_some() => {
                 let beside = beside.map(|row| (way, row));
                 let goes = if is_within { &within } else { beside.as_slice() };
@@ -145,10 +150,7 @@ impl Ground<'_> {
                 row => delete(change, row.cloned(), version),
             }
         };
-        let left_out = Vec::new();
-        let action =
-            Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out, forgets: false };
-        planned.push((id.clone(), action));
+        planned.push((id.clone(), Action::of(index, before, after, step)));
         actions.extend(planned);
         Ok(Some(Verdict::Planned { conflict: true }))
     }
@@ -167,15 +169,8 @@ impl Ground<'_> {
     /// Deletes items, each with a version of its own.
     fn remove(&self, items: &[(ItemId, Row)], index: usize, ticks: &mut Ticks, planned: &mut Vec<(ItemId, Action)>) {
         for (id, row) in items {
-            let version = ticks.version(NewVersion::Local);
-            let item = KnownItem { deleted: true, ..row.item.clone() };
-            let after = Row { item, version, units: None, ..row.clone() };
-            let step = Step::Delete;
-            let before = Some(row.clone());
-            let left_out = Vec::new();
-            let action =
-                Action { index, before, after, step, comes_first: false, keeps_loser: false, left_out, forgets: false };
-            planned.push((id.clone(), action));
+            let after = tombstone_of(row, ticks.version(NewVersion::Local));
+            planned.push((id.clone(), Action::of(index, Some(row.clone()), after, Step::Delete)));
         }
     }
 
@@ -222,8 +217,7 @@ impl Ground<'_> {
 
 /// What must be there before the change itself is carried out.
 fn put_first(index: usize, before: Option<Row>, after: Row, staged: Staged, keeps_loser: bool) -> Action {
-    let step = Step::Put(staged);
-    Action { index, before, after, step, comes_first: true, keeps_loser, left_out: Vec::new(), forgets: false }
+    Action { comes_first: true, keeps_loser, ..Action::of(index, before, after, Step::Put(staged)) }
 }
 
 /// True for an item that others may be within.

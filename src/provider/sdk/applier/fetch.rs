@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 
 use sha2::{Digest as _, Sha256};
 
-use super::hashing::Hashing;
 use super::merge::{Course, Fetched, course, too_large, wanted};
 use super::scrutiny::recoverable;
 use super::section;
@@ -17,6 +16,7 @@ use super::settle::{Incoming, Settlement, Winner, kind_of, settle};
 use super::wire::Wire;
 use super::{Applier, Section};
 use crate::knowledge::{ChangeUnitId, Digest, ItemChange, ItemData, ItemDataHeader, ItemId, RecoverableError};
+use crate::provider::sdk::hashing::Hashing;
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::session::Session;
 use crate::provider::sdk::units::{MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES, Object};

@@ -279,17 +279,8 @@ impl Ground<'_> {
             (next.creation, next.version) = (base.clone(), base.clone());
         }
         if next != row {
-            let action = Action {
-                index,
-                before: Some(row),
-                after: next,
-                step,
-                comes_first: false,
-                keeps_loser: false,
-                left_out: left_out.clone(),
-                forgets: false,
-            };
-            actions.insert(id.clone(), action);
+            let action = Action::of(index, Some(row), next, step);
+            actions.insert(id.clone(), Action { left_out: left_out.clone(), ..action });
         }
         Ok(if left_out.is_empty() { Verdict::Planned { conflict } } else { Verdict::Partly { left_out, deferral } })
     }
@@ -343,17 +334,8 @@ impl Ground<'_> {
                 let Ok(staged) = stage(self.store, &name, &loser, &content) else { return Ok(false) };
                 let version = ticks.version(NewVersion::Local);
                 let after = Row { units: Some(copy.at(&version, time)), ..row_of(loser, version.clone(), version) };
-                let action = Action {
-                    index,
-                    before: *before,
-                    after,
-                    step: Step::Put(staged),
-                    comes_first: true,
-                    keeps_loser: true,
-                    left_out: Vec::new(),
-                    forgets: false,
-                };
-                actions.insert(name, action);
+                let action = Action::of(index, *before, after, Step::Put(staged));
+                actions.insert(name, Action { comes_first: true, keeps_loser: true, ..action });
                 Ok(true)
             }
         }

@@ -1,21 +1,21 @@
 //! Two items that collide become one (`windows-sync.md` R30, 5.7): that with the smaller id, so that every replica that settles the
 //! collision finds the same winner. The other leaves a merge tombstone, which names it.
 //!
-//! Only items with change units are merged: a member that one of them has, or both in the same way, is the winner's; of two that
-//! differ the later stays (ties by digest; one that is null says nothing). What the winner gets from the other is an edit of those units, at a new local version.
-//! So is the tombstone: an edit of the loser that did not know of it is in conflict with a deletion, and beats it.
+//! Only items with change units are merged, as they are on both sides: a member that one of them has, or both in the same way, is
+//! the winner's; of two that differ the later stays (ties by digest; one that is null says nothing). What the winner gets from
+//! the other is an edit of those units, at a new local version. So is the tombstone: an edit of the loser that did not know of it is in conflict with a deletion, and beats it.
 
 use std::collections::BTreeSet;
 
 use sha2::{Digest as _, Sha256};
 
-use super::plan::{Action, Arrival, Ground, Step, delete, stage};
+use super::plan::{Action, Arrival, Ground, Step, delete, stage, tombstone_of};
 use super::settle::NewVersion;
 use crate::knowledge::{ChangeUnitId, Digest, ItemChange, ItemId, Version};
 use crate::provider::sdk::metadata::{Row, Unit, Units};
 use crate::provider::sdk::ticks::Ticks;
 use crate::provider::sdk::units::{self, MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES, Object};
-use crate::provider::sdk::{ItemError, ItemState, KnownItem};
+use crate::provider::sdk::{ItemError, ItemState};
 
 /// One of the two, as it is or would be without the other.
 struct Side<'a> {
@@ -34,18 +34,19 @@ impl Ground<'_> {
         &self,
         change: &ItemChange,
         (index, row): (usize, Option<&Row>),
-        arrival: &Arrival,
+        (arrival, wanted): (&Arrival, &NewVersion),
         (way, way_row): (&ItemId, &Row),
         ticks: &mut Ticks,
     ) -> Result<Option<Vec<(ItemId, Action)>>, ItemError> {
         let id = &change.item_id;
         let (Some(object), Some(state)) = (&arrival.object, arrival.incoming.state()) else { return Ok(None) };
-        if way_row.units.is_none() {
+        if change.change_units.is_empty() || way_row.units.is_none() {
             return Ok(None);
         }
         let Some(here) = units::read(self.store, way, &way_row.in_store())? else { return Err(ItemError::Changed) };
-        let version = change.change_version.as_ref().unwrap_or(&change.creation_version);
-        let theirs = Side { id, row: arrival.row(change, state, version.clone(), false), object: object.clone() };
+        let own = *wanted == NewVersion::Local;
+        let row_there = arrival.row(change, state, ticks.version(wanted.clone()), own);
+        let theirs = Side { id, row: row_there, object: object.clone() };
         let ours = Side { id: way, row: way_row.clone(), object: here };
         let arrives = id < way;
         let (winner, loser) = if arrives { (theirs, ours) } else { (ours, theirs) };
@@ -69,16 +70,6 @@ impl Ground<'_> {
             true => Step::Put(stage(self.store, winner.id, &after.item.state, &content)?),
             false => Step::None,
         };
-        let action = |before, after, step, comes_first| Action {
-            index,
-            before,
-            after,
-            step,
-            comes_first,
-            keeps_loser: false,
-            left_out: Vec::new(),
-            forgets: false,
-        };
         let tombstone = ticks.version(NewVersion::Local);
         // What is here of the loser comes back where the winner cannot be saved.
         let (before, gone, goes) = match arrives {
@@ -86,14 +77,16 @@ impl Ground<'_> {
             false => delete(change, row.cloned(), tombstone),
         };
         let goes = match (goes, &before) {
-            (Step::Delete, Some(row)) => Step::MergeInto(self.store.stage_copy(loser.id, loser.id, &row.in_store())?),
+            (Step::Delete, Some(row)) => Step::MergeInto {
+                winner: winner.id.clone(),
+                content: self.store.stage_copy(loser.id, loser.id, &row.in_store())?,
+            },
             (goes, _) => goes,
         };
-        let of_loser = action(before, Row { winner: Some(winner.id.clone()), ..gone }, goes, false);
-        let of_winner = match arrives {
-            true => action(row.cloned(), after, step, false),
-            false => action(Some(way_row.clone()), after, step, true),
-        };
+        let of_loser = Action::of(index, before, Row { winner: Some(winner.id.clone()), ..gone }, goes);
+        let before = if arrives { row } else { Some(way_row) };
+        // Where the loser is not here nothing makes way, and the winner's failure is to keep it from becoming a tombstone.
+        let of_winner = Action { comes_first: !arrives, ..Action::of(index, before.cloned(), after, step) };
         Ok(Some(vec![(winner.id.clone(), of_winner), (loser.id.clone(), of_loser)]))
     }
 }
@@ -116,10 +109,6 @@ fn merged(winner: &Side<'_>, loser: &Side<'_>, edit: &Version) -> (Object, Units
         units.insert(unit.clone(), Unit { version: edit.clone(), ..theirs.clone() });
     }
     (object, units)
-}
-
-fn tombstone_of(row: &Row, version: Version) -> Row {
-    Row { item: KnownItem { deleted: true, ..row.item.clone() }, version, units: None, ..row.clone() }
 }
 
 /// A file's time goes with its content, which is another one now.

@@ -37,9 +37,13 @@ pub enum Step {
     SetProperties,
     /// It goes.
     Delete,
-    /// It goes, as what it holds becomes a part of another item. This is its content, which comes back when the other cannot be
-    /// saved.
-    MergeInto(Staged),
+    /// It goes, as what it holds becomes a part of another item, which is saved at once. It comes back when that one cannot be.
+    MergeInto {
+        /// The other item.
+        winner: ItemId,
+        /// What is here, to come back.
+        content: Staged,
+    },
 }
 
 /// One item's way from the row before to the row after.
@@ -62,6 +66,22 @@ pub struct Action {
     pub left_out: Vec<ChangeUnitId>,
     /// Its row goes too: the source has forgotten the item's tombstone.
     pub forgets: bool,
+}
+
+impl Action {
+    /// That of change number `index`: it has nothing before it, keeps no loser, and teaches all of the item.
+    pub(super) fn of(index: usize, before: Option<Row>, after: Row, step: Step) -> Self {
+        Self {
+            index,
+            before,
+            after,
+            step,
+            comes_first: false,
+            keeps_loser: false,
+            left_out: Vec::new(),
+            forgets: false,
+        }
+    }
 }
 
 /// What becomes of one change before the store is touched.
@@ -297,20 +317,8 @@ impl Ground<'_> {
                 };
                 let version = ticks.version(NewVersion::Local);
                 let after = row_of(row.item.state.clone(), version.clone(), version);
-                let step = Step::Put(staged);
-                actions.insert(
-                    container,
-                    Action {
-                        index,
-                        before: Some(row),
-                        after,
-                        step,
-                        comes_first: true,
-                        keeps_loser: false,
-                        left_out: Vec::new(),
-                        forgets: false,
-                    },
-                );
+                let action = Action::of(index, Some(row), after, Step::Put(staged));
+                actions.insert(container, Action { comes_first: true, ..action });
             }
         }
         Ok(())
@@ -406,18 +414,8 @@ impl Ground<'_> {
                         _ => arrival.object.as_ref().map(|object| object.at(&version, loser.modification_time)),
                     };
                     let after = Row { units, ..row_of(loser, version.clone(), version) };
-                    let (step, before) = (Step::Put(content), *before);
-                    let action = Action {
-                        index,
-                        before,
-                        after,
-                        step,
-                        comes_first: true,
-                        keeps_loser: true,
-                        left_out: Vec::new(),
-                        forgets: false,
-                    };
-                    actions.insert(name, action);
+                    let action = Action::of(index, *before, after, Step::Put(content));
+                    actions.insert(name, Action { comes_first: true, keeps_loser: true, ..action });
                 }
             }
         }
@@ -440,17 +438,7 @@ impl Ground<'_> {
         };
         match planned {
             Ok((before, after, step)) => {
-                let action = Action {
-                    index,
-                    before,
-                    after,
-                    step,
-                    comes_first: false,
-                    keeps_loser: false,
-                    left_out: Vec::new(),
-                    forgets: false,
-                };
-                actions.insert(id.clone(), action);
+                actions.insert(id.clone(), Action::of(index, before, after, step));
                 Ok(Verdict::Planned { conflict })
             }
             Err(error) => Ok(Verdict::Failed(error)),
@@ -601,13 +589,16 @@ impl Ground<'_> {
     }
 }
 
+/// The row of an item that goes, with this version.
+pub(super) fn tombstone_of(row: &Row, version: Version) -> Row {
+    Row { item: KnownItem { deleted: true, ..row.item.clone() }, version, units: None, ..row.clone() }
+}
+
 pub(super) fn delete(change: &ItemChange, before: Option<Row>, version: Version) -> Planned {
     match before {
         Some(row) => {
             let step = if row.item.deleted { Step::None } else { Step::Delete };
-            let item = KnownItem { deleted: true, ..row.item.clone() };
-            let winner = change.winner_item_id.clone();
-            let after = Row { item, version, units: None, winner, ..row.clone() };
+            let after = Row { winner: change.winner_item_id.clone(), ..tombstone_of(&row, version) };
             (Some(row), after, step)
         }
         None => {

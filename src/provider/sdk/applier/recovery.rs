@@ -85,7 +85,7 @@ impl Applier<'_> {
             };
             let intended = self.intend(&some, &learned, tick)?;
             let planned: Vec<ItemId> = some.keys().cloned().collect();
-            if !self.change_store(&mut some).is_empty() {
+            if !self.change_store(&mut some)?.is_empty() {
                 self.shared.look_again();
                 planned.into_iter().filter(|id| !some.contains_key(id)).for_each(|id| left_out.add_item(id));
             }

@@ -1,6 +1,7 @@
-use super::harness::{PLAN, Plan, Replica, settle, sync};
+use super::harness::{PLAN, Plan, Replica, settle, sync, sync_decided};
+use crate::knowledge::{Resolution, ResolutionAction};
 use crate::provider::sdk::applier::section::CHANGES;
-use crate::types::ConflictResolutionPolicy as Policy;
+use crate::types::{ConflictResolutionPolicy as Policy, ConstraintResolveAction};
 
 /// Everything that a batch can do to a store, at once.
 async fn prepared() -> (Replica, Replica) {
@@ -52,6 +53,40 @@ async fn a_crash_at_any_step_makes_no_false_edit_and_no_false_conflict() {
             return;
         }
         step += 1;
+    }
+}
+
+/// A directory that goes to another name, for a file: whenever the destination dies, what only it has is there, and its user is
+/// not taken to have deleted it.
+#[tokio::test]
+async fn what_moves_out_of_the_way_is_there_whenever_it_dies() {
+    let is_there = |replica: &Replica| replica.store.contents().keys().any(|id| id.ends_with("/new"));
+    for step in 0.. {
+        let (a, b) = (Replica::new("a"), Replica::new("b"));
+        a.store.write("d", "a file", 1);
+        b.store.make_directory("d");
+        b.store.write("d/new", "only here", 2);
+        let report = sync(&a, &b, PLAN).await.unwrap();
+        let in_the_way = report.outcomes[0].constraint.as_ref().and_then(|it| it.conflicting_item_id.clone());
+        let in_the_way = in_the_way.expect("a collision");
+        let decision = Resolution {
+            item_id: "d".into(),
+            change_unit_id: None,
+            source_version: a.row("d").unwrap().version,
+            destination_version: b.row(&in_the_way.to_string()).unwrap().version,
+            action: ResolutionAction::Constraint(ConstraintResolveAction::RenameDestination, in_the_way),
+        };
+        b.store.crash_in(Some(step));
+        let died = sync_decided(&a, &b, PLAN, &[decision]).await.is_err();
+        let b = b.restart().await;
+        assert!(is_there(&b), "step {step}");
+        settle(&[&a, &b], PLAN).await;
+        assert!(is_there(&b), "step {step}: {:?}", b.store.contents());
+        if !died {
+            assert!(is_there(&a));
+            assert_eq!(b.store.read("d").as_deref(), Some("a file"));
+            return assert!(step > 10, "every step was tried: {step}");
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::memory::MemoryStore;
-use crate::knowledge::{ChangeBatch, ChangeOutcome, ItemId, Knowledge, OutcomeKind, Selection};
+use crate::knowledge::{ChangeBatch, ChangeOutcome, ItemId, Knowledge, OutcomeKind, Resolution, Selection};
 use crate::provider::sdk::metadata::{Metadata, Row};
 use crate::provider::sdk::{Options, ReplicaProvider};
 use crate::provider::{
@@ -150,12 +150,22 @@ pub(super) fn end(key: SessionKey) -> EndSession {
 
 /// One session from `source` to `destination`, ended on both whatever happens.
 pub(super) async fn sync(source: &Replica, destination: &Replica, plan: Plan) -> Result<Report, CallError> {
+    sync_decided(source, destination, plan, &[]).await
+}
+
+/// One in which decisions are carried out.
+pub(super) async fn sync_decided(
+    source: &Replica,
+    destination: &Replica,
+    plan: Plan,
+    decisions: &[Resolution],
+) -> Result<Report, CallError> {
     let (source, destination) = (&*source.provider, &*destination.provider);
     let key = key();
     source.begin_session(begin(ProviderRole::Source, key, plan.allow_mass_delete)).await?;
     let begun = destination.begin_session(begin(ProviderRole::Destination, key, plan.allow_mass_delete)).await;
     let report = match &begun {
-        Ok(()) => batches(source, destination, key, plan).await,
+        Ok(()) => batches(source, destination, (key, decisions), plan).await,
         Err(error) => Err(error.clone()),
     };
     if begun.is_ok() {
@@ -168,7 +178,7 @@ pub(super) async fn sync(source: &Replica, destination: &Replica, plan: Plan) ->
 async fn batches(
     source: &dyn Provider,
     destination: &dyn Provider,
-    key: SessionKey,
+    (key, decisions): (SessionKey, &[Resolution]),
     plan: Plan,
 ) -> Result<Report, CallError> {
     let mut report = Report::default();
@@ -179,7 +189,7 @@ async fn batches(
         let batch = source.get_change_batch(key, request(asked, plan)).await?;
         let (is_last_batch, sent) = (batch.is_last_batch, batch.clone());
         let from = report.outcomes.len();
-        let result = process(source, destination, key, plan, batch, &mut report).await?;
+        let result = process(source, destination, (key, decisions), plan, batch, &mut report).await?;
         assert!(result.learned_knowledge.contains(&known), "knowledge never shrinks");
         let changes: Vec<_> = sent.changes().collect();
         assert_eq!(changes.len(), report.outcomes.len() - from, "one outcome per change");
@@ -215,12 +225,12 @@ pub(super) fn request(destination_knowledge: Knowledge, plan: Plan) -> ChangeBat
 async fn process(
     source: &dyn Provider,
     destination: &dyn Provider,
-    key: SessionKey,
+    (key, decisions): (SessionKey, &[Resolution]),
     plan: Plan,
     batch: ChangeBatch,
     report: &mut Report,
 ) -> Result<ProcessResult, CallError> {
-    let start = ProcessStart::new(plan.policy);
+    let start = ProcessStart { resolutions: decisions.to_vec(), ..ProcessStart::new(plan.policy) };
     let (inputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
     let mut outputs = destination.process_change_batch(key, start, batch, receiver).await?;
     while let Some(output) = outputs.recv().await {

@@ -277,6 +277,12 @@ impl ItemStore for MemoryStore {
             {
                 return Err(ItemError::InTheWay("its directory is not there".to_owned()));
             }
+            let within = format!("{id}/");
+            if state.properties["kind"] != "directory"
+                && inner.items.keys().any(|other| other.as_bytes().starts_with(within.as_bytes()))
+            {
+                return Err(ItemError::InTheWay("it holds something".to_owned()));
+            }
             let fits = match replaces {
                 Replaces::Nothing => !inner.items.contains_key(id),
                 Replaces::Item(known) => inner.is(id, known),

@@ -8,21 +8,22 @@ use sha2::{Digest as _, Sha256};
 
 use crate::knowledge::Digest;
 
-/// Content of so many bytes is hashed while it is written, by a thread of its own.
-const BESIDE_FROM: u64 = 4 * 1024 * 1024;
+/// Content of so many bytes is hashed by a thread of its own, while another reads or writes it.
+pub(crate) const BESIDE_FROM: u64 = 4 * 1024 * 1024;
 
 /// Parts that may wait for that thread: no more than keeps it busy.
 const WAITING: usize = 4;
 
 /// SHA-256 of parts in their order.
-pub(super) enum Hashing {
+#[derive(Debug)]
+pub(crate) enum Hashing {
     Here(Sha256),
     Beside { parts: SyncSender<Bytes>, thread: JoinHandle<Digest> },
 }
 
 impl Hashing {
     /// For content of so many bytes.
-    pub(super) fn of(size: u64) -> Self {
+    pub(crate) fn of(size: u64) -> Self {
         if size < BESIDE_FROM {
             return Self::Here(Sha256::new());
         }
@@ -38,7 +39,7 @@ impl Hashing {
         }
     }
 
-    pub(super) fn update(&mut self, part: &Bytes) {
+    pub(crate) fn update(&mut self, part: &Bytes) {
         match self {
             Self::Here(hasher) => hasher.update(part),
             // The thread ends when the sender does, not before.
@@ -46,7 +47,7 @@ impl Hashing {
         }
     }
 
-    pub(super) fn finish(self) -> Digest {
+    pub(crate) fn finish(self) -> Digest {
         match self {
             Self::Here(hasher) => Digest(hasher.finalize().into()),
             Self::Beside { parts, thread } => {

@@ -184,7 +184,6 @@ const MUTANTS: &[(M, Rule)] = &[
     (M::HidesForgottenKnowledge, Rule::PassesForgotten),
     (M::LearnsInPartialSyncs, Rule::PartialSync),
     (M::SendsMoreThanListed, Rule::FilterOnly),
-    (M::SendsMoreUnitsThanListed, Rule::FilterUnits),
     (M::TeachesWhatIsHeldBack, Rule::FilterTeaches),
     (M::HidesFilters, Rule::FilterFlags),
     (M::KeepsTheFirstFilter, Rule::FilterSpan),

@@ -131,7 +131,6 @@ pub enum Mutant {
     HidesForgottenKnowledge,
     LearnsInPartialSyncs,
     SendsMoreThanListed,
-    SendsMoreUnitsThanListed,
     TeachesWhatIsHeldBack,
     HidesFilters,
     KeepsTheFirstFilter,

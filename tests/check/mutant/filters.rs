@@ -32,9 +32,6 @@ impl Mutated {
         if let (M::SendsMoreThanListed, SyncFilter::ItemList(items)) = (self.mutant, &mut request.filter) {
             items.extend(self.memory().seen.keys().cloned());
         }
-        if let (M::SendsMoreUnitsThanListed, SyncFilter::ChangeUnitList(units)) = (self.mutant, &mut request.filter) {
-            units.extend(self.memory().units.values().flat_map(|units| units.keys().cloned()));
-        }
         self.inner.add_filter(self.key(key), request.clone()).await?;
         self.memory().filters.insert(guid, request);
         Ok(())

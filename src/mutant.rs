@@ -84,6 +84,14 @@ mutants! {
     StaleDecision,
     /// A decision is told to the other direction's destination as it was taken, with the sides of the first.
     UnturnedDecision,
+    /// Of two items that become one the larger id stays.
+    LargerIdWins,
+    /// What a merged item had goes with it.
+    MergeNothing,
+    /// The tombstone of a merged item does not name the winner.
+    ForgetMergeWinner,
+    /// Of a run of items that a custom filter holds back only the first is held back from what is taught.
+    ShortSpans,
     /// A session that fails before it was admitted goes straight to its final state.
     SkipConnecting,
 }

@@ -61,6 +61,9 @@ checks! {
     Resurrection = "resurrection",
     /// A conflict that waits for a decision is settled as someone decided about these very versions.
     Decision = "decision",
+    /// Of two items that become one that with the smaller id stays, and the tombstone of the other names it; otherwise that stays
+    /// which was to.
+    Collision = "collision",
     /// Only what a user did is given a local version by detection.
     PhantomEdit = "phantom edit",
     /// A session that says IN_SYNC left its destination with all that its source had; an operation, both ends with what either
@@ -125,6 +128,8 @@ pub(crate) struct Ghost {
     /// The deletions that a replica has forgotten, where nothing has taken their place.
     pub(crate) buried: BTreeMap<(usize, ItemId), Deletion>,
     pub(crate) decided: Vec<Decided>,
+    /// Items that collide, and those in their way, about which someone has decided.
+    pub(crate) decided_collisions: BTreeSet<(ItemId, ItemId)>,
     /// All deletions that were ever forgotten: others may have learned of them meanwhile.
     ever_buried: Vec<(ItemId, Deletion)>,
     /// Items that are about to go by a recovery, with the deletion that the source had forgotten.

@@ -9,32 +9,36 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use synclave::knowledge::{ChangeUnitId, OutcomeKind, check_action};
-use synclave::operation::course::{Course, Ended, Flow, Next};
-use synclave::provider::{CallError, DataPart, ProcessOutput, ProcessStart};
-use synclave::referee::{Referee, Rule};
+use synclave::operation::course::{Course, Flow};
+use synclave::provider::{CallError, DataPart, ProcessStart};
+use synclave::referee::Referee;
 use synclave::session::admission::{Admission, Permit, Seat};
-use synclave::session::blame::Retry;
-use synclave::session::edge::is_edge;
-use synclave::session::machine::{Answer, Commit, Effect, Event, Machine, RelayError, Relayed, Timer};
-use synclave::session::outbox::delivery::{self, Delivery};
+use synclave::session::machine::{Answer, Commit, Effect, Event, Machine, Relayed, Timer};
+use synclave::session::outbox::delivery::Delivery;
 use synclave::session::recovery::{end_left_behind, notice_left_behind};
 use synclave::session::task::found;
 use synclave::session::unwritten::{TRANSITION_DELAY, Unwritten};
-use synclave::store::conflicts::{ConflictDecision, Standing};
-use synclave::store::{Counters, Member, OperationState, OwedEnd, SessionEvent, SessionRecord, SyncDirection, Write};
+use synclave::store::conflicts::Standing;
+use synclave::store::{OperationState, OwedEnd, SessionRecord, SyncDirection, Write};
 use synclave::sync_info::Hub;
 use synclave::types::{
-    ConflictResolutionPolicy as Policy, Endpoint, FullEnumerationAction, Hresult, InitiationReason, OperationId,
-    ProviderRole, ProviderWithError, ResolveAction, SessionKind, SyncGuid, SyncState,
+    CollisionConflictResolutionPolicy as Collisions, ConflictResolutionPolicy as Policy, FullEnumerationAction,
+    ProviderRole, SyncGuid,
 };
-use uuid::Uuid;
 
-use super::checks::{Check, Decided};
+use super::checks::Check;
 use super::mutants::Fault;
-use super::provider::{BUSY, Reach};
-use super::units;
+use super::provider::Reach;
 use super::world::{Body, Call, Frame, Happening, Payload, TIMING, World, name, short};
+
+#[path = "coordinator/commits.rs"]
+mod commits;
+#[path = "coordinator/observer.rs"]
+mod observer;
+#[path = "coordinator/operations.rs"]
+mod operations;
+#[path = "coordinator/relay.rs"]
+mod relay;
 
 /// What was asked for. It is durable; where its course is, is not.
 #[derive(Debug)]
@@ -42,6 +46,7 @@ pub(crate) struct Operation {
     ends: [usize; 2],
     direction: SyncDirection,
     policy: Policy,
+    collisions: Collisions,
     action: FullEnumerationAction,
     max_attempts: u32,
     pub(crate) state: OperationState,
@@ -144,10 +149,6 @@ struct Relay {
     totals: Relayed,
     told: bool,
     heard: Instant,
-}
-
-fn guid_of(id: u64) -> SyncGuid {
-    SyncGuid(Uuid::from_u128((1 << 64) | u128::from(id)))
 }
 
 impl World {
@@ -259,291 +260,8 @@ impl World {
         self.start_coordinator();
     }
 
-    /// Makes writes durable and visible.
-    fn commit(&mut self, writes: Vec<Write>) {
-        let published = self.durable(writes);
-        if let Some(coordinator) = &self.coordinator
-            && !published.is_empty()
-        {
-            coordinator.hub.publish(published);
-        }
-    }
-
-    /// Makes writes durable, and looks at them.
-    fn durable(&mut self, writes: Vec<Write>) -> Vec<synclave::store::Published> {
-        for write in &writes {
-            match write {
-                Write::Session(record, event) => {
-                    if let Some(event) = event {
-                        self.transition(event);
-                    }
-                    if record.outcome.is_some() {
-                        self.ghost.outcomes_committed.insert(record.sync_guid);
-                    }
-                    if event.as_ref().is_some_and(|event| event.to_state.is_final()) {
-                        self.session_ended(record);
-                    }
-                }
-                Write::Settle { sync_guid, role } => {
-                    let row = self.database.owed.get(&(*sync_guid, *role));
-                    let to = row.and_then(|row| self.provider_of(&row.replica_id));
-                    if let Some(to) = to.filter(|to| self.providers[*to].is_in(*sync_guid)) {
-                        let message =
-                            format!("nothing is owed to {} any more, and it is in {}", name(to), short(*sync_guid));
-                        self.fail(Check::Pairing, message);
-                    }
-                }
-                Write::Owe(_)
-                | Write::Operation(_)
-                | Write::Request(_)
-                | Write::Forget { .. }
-                | Write::Found(_)
-                | Write::Decide { .. }
-                | Write::Retry { .. } => {}
-            }
-        }
-        self.database.commit(writes)
-    }
-
     fn provider_of(&self, replica: &synclave::knowledge::ReplicaId) -> Option<usize> {
         self.providers.iter().position(|provider| provider.replica.id == *replica)
-    }
-
-    fn transition(&mut self, event: &SessionEvent) {
-        let before = self.ghost.states.insert(event.sync_guid, event.to_state);
-        if before != event.from_state || !is_edge(event.from_state, event.to_state) {
-            let message = format!("{}: from {before:?}, {event:?}", short(event.sync_guid));
-            self.fail(Check::Edge, message);
-        }
-        self.history.add(self.now, || {
-            format!(
-                "{} {:?} → {:?} {} {}",
-                short(event.sync_guid),
-                event.from_state,
-                event.to_state,
-                event.cause,
-                event.message
-            )
-        });
-    }
-
-    fn session_ended(&mut self, record: &SessionRecord) {
-        self.figures.sessions += 1;
-        let guid = record.sync_guid;
-        if record.state == SyncState::InSync {
-            self.figures.in_sync += 1;
-            let destination = record.destination.replica_id.as_ref().and_then(|replica| self.provider_of(replica));
-            if let (Some(to), Some(had)) = (destination, self.ghost.source_had.get(&guid))
-                && !self.providers[to].replica.knowledge.contains(had)
-            {
-                let message =
-                    format!("{} ended IN_SYNC, and {} lacks some of what its source had", short(guid), name(to));
-                self.fail(Check::InSync, message);
-            }
-        }
-        let blamed =
-            matches!(record.provider_with_error, Some(ProviderWithError::Source | ProviderWithError::Destination));
-        let rule =
-            Rule::ALL.iter().find(|rule| record.error_message.contains(&format!("broke the rule {}", rule.word())));
-        let denied = record.error_message.contains("refused EndSession") || record.error_message.contains(BUSY);
-        if blamed && (rule.is_some() || denied) {
-            self.fail(Check::FalseBlame, format!("{}: {}", short(guid), record.error_message));
-        }
-    }
-
-    pub(crate) fn operate(
-        &mut self,
-        a: usize,
-        b: usize,
-        direction: SyncDirection,
-        policy: Policy,
-        action: FullEnumerationAction,
-        max_attempts: u32,
-    ) {
-        if self.coordinator.is_none() {
-            return;
-        }
-        let course = Course::new(direction, max_attempts, 8);
-        let first = course.first();
-        self.operations.push(Operation {
-            ends: [a, b],
-            direction,
-            policy,
-            action,
-            max_attempts,
-            state: OperationState::Running,
-            canceled: false,
-            course,
-            session: None,
-            retry: Flow::Upload,
-            made: [0; 2],
-        });
-        self.next(self.operations.len() - 1, first);
-    }
-
-    /// Somebody decides about a conflict that waits.
-    pub(crate) fn decide(&mut self, index: usize, action: ResolveAction) {
-        let undecided = self.database.undecided();
-        if undecided.is_empty() || self.coordinator.is_none() {
-            return;
-        }
-        let conflict = undecided[index % undecided.len()].clone();
-        let Some(destination) = &conflict.destination_change else { return };
-        if check_action(action, &conflict.source_change, destination).is_err() {
-            return;
-        }
-        let (source, item) = (&conflict.source_change, &conflict.source_change.item_id);
-        let units = conflict.units();
-        // Each unit by itself; an item that has none, or has them on no side, as a whole.
-        let about = units.iter().map(Some).chain(units.is_empty().then_some(None));
-        let versions = |unit: Option<&ChangeUnitId>| {
-            let part = unit.map_or(item.clone(), |unit| units::part_of(item, unit));
-            Some((part, source.version(unit)?.clone(), destination.version(unit)?.clone()))
-        };
-        let decided: Vec<_> = about.filter_map(versions).collect();
-        for (item, source, destination) in decided {
-            self.history.add(self.now, || format!("{item}: {action:?} of {source:?} and {destination:?} is decided"));
-            self.ghost.decided.push(Decided { item, source, destination, action });
-        }
-        let decision = Some((ConflictDecision::Concurrency(action), self.clock().wall));
-        self.commit(vec![Write::Decide { conflict_id: conflict.conflict_id, decision }]);
-    }
-
-    pub(crate) fn cancel_operation(&mut self, index: usize) {
-        let running: Vec<usize> =
-            (0..self.operations.len()).filter(|operation| !self.operations[*operation].state.is_final()).collect();
-        if running.is_empty() || self.coordinator.is_none() {
-            return;
-        }
-        let operation = running[index % running.len()];
-        self.operations[operation].canceled = true;
-        match self.operations[operation].session {
-            Some(guid) => {
-                let cancel =
-                    Event::Cancel { cause: "CANCELED".to_owned(), reason: "the operation was cancelled".to_owned() };
-                self.feed(guid, cancel);
-            }
-            None => self.operations[operation].state = OperationState::Canceled,
-        }
-    }
-
-    fn next(&mut self, operation: usize, next: Next) {
-        match next {
-            Next::Begin(flow) => self.begin(operation, flow),
-            Next::Retry(flow, pause) => {
-                self.operations[operation].retry = flow;
-                self.operations[operation].state = OperationState::Waiting;
-                let coordinator = self.life();
-                self.queue_in(pause, Happening::OperationDue { coordinator, operation });
-            }
-            Next::End(state) => {
-                self.history.add(self.now, || format!("operation {operation} ends {state:?}"));
-                self.operations[operation].state = state;
-                if state == OperationState::InSync {
-                    self.operation_is_in_sync(operation);
-                }
-            }
-        }
-    }
-
-    /// What either end made in the operation, the other has, where the operation goes that way.
-    fn operation_is_in_sync(&mut self, operation: usize) {
-        let Operation { ends, direction, made, .. } = &self.operations[operation];
-        if !matches!(direction, SyncDirection::UploadAndDownload | SyncDirection::DownloadAndUpload) {
-            return;
-        }
-        let (ends, made) = (*ends, *made);
-        for (one, other) in [(0, 1), (1, 0)] {
-            let maker = &self.providers[ends[one]].replica.id;
-            let knows = self.providers[ends[other]].replica.knowledge.max_tick(maker);
-            if knows < made[one] {
-                let message = format!(
-                    "operation {operation} is IN_SYNC, and {} knows {} only up to tick {knows} of {}",
-                    name(ends[other]),
-                    name(ends[one]),
-                    made[one]
-                );
-                return self.fail(Check::InSync, message);
-            }
-        }
-    }
-
-    fn begin(&mut self, operation: usize, flow: Flow) {
-        let id = self.id();
-        let guid = guid_of(id);
-        let [a, b] = self.operations[operation].ends;
-        let ends = match flow {
-            Flow::Upload => [a, b],
-            Flow::Download => [b, a],
-        };
-        let wall = self.clock().wall;
-        let member = |end: usize| Member {
-            endpoint: Endpoint::Address(format!("http://{}", name(end))),
-            replica_id: None,
-            instance_id: String::new(),
-            name: name(end).to_string(),
-        };
-        let record = SessionRecord {
-            sync_guid: guid,
-            operation_id: OperationId(Uuid::from_u128(operation as u128)),
-            kind: SessionKind::Coordinated,
-            lease_ms: None,
-            source: member(ends[0]),
-            destination: member(ends[1]),
-            conflict_resolution_policy: self.operations[operation].policy,
-            full_enumeration_action: self.operations[operation].action,
-            collision_conflict_resolution_policy: Default::default(),
-            allow_mass_delete: false,
-            state: SyncState::Initialized,
-            epoch: 1,
-            initiation_reason: InitiationReason::ForcedUntilSync,
-            create_time: wall,
-            end_time: None,
-            phase: "ACCEPTED".to_owned(),
-            waiting_reason: String::new(),
-            provider_with_error: None,
-            hresult: Hresult::S_OK,
-            error_message: String::new(),
-            outcome: None,
-            counters: Counters::default(),
-            bytes_per_second: 0,
-            estimated_seconds_left: None,
-            revision: 0,
-        };
-        let event = SessionEvent {
-            sync_guid: guid,
-            time: wall,
-            from_state: None,
-            to_state: SyncState::Initialized,
-            cause: "ACCEPTED".to_owned(),
-            message: format!("{} to {}", name(ends[0]), name(ends[1])),
-        };
-        self.operations[operation].state = OperationState::Running;
-        self.operations[operation].session = Some(guid);
-        self.commit(vec![Write::Session(Box::new(record.clone()), Some(event))]);
-        let session = Session {
-            machine: Machine::new(record, TIMING),
-            operation,
-            flow,
-            ends,
-            timers: HashMap::new(),
-            admitting: None,
-            waiting: Rc::default(),
-            permit: None,
-            unwritten: Unwritten::default(),
-            becomes_visible: false,
-            owed: Vec::new(),
-            inbox: VecDeque::new(),
-            effects: VecDeque::new(),
-            blocked: false,
-            publishing: false,
-            answer: None,
-            relay: None,
-        };
-        if let Some(coordinator) = &mut self.coordinator {
-            coordinator.sessions.insert(guid, session);
-        }
-        self.feed(guid, Event::Started);
     }
 
     fn session(&mut self, guid: SyncGuid) -> Option<&mut Session> {
@@ -735,65 +453,6 @@ impl World {
         self.queue_in(TRANSITION_DELAY, Happening::Visible { coordinator, sync_guid });
     }
 
-    fn finish_session(&mut self, guid: SyncGuid) {
-        let Some(session) = self.coordinator.as_mut().and_then(|coordinator| coordinator.sessions.remove(&guid)) else {
-            return;
-        };
-        let record = session.machine.record();
-        let operation = session.operation;
-        let ended = Ended {
-            state: record.state,
-            ticks: session.machine.ticks(),
-            updates_transferred: record.counters.updates_transferred,
-            retry: session.machine.failure().map_or(Retry::Never, |failure| failure.retry),
-            canceled: record.state == SyncState::Interrupted && session.unwritten.last_cause() == "CANCELED",
-            items_due: None,
-        };
-        let end = match session.flow {
-            Flow::Upload => 1,
-            Flow::Download => 0,
-        };
-        if matches!(record.state, SyncState::InSync | SyncState::Completed) {
-            self.operations[operation].made[end] = ended.ticks.destination;
-        }
-        let flow = session.flow;
-        drop(session);
-        self.operations[operation].session = None;
-        if self.operations[operation].canceled && !ended.canceled {
-            return self.next(operation, Next::End(OperationState::Canceled));
-        }
-        let next = self.operations[operation].course.after(flow, ended);
-        self.next(operation, next);
-    }
-
-    /// What must be so at the moment when BeginSession goes out.
-    fn may_begin(&mut self, guid: SyncGuid, role: ProviderRole) {
-        let begins = self.ghost.begins.entry((guid, role)).or_default();
-        *begins += 1;
-        if *begins > 1 {
-            return self.fail(Check::BeginOnce, format!("{} sends BeginSession to its {role} again", short(guid)));
-        }
-        if self.ghost.said_busy.contains(&(guid, role)) {
-            let message = format!("{} sends BeginSession to its {role}, which said that it is busy", short(guid));
-            return self.fail(Check::NoBeginWhileBusy, message);
-        }
-        let Some(row) = self.database.owed.get(&(guid, role)) else {
-            let message =
-                format!("{} sends BeginSession to its {role}, and no row says that EndSession is owed", short(guid));
-            return self.fail(Check::OwedFirst, message);
-        };
-        let over = |owed: &&OwedEnd| {
-            owed.replica_id == row.replica_id
-                && owed.sync_guid != guid
-                && self.ghost.states.get(&owed.sync_guid).is_some_and(|state| state.is_final())
-        };
-        if let Some(owed) = self.database.owed.values().find(over) {
-            let message =
-                format!("{} begins at its {role}, which is owed the end of {}", short(guid), short(owed.sync_guid));
-            self.fail(Check::NoBeginWhileOwed, message);
-        }
-    }
-
     fn call(&mut self, guid: SyncGuid, role: ProviderRole, kind: Kind, body: Body, deadline: Duration) {
         let sent = self.instant();
         let Some(session) = self.session(guid) else { return };
@@ -871,118 +530,6 @@ impl World {
                 self.feed(guid, event);
             }
         }
-    }
-
-    fn begin_commit(&mut self, of: Committer, writes: Vec<Write>) {
-        let commit = self.id();
-        // A row that could not be removed is delivered after the next start, as the outbox says: no failure is tried there.
-        let fails = self.random.per_mille(self.weather.bad_commit) && !matches!(of, Committer::Delivery(..));
-        let takes = Duration::from_micros(self.random.between(50, 4_000));
-        if let Committer::Session(guid, Some(Commit::Outcome)) = of
-            && self.random.per_mille(self.weather.sudden * 4)
-            && let Some(to) = self.session(guid).map(|session| session.ends[1])
-        {
-            self.crash_provider(to);
-            self.queue_in(Duration::from_micros(10), Happening::ProviderUp { provider: to });
-        }
-        let Some(coordinator) = &mut self.coordinator else { return };
-        let life = coordinator.life;
-        coordinator.commits.insert(commit, InFlight { of, writes, fails });
-        if let Committer::Session(guid, commit) = of
-            && let Some(session) = coordinator.sessions.get_mut(&guid)
-        {
-            session.blocked = commit.is_some();
-            session.publishing = commit.is_none();
-        }
-        self.queue_in(takes, Happening::Durable { coordinator: life, commit });
-    }
-
-    fn committed(&mut self, commit: u64) {
-        let Some(in_flight) = self.coordinator.as_mut().and_then(|coordinator| coordinator.commits.remove(&commit))
-        else {
-            return;
-        };
-        if !in_flight.fails {
-            self.commit(in_flight.writes);
-        } else {
-            self.history.add(self.now, || "a commit fails".to_owned());
-        }
-        match in_flight.of {
-            Committer::Session(guid, commit) => {
-                if let Some(session) = self.session(guid) {
-                    session.blocked = false;
-                    session.publishing = false;
-                    if !in_flight.fails {
-                        session.unwritten.written();
-                    }
-                    session.answer = commit.map(|commit| match in_flight.fails {
-                        false => Event::Committed(commit),
-                        true => Event::NotCommitted(commit, "the disk is full".to_owned()),
-                    });
-                    self.pump(guid);
-                }
-            }
-            Committer::Delivery(guid, role) => {
-                let Some(coordinator) = &mut self.coordinator else { return };
-                if let Some(outgoing) = coordinator.deliveries.remove(&(guid, role)) {
-                    coordinator.admission.settle(&outgoing.owed.replica_id, guid, role);
-                }
-            }
-        }
-    }
-
-    /// Takes an EndSession over from its session, or from the process before.
-    fn deliver(&mut self, owed: OwedEnd, since: Instant) {
-        let Some(to) = self.provider_of(&owed.replica_id) else { return };
-        let key = (owed.sync_guid, owed.role);
-        let delivery = Delivery::new(since, Duration::from_millis(owed.lease_ms), TIMING.connect_pause);
-        if let Some(coordinator) = &mut self.coordinator {
-            coordinator.admission.owe(&owed.replica_id, owed.sync_guid, owed.role);
-            coordinator.deliveries.insert(key, Outgoing { owed, delivery, to, call: None });
-        }
-        self.send_owed(key);
-    }
-
-    fn send_owed(&mut self, key: (SyncGuid, ProviderRole)) {
-        let sent = self.instant();
-        let Some(outgoing) = self.coordinator.as_ref().and_then(|coordinator| coordinator.deliveries.get(&key)) else {
-            return;
-        };
-        let (to, epoch, lapse) = (outgoing.to, outgoing.owed.epoch, outgoing.delivery.lapse());
-        let deadline = TIMING.call_deadline.min(lapse.saturating_duration_since(sent));
-        let id = self.send(to, key.0, epoch, Body::End, deadline);
-        let Some(coordinator) = &mut self.coordinator else { return };
-        coordinator.calls.insert(id, Waiting { sync_guid: key.0, to, role: key.1, sent, kind: Kind::Delivery });
-        if let Some(outgoing) = coordinator.deliveries.get_mut(&key) {
-            outgoing.call = Some(id);
-        }
-    }
-
-    fn delivered(&mut self, key: (SyncGuid, ProviderRole), call: u64, answer: Result<(), CallError>) {
-        let (now, coordinator) = (self.instant(), self.life());
-        let Some(outgoing) = self.coordinator.as_mut().and_then(|running| running.deliveries.get_mut(&key)) else {
-            return;
-        };
-        if outgoing.call != Some(call) {
-            return;
-        }
-        outgoing.call = None;
-        let (sync_guid, role) = key;
-        match outgoing.delivery.sent(&answer, now) {
-            delivery::Next::Settled => self.settle_owed(key),
-            delivery::Next::SendAt(at) => {
-                let at = self.since_start(at);
-                self.queue_at(at, Happening::Deliver { coordinator, sync_guid, role, lapsed: false });
-            }
-            delivery::Next::LapseAt(at) => {
-                let at = self.since_start(at);
-                self.queue_at(at, Happening::Deliver { coordinator, sync_guid, role, lapsed: true });
-            }
-        }
-    }
-
-    fn settle_owed(&mut self, (sync_guid, role): (SyncGuid, ProviderRole)) {
-        self.begin_commit(Committer::Delivery(sync_guid, role), vec![Write::Settle { sync_guid, role }]);
     }
 
     pub(crate) fn coordinator_hears(&mut self, happening: Happening) {
@@ -1074,163 +621,5 @@ impl World {
             },
         };
         self.feed(sync_guid, Event::Answered { role, sent, answer });
-    }
-
-    fn relay_of(&mut self, stream: u64) -> Option<(SyncGuid, &mut Session)> {
-        let sessions = &mut self.coordinator.as_mut()?.sessions;
-        let of_stream = |session: &Session| session.relay.as_ref().is_some_and(|relay| relay.stream == stream);
-        sessions.iter_mut().find(|(_, session)| of_stream(session)).map(|(guid, session)| (*guid, session))
-    }
-
-    fn output(&mut self, stream: u64, output: Result<ProcessOutput, CallError>) {
-        let now = self.instant();
-        let Some((guid, session)) = self.relay_of(stream) else { return };
-        let Some(relay) = &mut session.relay else { return };
-        relay.heard = now;
-        let result = match output {
-            Ok(ProcessOutput::Load(load)) => match relay.referee.load(&load) {
-                Ok(()) if relay.told => return,
-                Ok(()) => {
-                    relay.loads.push_back((load.load_id, None));
-                    let kind = Kind::Load { stream, load_id: load.load_id };
-                    return self.call(guid, ProviderRole::Source, kind, Body::Load(load), TIMING.stream_idle);
-                }
-                Err(breach) => Err(RelayError::Breach(breach)),
-            },
-            Ok(ProcessOutput::Outcome(outcome)) => match relay.referee.outcome(&outcome) {
-                Ok(()) => {
-                    relay.totals.outcomes += 1;
-                    relay.totals.applied += u64::from(outcome.kind == OutcomeKind::Applied);
-                    relay.totals.conflicts += u64::from(outcome.conflict);
-                    relay.totals.tombstones += u64::from(outcome.tombstone);
-                    let totals = relay.totals;
-                    return self.feed(guid, Event::Relayed(totals));
-                }
-                Err(breach) => Err(RelayError::Breach(breach)),
-            },
-            Ok(ProcessOutput::Progress { .. }) => return,
-            Ok(ProcessOutput::Result(result)) => match result.provider_with_error.clone() {
-                Some(fault) => Err(RelayError::Fault(fault)),
-                None => relay.referee.result(&result).map_err(RelayError::Breach),
-            },
-            Err(error) => Err(RelayError::Call { role: ProviderRole::Destination, call: "ProcessChangeBatch", error }),
-        };
-        self.relay_over(guid, result);
-    }
-
-    fn relay_over(&mut self, guid: SyncGuid, result: Result<synclave::referee::BatchReport, RelayError>) {
-        let Some(session) = self.session(guid) else { return };
-        let to = session.ends[1];
-        let Some(relay) = session.relay.take() else { return };
-        let settling = self.ghost.settling.remove(&guid).unwrap_or_default();
-        if result.is_ok() {
-            self.ghost.settled.entry(guid).or_default().extend(settling);
-        }
-        if let Err(error) = &result {
-            self.history.add(self.now, || format!("{} batch: {error:?}", short(guid)));
-            self.send_frame(to, relay.stream, Frame::Closed);
-        }
-        self.feed(guid, Event::Processed { referee: relay.referee, result });
-    }
-
-    fn loaded(&mut self, guid: SyncGuid, stream: u64, load_id: u64, parts: Result<Vec<DataPart>, CallError>) {
-        let now = self.instant();
-        let Some(session) = self.session(guid) else { return };
-        let to = session.ends[1];
-        let Some(relay) = session.relay.as_mut().filter(|relay| relay.stream == stream) else { return };
-        relay.heard = now;
-        if let Some((_, slot)) = relay.loads.iter_mut().find(|(id, _)| *id == load_id) {
-            *slot = Some(parts);
-        }
-        let mut frames = Vec::new();
-        let mut failed = None;
-        while failed.is_none() && relay.loads.front().is_some_and(|(_, parts)| parts.is_some()) {
-            let Some((load_id, Some(parts))) = relay.loads.pop_front() else { break };
-            match parts {
-                Ok(parts) => {
-                    let breach = parts.iter().find_map(|part| relay.referee.data(load_id, part).err());
-                    failed = breach.map(RelayError::Breach);
-                    frames.push(Frame::Data { load_id, parts });
-                }
-                Err(error) => {
-                    failed = Some(RelayError::Call { role: ProviderRole::Source, call: "LoadChangeData", error });
-                }
-            }
-        }
-        for frame in frames {
-            self.send_frame(to, stream, frame);
-        }
-        if let Some(failure) = failed {
-            self.relay_over(guid, Err(failure));
-        }
-    }
-
-    fn idle(&mut self, stream: u64) {
-        let (now, coordinator) = (self.instant(), self.life());
-        let Some((guid, session)) = self.relay_of(stream) else { return };
-        let Some(relay) = &session.relay else { return };
-        let quiet = now.duration_since(relay.heard);
-        if quiet < TIMING.stream_idle {
-            return self.queue_in(TIMING.stream_idle - quiet, Happening::Idle { coordinator, stream });
-        }
-        let (role, call) = match relay.loads.is_empty() {
-            false => (ProviderRole::Source, "LoadChangeData"),
-            true => (ProviderRole::Destination, "ProcessChangeBatch"),
-        };
-        let error = CallError::Deadline(TIMING.stream_idle);
-        self.relay_over(guid, Err(RelayError::Call { role, call, error }));
-    }
-
-    /// Nothing happens any more, so all that was begun must be over.
-    pub(crate) fn everything_has_ended(&mut self) {
-        let open = self.operations.iter().position(|operation| !operation.state.is_final());
-        if let Some(operation) = open {
-            let message =
-                format!("operation {operation} is {:?}, and nothing more happens", self.operations[operation].state);
-            return self.fail(Check::Liveness, message);
-        }
-        let Some(coordinator) = &self.coordinator else { return };
-        if let Some((guid, session)) = coordinator.sessions.iter().next() {
-            let message = format!("{} hangs: {:?}", short(*guid), session.machine.record().phase);
-            self.fail(Check::Liveness, message);
-        }
-    }
-
-    /// Nothing of what is over stays.
-    pub(crate) fn nothing_leaks(&mut self) {
-        let mut left = Vec::new();
-        if let Some(coordinator) = &self.coordinator {
-            left.extend(
-                coordinator
-                    .deliveries
-                    .keys()
-                    .map(|(guid, role)| format!("a delivery of {} to its {role}", short(*guid))),
-            );
-            left.extend(
-                coordinator
-                    .calls
-                    .values()
-                    .map(|waiting| format!("a call {:?} of {}", waiting.kind, short(waiting.sync_guid))),
-            );
-            let debug = format!("{:?}", coordinator.admission);
-            if !debug.contains("held: {}, owed: {}, waiting: {}, lines: {}") {
-                left.push(format!("seats: {debug}"));
-            }
-        }
-        left.extend(self.database.owed.keys().map(|(guid, role)| format!("the row of {} {role}", short(*guid))));
-        for provider in &self.providers {
-            left.extend(provider.sessions.keys().map(|guid| format!("{} in {}", name(provider.index), short(*guid))));
-            // The SDK keeps the intent of an item that was not there and is not there: it cannot tell that from "cannot be seen".
-            let rows = &provider.replica.rows;
-            if provider.replica.intents.keys().any(|id| rows.get(id).is_some_and(|row| row.is_there())) {
-                left.push(format!("intents of {}", name(provider.index)));
-            }
-            if !provider.replica.store.shelf().staged.is_empty() {
-                left.push(format!("staged content of {}", name(provider.index)));
-            }
-        }
-        if !left.is_empty() {
-            self.fail(Check::Leak, left.join(", "));
-        }
     }
 }

@@ -50,6 +50,12 @@ impl Database {
         self.standing.get(&pair(one, other)).cloned().unwrap_or_default()
     }
 
+    /// How many items are left on the way from one replica to the other because of a collision.
+    pub(crate) fn collisions(&self, source: &ReplicaId, destination: &ReplicaId) -> usize {
+        let conflicts = self.standing.get(&pair(source, destination)).map_or(&[][..], |standing| &standing.conflicts);
+        conflicts.iter().filter(|it| it.constraint.is_some() && it.source.replica_id == *source).count()
+    }
+
     /// Conflicts that wait for a decision.
     pub(crate) fn undecided(&self) -> Vec<&ConflictRecord> {
         let conflicts = self.standing.values().flat_map(|standing| &standing.conflicts);

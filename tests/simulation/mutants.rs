@@ -60,7 +60,7 @@ pub(crate) fn seen_by(mutant: synclave::mutant::Mutant) -> Check {
         Mutant::CourseStopsEarly => Check::InSync,
         Mutant::HubForgetsProgress => Check::Watcher,
         Mutant::ForgetSilently => Check::Convergence,
-        Mutant::KeepAbsent => Check::Convergence,
+        Mutant::KeepAbsent => Check::Resurrection,
         Mutant::DeleteUnknown => Check::LostEdit,
         Mutant::LearnRecoveryTooEarly => Check::FalseBlame,
         Mutant::ForgetForgotten => Check::Convergence,
@@ -70,6 +70,10 @@ pub(crate) fn seen_by(mutant: synclave::mutant::Mutant) -> Check {
         Mutant::KeepUnlistedUnits => Check::Convergence,
         Mutant::StaleDecision => Check::Decision,
         Mutant::UnturnedDecision => Check::Decision,
+        Mutant::LargerIdWins => Check::Collision,
+        Mutant::MergeNothing => Check::LostEdit,
+        Mutant::ForgetMergeWinner => Check::Collision,
+        Mutant::ShortSpans => Check::Convergence,
         Mutant::SkipConnecting => Check::Edge,
     }
 }

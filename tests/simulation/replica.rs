@@ -49,6 +49,8 @@ pub(crate) fn digest(content: &[u8]) -> Digest {
 pub(crate) struct Shelf {
     /// Its items have change units.
     pub(crate) divided: bool,
+    /// Names are a constraint of it: of the items with one name it holds one.
+    pub(crate) named: bool,
     pub(crate) items: BTreeMap<ItemId, Entry>,
     /// Items that a user deleted since a provider last wrote them.
     pub(crate) deleted_by_user: BTreeSet<ItemId>,
@@ -91,6 +93,11 @@ impl MemoryStore {
         }
     }
 
+    /// The item that has the name which `item` would need, where names are a constraint.
+    pub(crate) fn in_the_way(&self, item: &ItemId) -> Option<ItemId> {
+        self.shelf().in_the_way(item)
+    }
+
     pub(crate) fn contents(&self) -> BTreeMap<ItemId, ItemState> {
         self.shelf().items.iter().map(|(id, entry)| (id.clone(), entry.state())).collect()
     }
@@ -100,9 +107,22 @@ impl MemoryStore {
     }
 }
 
+/// The name of an item, by which it may collide with another one. Copies of losers have names of their own.
+fn name_of(item: &ItemId) -> Vec<u8> {
+    match item.as_bytes() {
+        [b'f', digit @ b'0'..=b'9'] => vec![b'0' + (digit - b'0') % 2],
+        other => other.to_vec(),
+    }
+}
+
 impl Shelf {
     fn is(&self, id: &ItemId, known: &KnownItem) -> bool {
         self.items.get(id).is_some_and(|entry| entry.state() == known.state)
+    }
+
+    fn in_the_way(&self, item: &ItemId) -> Option<ItemId> {
+        let is_other = |other: &&ItemId| *other != item && name_of(other) == name_of(item);
+        self.items.keys().filter(|_| self.named).find(is_other).cloned()
     }
 
     fn stage(&mut self, content: Vec<u8>) -> Staged {
@@ -193,6 +213,9 @@ impl ItemStore for MemoryStore {
         if !fits {
             return Err(ItemError::Changed);
         }
+        if let Some(other) = shelf.in_the_way(id) {
+            return Err(ItemError::Collision(other));
+        }
         let content = shelf.staged.remove(&staged.0).ok_or_else(|| ItemError::Failed("never staged".to_owned()))?;
         shelf.stamp += 1;
         let entry = Entry {
@@ -266,9 +289,9 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) fn new(index: usize, divided: bool) -> Self {
+    pub(crate) fn new(index: usize, divided: bool, named: bool) -> Self {
         Self {
-            store: MemoryStore(Arc::new(Mutex::new(Shelf { divided, ..Shelf::default() }))),
+            store: MemoryStore(Arc::new(Mutex::new(Shelf { divided, named, ..Shelf::default() }))),
             id: ReplicaId::from(vec![b'A' + index as u8; 16]),
             rows: BTreeMap::new(),
             intents: BTreeMap::new(),
@@ -306,6 +329,13 @@ impl Replica {
     pub(crate) fn versions(&self) -> BTreeMap<&ItemId, [&Version; UNITS.len()]> {
         let alive = self.rows.iter().filter(|(_, row)| !row.item.deleted);
         alive.map(|(id, row)| (id, UNITS.map(|unit| units::version(row, unit)))).collect()
+    }
+
+    /// True where the tombstones that both have of an item name the same winner.
+    pub(crate) fn agrees_about_winners(&self, other: &Self) -> bool {
+        let deleted = self.rows.iter().filter(|(_, row)| row.item.deleted);
+        let pairs = deleted.filter_map(|(id, row)| Some((row, other.rows.get(id)?)));
+        pairs.filter(|(_, there)| there.item.deleted).all(|(here, there)| here.merged_into() == there.merged_into())
     }
 
     /// Cleans every tombstone up, as the SDK's metadata do; the versions that are forgotten.

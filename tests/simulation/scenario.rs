@@ -4,7 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use synclave::store::SyncDirection;
-use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction as Action, ResolveAction};
+use synclave::types::{
+    CollisionConflictResolutionPolicy as Collisions, ConflictResolutionPolicy as Policy,
+    FullEnumerationAction as Action, ResolveAction,
+};
 
 use super::random::Random;
 
@@ -25,10 +28,14 @@ pub(crate) struct Scenario {
     /// Of each replica, by its bit, whether the items of its store have change units. Where none has, items are texts; else they
     /// are objects.
     pub(crate) units: u8,
+    /// Of each replica, by its bit, whether names are a constraint of its store: of the items with one name it holds one.
+    pub(crate) names: u8,
     /// Of each replica, by its index, the items that it wants by their bits, until the faults stop; 0: all.
     pub(crate) wants: Vec<u8>,
+    /// Of each replica, by its bit, whether it says that by a custom filter, which goes for copies too; else by a list of items.
+    pub(crate) custom: u8,
     /// When the faults have stopped sessions go round a ring, each replica to the next, in this order of the sources; empty: the
-    /// first replica and all others, both ways.
+    /// first replica and all others, both ways. Where names are a constraint, sessions go both ways around it.
     pub(crate) ring: Vec<usize>,
     pub(crate) steps: Vec<(Time, Step)>,
 }
@@ -75,6 +82,7 @@ pub(crate) enum Step {
         b: usize,
         direction: SyncDirection,
         policy: Policy,
+        collisions: Collisions,
         action: Action,
         max_attempts: u32,
     },
@@ -131,13 +139,15 @@ impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} replicas, batches of {}, inline data {}, units {:b}, wants {:?}, ring {:?}, max_source_sessions {}, {:?}",
+            "seed {}: {} replicas, batches of {}, inline data {}, units {:b}, names {:b}, wants {:?} custom {:b}, ring {:?}, max_source_sessions {}, {:?}",
             self.seed,
             self.replicas,
             self.batch_size,
             self.inline,
             self.units,
+            self.names,
             self.wants,
+            self.custom,
             self.ring,
             self.max_source_sessions,
             self.weather
@@ -212,6 +222,7 @@ impl Scenario {
                         SyncDirection::Download,
                     ]),
                     policy: random.pick(policies),
+                    collisions: Collisions::None,
                     action: random.pick(&[
                         Action::FullEnumeration,
                         Action::FullEnumeration,
@@ -252,9 +263,36 @@ impl Scenario {
                 _ => steps.push((time, Step::TakeOver { late })),
             }
         }
+        let all: u8 = (1 << replicas) - 1;
+        let beside = &mut Random::new(seed ^ 0x6e61_6d65_7300_0000);
+        let some = beside.between(1, all.into()) as u8;
+        let names = if beside.below(5) == 0 { beside.pick(&[all, all, some]) } else { 0 };
+        let is_ring = beside.below(2) == 0;
+        if names != 0 {
+            // Several items for each name, and of the ways to settle a collision those that a store of such items has.
+            for (_, step) in &mut steps {
+                match step {
+                    Step::Write { item, .. } | Step::SetMode { item, .. } | Step::Delete { item, .. } => {
+                        *item = beside.below(6) as u8;
+                    }
+                    Step::Operate { collisions, .. } => {
+                        *collisions = beside.pick(&[
+                            Collisions::Merge,
+                            Collisions::Merge,
+                            Collisions::None,
+                            Collisions::SourceProviderWins,
+                            Collisions::DestinationProviderWins,
+                        ]);
+                    }
+                    _ => {}
+                }
+            }
+        }
         let beside = &mut Random::new(seed ^ 0x756e_6974_7300_0000);
-        let units = if beside.below(3) == 0 { beside.between(1, (1 << replicas) - 1) as u8 } else { 0 };
-        if units != 0 {
+        let some = if beside.below(3) == 0 { beside.between(1, all.into()) as u8 } else { 0 };
+        // Only items with change units are merged.
+        let units = if names != 0 { all } else { some };
+        if units != 0 && names == 0 {
             steps.retain(|(_, step)| !matches!(step, Step::Forget { .. }));
             // Few items, so that changes meet in their units, and conflicts that wait.
             for (_, step) in &mut steps {
@@ -266,7 +304,7 @@ impl Scenario {
             }
         }
         let beside = &mut Random::new(seed ^ 0x7269_6e67_0000_0000);
-        let mut ring = Vec::new();
+        let mut ring = if names != 0 && is_ring { (0..replicas).collect() } else { Vec::new() };
         // A change of a unit and one of its whole item are settled differently where they meet the other way round (docs/simulation.md).
         if units == 0 && beside.below(3) == 0 {
             let mut sources: Vec<usize> = (0..replicas).collect();
@@ -293,6 +331,7 @@ impl Scenario {
         }
         let leave = |(time, step): &(Time, Step)| match step {
             Step::Operate { a, b, policy: Policy::None, .. } => Some((*time, *a, *b)),
+            Step::Operate { a, b, collisions: Collisions::None, .. } if names != 0 => Some((*time, *a, *b)),
             _ => None,
         };
         let leaving: Vec<_> = steps.iter().filter_map(leave).collect();
@@ -311,7 +350,9 @@ impl Scenario {
             steps.push((decided, Step::Decide { index: beside.index(4), action }));
             let (a, b) = if beside.below(2) == 0 { (a, b) } else { (b, a) };
             let (direction, action) = (SyncDirection::UploadAndDownload, Action::FullEnumeration);
-            steps.push((carried_out, Step::Operate { a, b, direction, policy: Policy::None, action, max_attempts: 2 }));
+            let (policy, collisions) = (Policy::None, Collisions::None);
+            let operate = Step::Operate { a, b, direction, policy, collisions, action, max_attempts: 2 };
+            steps.push((carried_out, operate));
         }
         let beside = &mut Random::new(seed ^ 0x6669_6c74_6572_0000);
         let mut wants = vec![0; replicas];
@@ -320,6 +361,7 @@ impl Scenario {
             steps.retain(|(_, step)| !matches!(step, Step::Forget { .. }));
             wants.iter_mut().for_each(|mask| *mask = beside.pick(&[0, 0b001, 0b010, 0b101, 0b110]));
         }
+        let custom = Random::new(seed ^ 0x6375_7374_6f6d_0000).between(0, all.into()) as u8;
         steps.sort_by_key(|(time, _)| *time);
         Self {
             seed,
@@ -329,7 +371,9 @@ impl Scenario {
             batch_size: random.pick(&[1, 2, 3, 100]),
             inline: random.below(2) == 0,
             units,
+            names,
             wants,
+            custom,
             ring,
             steps,
         }

@@ -10,7 +10,7 @@ use synclave::provider::sdk::decision::{Action, Fetched, Object, Obtained, Row, 
 use synclave::provider::{DataPart, Load};
 use synclave::types::ConflictResolutionPolicy as Policy;
 
-use super::checks::{Check, Decided};
+use super::checks::{Check, Decided, Deletion};
 use super::random::Random;
 use super::replica::{Replica, digest};
 use super::world::{World, name};
@@ -27,13 +27,13 @@ pub(crate) enum Want {
     Units(Vec<ChangeUnitId>),
 }
 
-/// A user changes one member of an item, takes one out, or writes all of it anew.
-pub(crate) fn edited(content: Option<&[u8]>, value: &str, random: &mut Random) -> Vec<u8> {
+/// A user changes one member of an item, takes one out, or writes all of it anew; `is_row`: it has the members that all items have.
+pub(crate) fn edited(content: Option<&[u8]>, value: &str, is_row: bool, random: &mut Random) -> Vec<u8> {
     let before = content.and_then(|content| serde_json::from_slice(content).ok());
     let mut members: BTreeMap<String, String> = before.unwrap_or_default();
-    let unit = random.pick(&UNITS);
+    let unit = if is_row { random.pick(&UNITS[..3]) } else { random.pick(&UNITS) };
     match random.below(9) {
-        0 if members.len() > 1 => drop(members.remove(unit)),
+        0 if members.len() > 1 && !is_row => drop(members.remove(unit)),
         2.. if !members.is_empty() => drop(members.insert(unit.to_owned(), value.to_owned())),
         _ => members = UNITS[..3].iter().map(|unit| ((*unit).to_owned(), format!("{value} {unit}"))).collect(),
     }
@@ -140,14 +140,14 @@ pub(crate) fn take(id: &ItemId, content: &[u8], units: Option<BTreeSet<ChangeUni
 }
 
 impl World {
-    /// What an observer must know of the versions that an action gives to units.
+    /// What an observer must know of the versions that an action gives to units; `buried`: of an item without a row, its deletion.
     pub(crate) fn units_made(
         &mut self,
         index: usize,
-        change: &ItemChange,
-        known: &Knowledge,
+        (change, known): (&ItemChange, &Knowledge),
         id: &ItemId,
         action: &Action,
+        buried: Option<&Version>,
     ) {
         let own = self.providers[index].replica.id.clone();
         let before = action.before.as_ref();
@@ -155,7 +155,7 @@ impl World {
             let theirs = brought(change, known, unit).filter(|_| change.item_id == *id);
             let alive = before.is_some_and(|row| !row.item.deleted);
             // A copy has seen nothing of what is alive under its name.
-            let ours = before.map(|row| version(row, unit)).filter(|_| !(action.keeps_loser && alive));
+            let ours = before.map(|row| version(row, unit)).or(buried).filter(|_| !(action.keeps_loser && alive));
             let made = version(&action.after, unit);
             if made.replica == own && Some(made) != ours && Some(made) != theirs {
                 self.ghost.made(&part(id, unit), made, ours.into_iter().chain(theirs));
@@ -169,13 +169,41 @@ impl World {
     }
 
     /// A user has changed an item: versions of units that detection gave.
-    pub(crate) fn units_found(&mut self, index: usize, id: &ItemId, before: Option<&Row>, after: &Row) {
+    pub(crate) fn units_found(
+        &mut self,
+        index: usize,
+        id: &ItemId,
+        before: Option<&Row>,
+        after: &Row,
+        buried: Option<&Version>,
+    ) {
         let own = self.providers[index].replica.id.clone();
         for unit in UNITS {
-            let (older, made) = (before.map(|row| version(row, unit)), version(after, unit));
+            let (older, made) = (before.map(|row| version(row, unit)).or(buried), version(after, unit));
             if made.replica == own && Some(made) != older {
                 self.ghost.made(&part(id, unit), made, older);
             }
+        }
+    }
+
+    /// An item comes where none was, perhaps in the place of one whose deletion was forgotten.
+    pub(crate) fn units_brought(&mut self, index: usize, id: &ItemId, made: &Row, conflict: bool) {
+        let Some(Deletion { version, creation }) = self.ghost.buried.get(&(index, id.clone())).cloned() else { return };
+        if made.item.deleted || conflict {
+            return;
+        }
+        for unit in UNITS {
+            let (item, theirs) = (part(id, unit), self::version(made, unit));
+            if self.ghost.descends(&item, theirs, &version) {
+                continue;
+            }
+            // Another item of that name, whose maker knew nothing of the one that was deleted here.
+            if made.creation == creation {
+                let message =
+                    format!("{} brings {item} back with {theirs:?}, and has forgotten {version:?}", name(index));
+                return self.fail(Check::Resurrection, message);
+            }
+            self.ghost.vouch(&item, theirs, &version);
         }
     }
 
@@ -210,6 +238,12 @@ impl World {
                     _ => {}
                 }
             } else if theirs == ours || !self.ghost.descends(&part(id, unit), theirs, ours) {
+                // Another item of that name: whoever brings it has since learned of the deletion where that was forgotten.
+                let is_another = row.item.deleted && !made.item.deleted && made.creation != row.creation;
+                if theirs != ours && is_another && self.figures.forgotten > 0 {
+                    self.ghost.vouch(&part(id, unit), theirs, ours);
+                    continue;
+                }
                 let check = if before.contains_key(unit) { Check::LostEdit } else { Check::Resurrection };
                 let after = after.get(unit);
                 self.fail(check, format!("{who} becomes {theirs:?} ({after:?}), which does not descend from it"));

@@ -13,7 +13,9 @@ use synclave::provider::{
 use synclave::session::Timing;
 use synclave::session::machine::{Now, Timer};
 use synclave::store::SyncDirection;
-use synclave::types::{ConflictResolutionPolicy, FullEnumerationAction, ProviderRole, SyncGuid};
+use synclave::types::{
+    CollisionConflictResolutionPolicy, ConflictResolutionPolicy, FullEnumerationAction, ProviderRole, SyncGuid,
+};
 
 use super::checks::{Check, Ghost, Violation};
 use super::coordinator::{Coordinator, Operation};
@@ -263,6 +265,9 @@ pub(crate) struct Figures {
     pub(crate) filtered: u64,
     /// Conflicts that were settled as people had decided.
     pub(crate) decided: u64,
+    /// Items that could not be saved because of another one's name, and of these those that became one with it.
+    pub(crate) collisions: u64,
+    pub(crate) merged: u64,
 }
 
 impl std::ops::AddAssign for Figures {
@@ -287,6 +292,8 @@ impl std::ops::AddAssign for Figures {
         self.found_busy += other.found_busy;
         self.filtered += other.filtered;
         self.decided += other.decided;
+        self.collisions += other.collisions;
+        self.merged += other.merged;
     }
 }
 
@@ -351,14 +358,15 @@ impl World {
                 break;
             }
             self.history.add(self.now, || format!("--- closing round {rounds}"));
+            let both = SyncDirection::UploadAndDownload;
+            let around = if self.scenario.names == 0 { SyncDirection::Upload } else { both };
             let sessions: Vec<_> = match self.scenario.ring.as_slice() {
-                [] => (1..replicas).map(|other| (0, other, SyncDirection::UploadAndDownload)).collect(),
-                ring => ring.iter().map(|source| (*source, (source + 1) % replicas, SyncDirection::Upload)).collect(),
+                [] => (1..replicas).map(|other| (0, other, both)).collect(),
+                ring => ring.iter().map(|source| (*source, (source + 1) % replicas, around)).collect(),
             };
             for (one, other, direction) in sessions {
-                let policy = ConflictResolutionPolicy::LastWriterWins;
-                let action = FullEnumerationAction::FullEnumeration;
-                self.operate(one, other, direction, policy, action, 3);
+                let policies = (ConflictResolutionPolicy::LastWriterWins, CollisionConflictResolutionPolicy::Merge);
+                self.operate([one, other], direction, policies, FullEnumerationAction::FullEnumeration, 3);
                 self.work(None);
             }
         }
@@ -474,13 +482,16 @@ impl World {
                 self.edits += 1;
                 let content = if same { b"the same".to_vec() } else { format!("edit {}", self.edits).into_bytes() };
                 let item = self.item(replica, item);
+                // What the store refuses its user, a name that another item has, is a change of that one.
+                let item = self.providers[replica].replica.store.in_the_way(&item).unwrap_or(item);
                 let content = match self.scenario.units {
                     0 => content,
                     _ => {
                         let before = self.providers[replica].replica.store.content(&item);
                         // Of one unit, equal values are rare enough.
                         let content = if self.random.below(3) == 0 { b"the same".to_vec() } else { content };
-                        units::edited(before.as_deref(), &String::from_utf8_lossy(&content), &mut self.random)
+                        let is_row = self.scenario.names != 0;
+                        units::edited(before.as_deref(), &String::from_utf8_lossy(&content), is_row, &mut self.random)
                     }
                 };
                 self.supersede(replica, &item, Some(&content));
@@ -504,8 +515,8 @@ impl World {
                 self.providers[replica].replica.store.shelf().unwritable.insert(item);
             }
             Step::Writable { replica } => self.providers[replica].replica.store.shelf().unwritable.clear(),
-            Step::Operate { a, b, direction, policy, action, max_attempts } => {
-                self.operate(a, b, direction, policy, action, max_attempts)
+            Step::Operate { a, b, direction, policy, collisions, action, max_attempts } => {
+                self.operate([a, b], direction, (policy, collisions), action, max_attempts)
             }
             Step::Forget { replica, at_once } => self.forget(replica, at_once),
             Step::Cancel { index } => self.cancel_operation(index),
@@ -758,6 +769,7 @@ impl World {
             let other = &other.replica;
             held(other) == held(first)
                 && other.versions() == first.versions()
+                && other.agrees_about_winners(first)
                 && other.knowledge.contains(&first.knowledge)
                 && first.knowledge.contains(&other.knowledge)
         })
@@ -775,7 +787,8 @@ impl World {
                         .store
                         .content(id)
                         .map(|content| String::from_utf8_lossy(&content).into_owned());
-                    format!("{id}={content:?}@{:?}", UNITS.map(|unit| units::version(row, unit)))
+                    let winner = row.merged_into().map_or_else(String::new, |winner| format!(" in {winner}"));
+                    format!("{id}={content:?}@{:?}{winner}", UNITS.map(|unit| units::version(row, unit)))
                 })
                 .collect();
             let replica = &provider.replica;

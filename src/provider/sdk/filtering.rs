@@ -15,6 +15,7 @@ use super::metadata::Metadata;
 use super::session::Session;
 use super::{Shared, lock};
 use crate::knowledge::{FilterFlags, FilterRequest, FilteringType, ItemId, Knowledge, SyncFilter};
+use crate::mutant::{self, Mutant};
 use crate::provider::{CallError, Refusal};
 
 /// Tells which items a custom filter lets through.
@@ -97,12 +98,13 @@ impl Sieve {
 }
 
 /// First and last of each run of ids (ascending) that are held back.
-fn held_back(ids: Vec<ItemId>, filter: &ItemFilter) -> Vec<(ItemId, ItemId)> {
+pub fn held_back(ids: Vec<ItemId>, filter: &ItemFilter) -> Vec<(ItemId, ItemId)> {
     let mut spans: Vec<(ItemId, ItemId)> = Vec::new();
     let mut in_span = false;
     for id in ids {
         let held = !filter.lets_through(&id);
         match spans.last_mut().filter(|_| held && in_span) {
+            Some(_) if mutant::is(Mutant::ShortSpans) => {}
             Some((_, last)) => *last = id,
             None if held => spans.push((id.clone(), id)),
             None => {}

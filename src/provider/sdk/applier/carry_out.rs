@@ -43,16 +43,7 @@ impl Applier<'_> {
 
         let failures = self.change_store(&mut actions)?;
         for (index, (id, error)) in failures {
-            verdicts[index] = match error {
-                // Only of the item itself: a copy that cannot be kept is a failure of its change.
-                ItemError::InTheWay(_) if id == section.changes[index].item_id => {
-                    Verdict::Deferred(self.constraint(section, &id, None)?)
-                }
-                ItemError::Collision(with) if id == section.changes[index].item_id => {
-                    Verdict::Deferred(self.constraint(section, &id, Some(&with))?)
-                }
-                error => Verdict::Failed(error.into_recoverable(&id)),
-            };
+            verdicts[index] = self.on_ground(section, |ground| ground.failed(index, &id, error))?;
         }
         if !intended.is_empty() {
             self.shared.store.sync_applied().map_err(store_failed)?;

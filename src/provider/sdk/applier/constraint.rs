@@ -25,11 +25,22 @@ use crate::provider::sdk::{ItemError, Staged, units};
 use crate::types::{ConstraintConflictReason as Reason, ConstraintResolveAction, Hresult};
 
 impl Ground<'_> {
-    /// Why the store cannot save `id`, and what is in its way; `with` is what the store says that it collides with.
+    /// What becomes of change number `index` when the store could not do to `id` what was planned for it.
     ///
     /// # Errors
     /// Those of the rows.
-    pub fn constraint(&self, id: &ItemId, with: Option<&ItemId>) -> Result<Box<Deferral>, CallError> {
+    pub fn failed(&self, index: usize, id: &ItemId, error: ItemError) -> Result<Verdict, CallError> {
+        // Only of the item itself: a copy that cannot be kept is a failure of its change.
+        let itself = *id == self.changes[index].item_id;
+        Ok(match error {
+            ItemError::InTheWay(_) if itself => Verdict::Deferred(self.constraint(id, None)?),
+            ItemError::Collision(with) if itself => Verdict::Deferred(self.constraint(id, Some(&with))?),
+            error => Verdict::Failed(error.into_recoverable(id)),
+        })
+    }
+
+    /// Why the store cannot save `id`, and what is in its way; `with` is what the store says that it collides with.
+    fn constraint(&self, id: &ItemId, with: Option<&ItemId>) -> Result<Box<Deferral>, CallError> {
         let deferral = |reason, way: Option<(ItemId, Row)>| {
             let destination = way.as_ref().map(|(id, row)| conflicting(id, row));
             let constraint = ConstraintConflict { reason, conflicting_item_id: way.map(|(id, _)| id) };
@@ -72,8 +83,9 @@ impl Ground<'_> {
         let beside =
             (!is_within && !self.store.containers(id).contains(&way)).then(|| (self.rows)(&way)).transpose()?;
         let beside = beside.flatten().filter(Row::is_there);
-        let busy =
-            |item: &ItemId| actions.contains_key(item) || self.changes.iter().any(|change| change.item_id == *item);
+        // What is listed and known already, as a full enumeration lists everything, is no change.
+        let comes = |item: &ItemId| self.changes.iter().any(|it| it.item_id == *item && !self.is_known(it));
+        let busy = |item: &ItemId| actions.contains_key(item) || comes(item);
         if within.iter().any(|(item, _)| busy(item)) || busy(&way) {
             let description =
                 "another change that comes with it is about the item in its way; it comes with the next session";
@@ -153,6 +165,18 @@ impl Ground<'_> {
         planned.push((id.clone(), Action::of(index, before, after, step)));
         actions.extend(planned);
         Ok(Some(Verdict::Planned { conflict: true }))
+    }
+
+    /// True when the destination knows all of a change.
+    pub(super) fn is_known(&self, change: &ItemChange) -> bool {
+        let id = &change.item_id;
+        match &change.change_version {
+            Some(version) => self.known.contains_change(id, version),
+            None => change
+                .change_units
+                .iter()
+                .all(|unit| self.known.contains_change_unit(id, &unit.change_unit_id, &unit.version)),
+        }
     }
 
     /// The decision about a collision of this change, while the item in the way is as it was.

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::plan::{Action, Arrival, Ground, Step, delete, stage, tombstone_of};
 use super::settle::NewVersion;
 use crate::knowledge::{ChangeUnitId, Digest, ItemChange, ItemId, Version};
+use crate::mutant::{self, Mutant};
 use crate::provider::sdk::metadata::{Row, Unit, Units};
 use crate::provider::sdk::ticks::Ticks;
 use crate::provider::sdk::units::{self, MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES, Object};
@@ -48,7 +49,7 @@ impl Ground<'_> {
         let row_there = arrival.row(change, state, ticks.version(wanted.clone()), own);
         let theirs = Side { id, row: row_there, object: object.clone() };
         let ours = Side { id: way, row: way_row.clone(), object: here };
-        let arrives = id < way;
+        let arrives = (id < way) != mutant::is(Mutant::LargerIdWins);
         let (winner, loser) = if arrives { (theirs, ours) } else { (ours, theirs) };
         let edit = ticks.version(NewVersion::Local);
         let (object, units) = merged(&winner, &loser, &edit);
@@ -83,7 +84,8 @@ impl Ground<'_> {
             },
             (goes, _) => goes,
         };
-        let of_loser = Action::of(index, before, Row { winner: Some(winner.id.clone()), ..gone }, goes);
+        let named = (!mutant::is(Mutant::ForgetMergeWinner)).then(|| winner.id.clone());
+        let of_loser = Action::of(index, before, Row { winner: named, ..gone }, goes);
         let before = if arrives { row } else { Some(way_row) };
         // Where the loser is not here nothing makes way, and the winner's failure is to keep it from becoming a tombstone.
         let of_winner = Action { comes_first: !arrives, ..Action::of(index, before.cloned(), after, step) };
@@ -97,7 +99,7 @@ fn merged(winner: &Side<'_>, loser: &Side<'_>, edit: &Version) -> (Object, Units
     let mut units = winner.row.units.clone().unwrap_or_default();
     let of_loser = loser.row.units.clone().unwrap_or_default();
     let names: BTreeSet<&ChangeUnitId> = loser.object.units().collect();
-    for unit in names {
+    for unit in names.into_iter().filter(|_| !mutant::is(Mutant::MergeNothing)) {
         let (Some(value), Some(theirs)) = (loser.object.get(unit), of_loser.get(unit)) else { continue };
         // A column without a value says nothing.
         let rank = |value: &str, unit: &Unit| (value != "null", unit.modification_time, unit.digest);

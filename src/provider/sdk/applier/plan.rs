@@ -231,17 +231,7 @@ impl Applier<'_> {
         Ok(items)
     }
 
-    /// Why the store cannot save an item of a section.
-    pub(super) fn constraint(
-        &self,
-        section: &Section<'_>,
-        id: &ItemId,
-        with: Option<&ItemId>,
-    ) -> Result<Box<Deferral>, CallError> {
-        self.on_ground(section, |ground| ground.constraint(id, with))
-    }
-
-    fn on_ground<T>(
+    pub(super) fn on_ground<T>(
         &self,
         section: &Section<'_>,
         work: impl FnOnce(Ground<'_>) -> Result<T, CallError>,
@@ -336,6 +326,7 @@ impl Ground<'_> {
         let Obtained { mut incoming, staged, fetched, .. } = obtained;
         // An item that is listed twice in a section, or that a copy took for its name: the row that it will have decides.
         let row = match actions.get(id) {
+            Some(_) if self.is_known(change) => return Ok(Verdict::Obsolete),
             Some(_) => return Ok(Verdict::Failed(ItemError::Changed.into_recoverable(id))),
             None => (self.rows)(id)?,
         };

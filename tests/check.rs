@@ -19,7 +19,6 @@ use synclave::provider::Provider;
 use synclave::provider::sdk::{self, ItemStore, ReplicaProvider};
 use synclave::providers::file::FileStore;
 use synclave::providers::memory::MemoryStore;
-use synclave::providers::sqlite::SqliteStore;
 use synclave::server::{incoming, serve_provider};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -68,14 +67,9 @@ async fn the_built_in_providers_pass() {
     std::fs::create_dir(&root).expect("a new directory");
     let files = FileStore::open(&root, &directory.path().join("files")).expect("opens");
     let identity = files.identity();
-    let database = directory.path().join("people.db");
-    let people = "CREATE TABLE people (id TEXT PRIMARY KEY, mail TEXT, phone TEXT) STRICT;
-        INSERT INTO people VALUES ('alice', 'alice@example.org', '1');";
-    rusqlite::Connection::open(&database).and_then(|database| database.execute_batch(people)).expect("a table");
-    let table = SqliteStore::open(&database, "people").expect("opens");
-    let identity_of_table = table.identity();
+    let (table, _database) = store::table();
     let providers = [
-        open("table", Arc::new(table), &identity_of_table),
+        table,
         open("files", Arc::new(files), &identity),
         open("memory", Arc::new(MemoryStore::default()), "in memory"),
     ];
@@ -208,6 +202,13 @@ const MUTANTS: &[(M, Rule)] = &[
     (M::RepairsNothing, Rule::Repair),
     (M::RepairsMore, Rule::Repair),
     (M::BelievesInDamage, Rule::RepairLooks),
+    (M::ForgetsWinners, Rule::WinnerKept),
+    (M::TellsAnotherItemInTheWay, Rule::Constraint),
+    (M::SettlesCollisionsForTheDestination, Rule::CollisionSource),
+    (M::SettlesCollisionsForTheSource, Rule::CollisionDestination),
+    (M::MergesByDeleting, Rule::MergesItems),
+    (M::RenewsLaterEpochs, Rule::EndForgets),
+    (M::DigestsAfterTheEnd, Rule::EndForgets),
 ];
 
 /// Those of them that every `cargo test` runs: one of each subject.
@@ -221,6 +222,14 @@ const SOME: &[M] = &[
     M::EnumeratesWhatIsMissing,
 ];
 
+/// Those that are of a table, as the store of the others has no items that collide.
+const OF_A_TABLE: &[M] = &[
+    M::TellsAnotherItemInTheWay,
+    M::SettlesCollisionsForTheDestination,
+    M::SettlesCollisionsForTheSource,
+    M::MergesByDeleting,
+];
+
 /// Mutants that are checked at the same time: much of a check is waiting for leases and for what must not come.
 const AT_ONCE: usize = 8;
 
@@ -228,7 +237,10 @@ const AT_ONCE: usize = 8;
 async fn run_mutants(asked: impl Fn(M) -> bool) {
     let mutants = MUTANTS.iter().copied().filter(|(mutant, _)| asked(*mutant));
     blame::each_for_its_own_rule(mutants, AT_ONCE, |mutant| async move {
-        let (honest, _directory) = store::provider(sdk::Options { filters: vec![wish()], ..sdk::Options::default() });
+        let (honest, _directory) = match OF_A_TABLE.contains(&mutant) {
+            true => store::table(),
+            false => store::provider(sdk::Options { filters: vec![wish()], ..sdk::Options::default() }),
+        };
         checked(Arc::new(Mutated::new(mutant, honest)), Duration::from_secs(8)).await
     })
     .await;

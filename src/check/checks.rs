@@ -13,6 +13,7 @@ use crate::knowledge::{GroupKind, ItemId, OutcomeKind};
 use crate::types::{ConflictResolutionPolicy as Policy, ProviderRole};
 
 mod application;
+mod collisions;
 mod conflicts;
 mod data;
 mod decisions;
@@ -94,7 +95,12 @@ checks! {
     recovery::one_group [OneGroup];
     recovery::full_enumeration [Recovery, AbsentGoes, AbsentStays, PassesForgotten];
     recovery::partial_sync [PartialSync];
+    collisions::merge_tombstone [WinnerKept];
+    collisions::of_names [Constraint, CollisionSource, CollisionDestination];
+    collisions::of_values [Constraint, CollisionSource, CollisionDestination];
+    collisions::merged [MergesItems] after [WinnerKept];
     filters::item_list [FilterOnly, FilterTeaches, FilterFlags, FilterSpan];
+    filters::unit_list [FilterUnits];
     filters::refused [FilterRefused];
     filters::recovery [FilterRecovery] after [FilterOnly];
     filters::applied [FilterApplied];

@@ -10,7 +10,7 @@ use super::book::{Held, Stop};
 use super::conversation::{Answer, Applied};
 use super::partner::{Change, Partner, of_items};
 use super::rule::Rule;
-use super::scenario::Seen;
+use super::scenario::{Seen, of_item};
 use crate::knowledge::{
     ChangeFlags, ChangeUnitChange, ChangeUnitId, ItemChange, ItemId, Knowledge, OutcomeKind, Version,
 };
@@ -39,7 +39,7 @@ impl Divided {
     /// The same, with another text in a member.
     pub(super) fn with(&self, member: &str, text: &str, version: &Version) -> Self {
         let mut next = self.clone();
-        next.object.insert(member.to_owned(), Value::String(text.to_owned()));
+        next.object.insert(member.to_owned(), Value::String(of_item(text, &self.item)));
         next.versions.insert(member.to_owned(), version.clone());
         next
     }
@@ -73,23 +73,29 @@ impl Bench {
                 "items of this store have fewer than two texts among their members".to_owned(),
             ));
         };
+        let item = self.item()?;
         for member in &members {
-            object.insert(member.clone(), Value::String(format!("{text}, {member}")));
+            object.insert(member.clone(), Value::String(of_item(&format!("{text}, {member}"), &item)));
         }
         let creation = partner.next();
         let versions = object.keys().map(|member| (member.clone(), creation.clone())).collect();
-        Ok((Divided { item: self.item()?, creation, object, versions }, members))
+        Ok((Divided { item, creation, object, versions }, members))
     }
 
     /// Brings a new item with change units, by a partner that knows all that the provider knows.
     pub(super) async fn create_divided(&self, partner: &Partner, text: &str) -> Held<(Divided, [String; 2])> {
         let (divided, members) = self.new_divided(partner, text)?;
+        Ok((self.bring_divided(divided).await?, members))
+    }
+
+    /// Brings one that was not brought yet, in the same way.
+    pub(super) async fn bring_divided(&self, divided: Divided) -> Held<Divided> {
         let change = self.change_of_units(&divided, divided.versions.keys())?;
         let made_with = self.knowledge().await?.union(&self.own_versions(std::slice::from_ref(&change))?);
         let applied = self.bring(Policy::None, made_with, std::slice::from_ref(&change)).await?;
         takes_units(&applied, &divided.item)?;
         self.all_applied(&applied, &[change])?;
-        Ok((divided, members))
+        Ok(divided)
     }
 
     /// A change of some units of an item, at the versions that they have.

@@ -154,6 +154,7 @@ rules! {
     TombstoneStored = "E1-TOMBSTONE", "windows-sync.md 5.7, 6.1, E1", "a deletion is stored and sent on, also of an item that was never here";
     NoReturn = "D-NO-RETURN", "issue C", "a deleted item does not come back by what was known before";
     CreatedAgain = "D-CREATED-AGAIN", "windows-sync.md 4.3; design 6", "a deleted item may be created again by a change that knows the deletion";
+    WinnerKept = "WS-5.7", "windows-sync.md 5.7", "a merge tombstone is kept with the winner that it names, and sent on";
 
     // Change units.
     KeepsUnits = "WS-4.3-UNITS", "windows-sync.md 4.3", "an item keeps the version of each change unit, and takes those that are sent";
@@ -170,6 +171,12 @@ rules! {
     StaleDecision = "D-DECISION-STALE", "design, Conflicts; proto", "versions that moved on make it a conflict anew, whatever was decided";
     DeferredSide = "D-DEFERRED", "proto", "what is said of the destination's side of a deferred conflict is what it has";
 
+    // Collisions.
+    Constraint = "WS-6.3", "windows-sync.md 6.3, E8", "what another item keeps from being saved is deferred, with the reason and that item";
+    CollisionSource = "WS-6.3-SOURCE", "windows-sync.md 6.3", "decided for the source what is in the way is deleted, and the source's item is saved";
+    CollisionDestination = "WS-6.3-DESTINATION", "windows-sync.md 6.3", "decided for the destination the source's item gets a tombstone, and what is in the way stays";
+    MergesItems = "R30", "windows-sync.md R30, 5.7", "of two that are merged the smaller id stays, and the other is a merge tombstone that names it";
+
     // Optional features.
     Recovery = "E4", "windows-sync.md E4, 4.9", "a full enumeration brings an out-of-date destination up to date";
     AbsentGoes = "E4-ABSENT", "windows-sync.md E4, 4.9", "an item that it does not list goes, without a tombstone, when the source knew its version";
@@ -181,6 +188,7 @@ rules! {
 
     // Filters.
     FilterOnly = "WS-7", "windows-sync.md 7, 3.18", "a source with a list of items sends these items, and no others";
+    FilterUnits = "WS-7-UNITS", "windows-sync.md 5.6, 7", "a source with a list of change units sends of each item these units, and no others";
     FilterTeaches = "WS-7-LEARNED", "windows-sync.md 5.6, 7", "of an item that a filter holds back a batch teaches nothing";
     FilterFlags = "WS-7-FLAGS", "windows-sync.md 7; proto", "a batch says what filtered it";
     FilterSpan = "D-FILTER", "proto", "a filter holds until the next one, and to the end of its session";

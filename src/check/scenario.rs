@@ -36,6 +36,11 @@ impl Seen {
     }
 }
 
+/// A text that no other item has: a store may want each to have its own.
+pub(super) fn of_item(text: &str, item: &ItemId) -> String {
+    format!("{text} ({item})")
+}
+
 /// The version of an item, or the one that all of its change units have.
 fn whole_version(change: &ItemChange) -> Option<&Version> {
     let mut versions = change.versions();
@@ -45,7 +50,7 @@ fn whole_version(change: &ItemChange) -> Option<&Version> {
 
 /// A group that speaks of these items alone: a single one with change units by its range, so that it says of the units that it
 /// does not list that they did not change.
-fn kind_of(changes: &[Change]) -> GroupKind {
+pub(super) fn kind_of(changes: &[Change]) -> GroupKind {
     match changes {
         [Change { change, .. }] if !change.change_units.is_empty() => {
             GroupKind::Ordered { lower_bound: change.item_id.clone(), upper_bound: Some(change.item_id.clone()) }
@@ -101,7 +106,7 @@ impl Bench {
         let mut written = Vec::new();
         for text in texts {
             let (item, version) = (self.item()?, partner.next());
-            let content = self.sample()?.content(text);
+            let content = self.sample()?.content(&of_item(text, &item));
             written.push(Written { item, creation: version.clone(), version, content });
         }
         let changes: Vec<Change> = written.iter().map(|item| self.as_change(item)).collect::<Held<_>>()?;
@@ -121,7 +126,7 @@ impl Bench {
 
     /// The next state of an item, by a partner.
     pub(super) fn next_state(&self, item: &Written, partner: &Partner, text: &str) -> Held<Written> {
-        let content = self.sample()?.content(text);
+        let content = self.sample()?.content(&of_item(text, &item.item));
         Ok(Written { version: partner.next(), content, ..item.clone() })
     }
 

@@ -149,6 +149,13 @@ pub enum Mutant {
     RepairsNothing,
     RepairsMore,
     BelievesInDamage,
+    ForgetsWinners,
+    TellsAnotherItemInTheWay,
+    SettlesCollisionsForTheDestination,
+    SettlesCollisionsForTheSource,
+    MergesByDeleting,
+    RenewsLaterEpochs,
+    DigestsAfterTheEnd,
 }
 
 use Mutant as M;
@@ -287,6 +294,7 @@ impl Provider for Mutated {
         let key = self.key(key);
         let guid = key.sync_guid;
         if (self.mutant == M::RenewsUnknownSessions && self.is_new(guid))
+            || (self.mutant == M::RenewsLaterEpochs && key.epoch > 1 && self.memory().ended.contains(&guid))
             || (self.mutant == M::RenewsAfterTheEnd && self.memory().ended.contains(&guid))
         {
             return Ok(Renewal::default());

@@ -10,6 +10,7 @@ use synclave::provider::sdk::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Options, Replaces,
     ReplicaProvider, Staged, Staging, StoreError,
 };
+use synclave::providers::sqlite::SqliteStore;
 
 #[derive(Debug)]
 struct Entry {
@@ -33,6 +34,20 @@ pub fn provider(options: Options) -> (Arc<ReplicaProvider>, tempfile::TempDir) {
     let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
     let options = Options { member_name: "in memory".to_owned(), ..options };
     let provider = ReplicaProvider::open(Arc::new(Store::default()), directory.path(), "in memory", options);
+    (provider.expect("opens"), directory)
+}
+
+/// An honest provider over a table in which each row has a text of its own, and the directory of both.
+pub fn table() -> (Arc<ReplicaProvider>, tempfile::TempDir) {
+    let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
+    let database = directory.path().join("people.db");
+    let people = "CREATE TABLE people (id TEXT PRIMARY KEY, mail TEXT UNIQUE, phone TEXT) STRICT;
+        INSERT INTO people VALUES ('alice', 'alice@example.org', '1');";
+    rusqlite::Connection::open(&database).and_then(|database| database.execute_batch(people)).expect("a table");
+    let table = SqliteStore::open(&database, "people").expect("opens");
+    let identity = table.identity();
+    let metadata = directory.path().join("metadata");
+    let provider = ReplicaProvider::open(Arc::new(table), &metadata, &identity, Options::default());
     (provider.expect("opens"), directory)
 }
 

@@ -10,7 +10,7 @@ use crate::check::partner::{Change, Written, of_items};
 use crate::check::rule::Rule;
 use crate::check::scenario::Seen;
 use crate::knowledge::{ChangeOutcome, Knowledge, OutcomeKind, Version};
-use crate::types::{ConflictResolutionPolicy as Policy, Hresult};
+use crate::types::ConflictResolutionPolicy as Policy;
 
 const EARLIER: i64 = 1_710_000_000;
 const LATER: i64 = 1_720_000_000;
@@ -71,8 +71,11 @@ async fn meet(bench: &Bench, policy: Policy, local: Did, remote: Did) -> Held<Me
     let made_with = of_items(known.item_format(), [(&base.item, vec![&base.version, &remote_state.version])]);
     let applied: Applied = bench.bring(policy, made_with, &changes).await?;
     let outcome = applied.outcome(&base.item)?.clone();
-    if policy == Policy::KeepBoth && outcome.error.as_ref().is_some_and(|error| error.hresult == Hresult::E_NOTIMPL) {
-        return Err(Stop::NotOffered("the store cannot keep both".to_owned()));
+    if policy == Policy::KeepBoth
+        && let Some(error) = &outcome.error
+    {
+        // It has no name for a copy, or no room, as where a row is to have a text of its own.
+        return Err(Stop::NotOffered(format!("the store cannot keep both: {}", error.error_description)));
     }
     let seen = bench.look_with(&applied.knowledge, &[&base.item]).await?;
     let rule = if is_to_be_deleted(policy, local, remote) { Rule::TombstoneStored } else { Rule::Complete };

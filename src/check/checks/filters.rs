@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use super::units::changed_twice;
 use crate::check::bench::Bench;
 use crate::check::book::{Held, Stop};
+use crate::check::divided::{name, unit};
 use crate::check::partner::{Change, UNORDERED, Written, batch};
 use crate::check::rule::Rule;
 use crate::check::session::{Ask, Session, encoded};
@@ -159,6 +161,46 @@ pub(super) async fn item_list(bench: &Bench) -> Held {
     bench.require(Rule::FilterFlags, flags == FilterFlags::NONE, || {
         format!("a batch that nothing filtered has filter_flags {flags:?}")
     })
+}
+
+/// A list of change units: of each item no more is sent, and no more taught.
+pub(super) async fn unit_list(bench: &Bench) -> Held {
+    require_offered(bench, SUPPORT_FILTERED_SYNC)?;
+    let rule = Rule::FilterUnits;
+    let (divided, [one, two]) = changed_twice(bench, "units that are let through").await?;
+    let item = &divided.item;
+    let mut known = bench.knowledge().await?;
+    known.exclude_item(item);
+    let session = bench.begin(ProviderRole::Source).await?;
+    let units = [unit(&one)].into_iter().collect();
+    let result = bench.wire.add_filter(request(&session, SyncFilter::ChangeUnitList(units))).await;
+    if let Err(Fault::Refused(refusal)) = &result
+        && refusal.hresult == Hresult::SYNC_E_FILTER_NOT_SUPPORTED
+    {
+        return Err(Stop::NotOffered(format!("no list of change units: {}", refusal.message)));
+    }
+    bench.answered(rule, RPC, result)?;
+    let filtered = Filtered::enumerate(&session, &known).await?;
+    session.end().await?;
+    bench.require(Rule::Complete, filtered.sent.contains(item), || {
+        format!("unit {one} of item {item} is let through by the filter, and was not sent")
+    })?;
+    for batch in &filtered.batches {
+        for (_, change) in batch.changes().filter(|(_, change)| change.item_id == *item) {
+            let sent: Vec<_> = change.change_units.iter().map(|unit| name(&unit.change_unit_id)).collect();
+            bench.require(rule, sent == [one.as_str()], || {
+                format!("of item {item} the filter lets unit {one} through, and the units {sent:?} were sent")
+            })?;
+        }
+        bench.require(Rule::FilterFlags, batch.filter_flags == FilterFlags::CHANGE_UNIT_LIST, || {
+            format!("a batch that a list of change units filtered has filter_flags {:?}", batch.filter_flags)
+        })?;
+        let taught = batch.learned_knowledge().contains_change_unit(item, &unit(&two), &divided.versions[&two]);
+        bench.require(Rule::FilterTeaches, !taught, || {
+            format!("unit {two} of item {item} is held back by the filter, and taught all the same")
+        })?;
+    }
+    Ok(())
 }
 
 /// A filter that no source knows, one that is none, and filters where there may be none.

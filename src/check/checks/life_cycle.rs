@@ -6,8 +6,9 @@ use crate::check::conversation::start;
 use crate::check::rule::Rule;
 use crate::check::session::{Ask, Session, encoded};
 use crate::check::wire::Fault;
+use crate::grpc::convert::range_digests;
 use crate::pb;
-use crate::provider::RefusalCode;
+use crate::provider::{ItemRange, RANGE_DIGESTS, RangeDigestsRequest, RefusalCode, RepairItems};
 use crate::types::{ConflictResolutionPolicy as Policy, ProviderRole};
 
 /// The same answer each time, outside and inside a session.
@@ -86,18 +87,49 @@ pub(super) async fn begin_and_end(bench: &Bench) -> Held {
             ProviderRole::Destination => {
                 let result = session.try_parameters().await;
                 bench.illegal(Rule::EndForgets, "GetSyncBatchParameters after EndSession", result)?;
+                let head = session.head(&start(Policy::SourceProviderWins), empty_batch(bench)?);
+                bench.illegal(
+                    Rule::EndForgets,
+                    "ProcessChangeBatch after EndSession",
+                    session.try_process(head).await,
+                )?;
             }
             ProviderRole::Source => {
                 let request = session.batch_request(&bench.nothing_known()?, Ask::default())?;
                 let result = bench.wire.get_change_batch(request).await;
                 bench.illegal(Rule::EndForgets, "GetChangeBatch after EndSession", result)?;
+                bench.refused(Rule::EndForgets, "LoadChangeData after EndSession", try_load(&session).await?)?;
+                compare_after_end(&session).await?;
             }
         }
         bench.illegal(Rule::EndForgets, "a second EndSession", session.try_end().await)?;
         bench.illegal(Rule::LateBegin, "BeginSession after EndSession", session.try_begin().await)?;
+        // Another coordinator that takes the session over has not heard of its end.
+        let later = session.at_epoch(2);
+        bench.illegal(
+            Rule::EndForgets,
+            "RenewSession after EndSession, of a later epoch",
+            later.try_renew(false).await,
+        )?;
+        bench.illegal(Rule::LateBegin, "BeginSession after EndSession, of a later epoch", later.try_begin().await)?;
         bench.begin(role).await?.end().await?;
     }
     Ok(())
+}
+
+/// The calls of a comparison, where there are any.
+async fn compare_after_end(session: &Session<'_>) -> Held {
+    let bench = session.bench;
+    if !bench.info()?.offers(RANGE_DIGESTS) {
+        return Ok(());
+    }
+    let ranges = vec![ItemRange::all()];
+    let request = RangeDigestsRequest { ranges, parts: 1, max_listed_items: 0, checksum: false };
+    let request = range_digests::encode_request(session.key, &request);
+    let result = bench.wire.get_range_digests(request).await;
+    bench.illegal(Rule::EndForgets, "GetRangeDigests after EndSession", result)?;
+    let request = range_digests::encode_repair(session.key, &RepairItems::default());
+    bench.illegal(Rule::EndForgets, "RepairItems after EndSession", bench.wire.repair_items(request).await)
 }
 
 /// EndSession of a session that the provider is not in, while it is in another.

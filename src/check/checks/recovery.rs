@@ -5,6 +5,7 @@ use crate::check::book::{Held, Stop};
 use crate::check::conversation::{Answer, Applied, start};
 use crate::check::partner::{Change, Partner, UNORDERED, Written, batch};
 use crate::check::rule::Rule;
+use crate::check::scenario::of_item;
 use crate::check::session::{Ask, Session};
 use crate::check::wire::{Call, Fault};
 use crate::grpc::convert::batch as batch_codec;
@@ -40,8 +41,9 @@ impl E4 {
         let forgotten = source.own_knowledge(bench.schema()?.item_id);
         let updated = bench.next_state(&before, &source, "updated")?;
         let version = source.next();
-        let content = bench.sample()?.content("created");
-        let created = Written { item: bench.item()?, creation: version.clone(), version, content };
+        let item = bench.item()?;
+        let content = bench.sample()?.content(&of_item("created", &item));
+        let created = Written { item, creation: version.clone(), version, content };
         Ok(Self { source, same, updated, gone, foreign, created, forgotten })
     }
 

@@ -24,7 +24,7 @@ pub(super) async fn versions(bench: &Bench) -> Held {
 }
 
 /// An item of which both units were changed since it was created, one after the other.
-async fn changed_twice(bench: &Bench, text: &str) -> Held<(Divided, [String; 2])> {
+pub(super) async fn changed_twice(bench: &Bench, text: &str) -> Held<(Divided, [String; 2])> {
     let partner = bench.partner(0)?;
     let (first, [one, two]) = bench.create_divided(&partner, text).await?;
     let second = first.with(&one, "changed first", &partner.next());

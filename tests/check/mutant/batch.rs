@@ -46,6 +46,7 @@ impl Mutated {
                 units::spoil(self.mutant, &memory, change);
                 let deleted = change.flags.is_deleted();
                 match self.mutant {
+                    M::ForgetsWinners => change.winner_item_id = None,
                     M::TombstonesWithData if deleted => {
                         let header = ItemDataHeader { content_size: 1, ..ItemDataHeader::default() };
                         change.inline_data = Some(ItemData { header, content: Bytes::from_static(b"x") });

@@ -2,7 +2,7 @@
 
 use synclave::knowledge::{ChangeOutcome, ResolutionAction};
 use synclave::provider::ProcessStart;
-use synclave::types::{ConflictResolutionPolicy as Policy, ResolveAction};
+use synclave::types::{ConflictResolutionPolicy as Policy, ConstraintResolveAction as Constraint, ResolveAction};
 
 use super::Mutant as M;
 
@@ -23,7 +23,27 @@ pub(super) fn spoil(mutant: M, start: &mut ProcessStart) {
                 _ => {}
             }
         }
+        M::SettlesCollisionsForTheDestination => instead(start, Constraint::AcceptSourceProvider),
+        M::SettlesCollisionsForTheSource => instead(start, Constraint::AcceptDestinationProvider),
+        M::MergesByDeleting => instead(start, Constraint::Merge),
         _ => {}
+    }
+}
+
+/// What was decided about a collision in this way is carried out in the other one.
+fn instead(start: &mut ProcessStart, decided: Constraint) {
+    let other = match decided {
+        Constraint::AcceptSourceProvider => Constraint::AcceptDestinationProvider,
+        Constraint::AcceptDestinationProvider => Constraint::AcceptSourceProvider,
+        // The one that is the smaller stays, and is all that is left.
+        _ => Constraint::AcceptDestinationProvider,
+    };
+    for decision in &mut start.resolutions {
+        if let ResolutionAction::Constraint(action, _) = &mut decision.action
+            && *action == decided
+        {
+            *action = other;
+        }
     }
 }
 
@@ -32,5 +52,8 @@ pub(super) fn spoil_side(mutant: M, outcome: &mut ChangeOutcome) {
     if let Some(side) = outcome.destination.as_mut().filter(|_| mutant == M::TellsAnotherVersion) {
         side.change_version.iter_mut().for_each(|version| version.tick += 1);
         side.change_units.iter_mut().for_each(|unit| unit.version.tick += 1);
+    }
+    if let Some(constraint) = outcome.constraint.as_mut().filter(|_| mutant == M::TellsAnotherItemInTheWay) {
+        constraint.conflicting_item_id = Some("another".into());
     }
 }

@@ -19,6 +19,9 @@ impl Mutated {
         request: RangeDigestsRequest,
     ) -> Result<RangeDigests, CallError> {
         let RangeDigestsRequest { ranges, max_listed_items, checksum, .. } = request.clone();
+        if self.mutant == M::DigestsAfterTheEnd && self.memory().ended.contains(&key.sync_guid) {
+            return Ok(RangeDigests { parts: Vec::new(), answered_ranges: 0 });
+        }
         let mut answer = self.inner.get_range_digests(self.key(key), request).await?;
         if self.mutant == M::LeavesAGap && answer.parts.len() > ranges.len() {
             answer.parts.remove(0);

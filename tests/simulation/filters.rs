@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use synclave::knowledge::{FilterFlags, FilterRequest, FilteringType, ItemId, Knowledge, SyncFilter};
-use synclave::provider::sdk::ItemFilter;
 use synclave::provider::sdk::decision::held_back;
 
 use super::replica::Replica;

@@ -61,12 +61,13 @@ impl Mutated {
         let asked = request.clone();
         let mut forwarded = request;
         match self.mutant {
-            M::RepairsNothing => return Ok(RepairItems { sound: asked.sound, damaged: Vec::new() }),
+            M::RepairsNothing => forwarded = RepairItems { sound: Vec::new(), damaged: Vec::new() },
             M::RepairsMore => forwarded.sound.extend(asked.damaged.iter().cloned()),
             _ => {}
         }
         let mut answer = self.inner.repair_items(self.key(key), forwarded).await?;
         match self.mutant {
+            M::RepairsNothing => answer.sound = asked.sound,
             M::RepairsMore => answer.sound.retain(|item| asked.sound.contains(item)),
             M::BelievesInDamage => answer.damaged = asked.damaged,
             _ => {}

@@ -42,8 +42,9 @@ impl<'a> Search<'a> {
 type Lacking = HashMap<ItemId, Vec<(ChangeUnitId, Version)>>;
 
 impl Metadata {
-    /// Every item whose version is not in `known` and may be spoken of with `made_with`, in ascending order of the id. Looks at rows that are newer than what `known`
-    /// has of their replica, and at its exceptions, so that a destination which lacks little costs little.
+    /// Every item whose version is not in `known` and may be spoken of with `made_with`, in ascending order of the id. Looks at
+    /// rows that are newer than what `known` has of their replica, and at its exceptions, so that a destination which lacks little
+    /// costs little.
     pub(in crate::provider::sdk) fn uncontained(
         &self,
         known: &Knowledge,

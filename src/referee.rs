@@ -321,7 +321,7 @@ impl Referee {
                     examined.inline_bytes += data.content.len() as u64;
                 }
                 examined.verdict.changes += 1;
-                examined.verdict.already_known += u64::from(is_known(&asked, change));
+                examined.verdict.already_known += u64::from(change.is_known_by(&asked));
                 examined.verdict.tombstones += u64::from(change.flags.is_deleted());
                 examined.changes.insert(change.item_id.clone(), Listed::new(index, change));
             }
@@ -592,16 +592,6 @@ impl OpenBatch {
         let Some(listed) = self.changes.get(item) else { return };
         self.not_applied.add_change_unit(item.clone(), unit.clone());
         self.skipped[listed.group].add_change_unit(item.clone(), unit.clone());
-    }
-}
-
-fn is_known(known: &Knowledge, change: &ItemChange) -> bool {
-    let item = &change.item_id;
-    match &change.change_version {
-        Some(version) => known.contains_change(item, version),
-        None => {
-            change.change_units.iter().all(|unit| known.contains_change_unit(item, &unit.change_unit_id, &unit.version))
-        }
     }
 }
 

@@ -239,7 +239,7 @@ impl<'b> Session<'b> {
         })?;
         for (_, change) in batch.changes() {
             let item = &change.item_id;
-            bench.require(Rule::NothingKnown, !is_known(known, change), || {
+            bench.require(Rule::NothingKnown, !change.is_known_by(known), || {
                 format!("item {item} was sent with {:?}, which the destination knows", change.change_version)
             })?;
             judge_data(bench, change, ask)?;
@@ -354,20 +354,6 @@ impl<'b> Session<'b> {
 /// Encodes a knowledge of the kit's own, which is small.
 pub(super) fn encoded(knowledge: &Knowledge) -> Held<pb::Knowledge> {
     encode_knowledge(knowledge, None).map_err(|_| Stop::Blocked)
-}
-
-/// Whether every version of the change is known.
-pub(super) fn is_known(known: &Knowledge, change: &ItemChange) -> bool {
-    let item = &change.item_id;
-    match &change.change_version {
-        Some(version) => known.contains_change(item, version),
-        None => {
-            let unit_known = |unit: &crate::knowledge::ChangeUnitChange| {
-                known.contains_change_unit(item, &unit.change_unit_id, &unit.version)
-            };
-            change.change_units.iter().all(unit_known)
-        }
-    }
 }
 
 /// The rules that need nothing but the batch.

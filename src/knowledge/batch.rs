@@ -128,6 +128,17 @@ impl ItemChange {
     pub fn versions(&self) -> impl Iterator<Item = &Version> {
         self.change_version.iter().chain(self.change_units.iter().map(|unit| &unit.version))
     }
+
+    /// True when `knowledge` has all of it: the item's version, or that of every change unit which is listed
+    /// (`windows-sync.md` 5.10, TV-03). O(log n) for each.
+    pub fn is_known_by(&self, knowledge: &Knowledge) -> bool {
+        let id = &self.item_id;
+        let knows = |unit: &ChangeUnitChange| knowledge.contains_change_unit(id, &unit.change_unit_id, &unit.version);
+        match &self.change_version {
+            Some(version) => knowledge.contains_change(id, version),
+            None => self.change_units.iter().all(knows),
+        }
+    }
 }
 
 /// One changed part of an item.

@@ -112,13 +112,7 @@ pub enum UnitDecision {
 /// Delete-delete is a [`Decision::Conflict`], though nothing is at stake: which version stays is the applier's rule.
 pub fn decide(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, item: &DestinationItem) -> Decision {
     let id = &change.item_id;
-    let obsolete = match &change.change_version {
-        Some(version) => known.contains_change(id, version),
-        None => {
-            change.change_units.iter().all(|unit| known.contains_change_unit(id, &unit.change_unit_id, &unit.version))
-        }
-    };
-    if obsolete {
+    if change.is_known_by(known) {
         return Decision::Obsolete;
     }
     let deletes = change.flags.is_deleted();

@@ -6,7 +6,6 @@ use super::Conversation;
 use crate::check::book::Held;
 use crate::check::divided::name;
 use crate::check::rule::Rule;
-use crate::check::session::is_known;
 use crate::check::wire::Call;
 use crate::knowledge::{ChangeOutcome, Knowledge, OutcomeKind, Selection};
 use crate::types::FullEnumerationAction;
@@ -51,8 +50,8 @@ impl Conversation<'_> {
             units.iter().for_each(|unit| left_out.add_change_unit(item.clone(), unit.clone()));
             let deferred = outcome.is_some_and(|outcome| outcome.kind == OutcomeKind::Deferred);
             let rule = if deferred { Rule::Deferred } else { Rule::FailedNotLearned };
-            if whole && !self.canceled && !is_known(known, change) {
-                bench.require(rule, !is_known(after, change), || {
+            if whole && !self.canceled && !change.is_known_by(known) {
+                bench.require(rule, !change.is_known_by(after), || {
                     format!("item {item} was not applied, and its change is learned all the same")
                 })?;
             }

@@ -84,7 +84,7 @@ impl Ground<'_> {
             (!is_within && !self.store.containers(id).contains(&way)).then(|| (self.rows)(&way)).transpose()?;
         let beside = beside.flatten().filter(Row::is_there);
         // What is listed and known already, as a full enumeration lists everything, is no change.
-        let comes = |item: &ItemId| self.changes.iter().any(|it| it.item_id == *item && !self.is_known(it));
+        let comes = |item: &ItemId| self.changes.iter().any(|it| it.item_id == *item && !it.is_known_by(self.known));
         let busy = |item: &ItemId| actions.contains_key(item) || comes(item);
         if within.iter().any(|(item, _)| busy(item)) || busy(&way) {
             let description =
@@ -165,18 +165,6 @@ impl Ground<'_> {
         planned.push((id.clone(), Action::of(index, before, after, step)));
         actions.extend(planned);
         Ok(Some(Verdict::Planned { conflict: true }))
-    }
-
-    /// True when the destination knows all of a change.
-    pub(super) fn is_known(&self, change: &ItemChange) -> bool {
-        let id = &change.item_id;
-        match &change.change_version {
-            Some(version) => self.known.contains_change(id, version),
-            None => change
-                .change_units
-                .iter()
-                .all(|unit| self.known.contains_change_unit(id, &unit.change_unit_id, &unit.version)),
-        }
     }
 
     /// The decision about a collision of this change, while the item in the way is as it was.

@@ -3,7 +3,8 @@
 //!
 //! Only items with change units are merged, as they are on both sides: a member that one of them has, or both in the same way, is
 //! the winner's; of two that differ the later stays (ties by digest; one that is null says nothing). What the winner gets from
-//! the other is an edit of those units, at a new local version. So is the tombstone: an edit of the loser that did not know of it is in conflict with a deletion, and beats it.
+//! the other is an edit of those units, at a new local version. So is the tombstone: an edit of the loser that did not know of it
+//! is in conflict with a deletion, and beats it.
 
 use std::collections::BTreeSet;
 
@@ -46,8 +47,8 @@ impl Ground<'_> {
         }
         let Some(here) = units::read(self.store, way, &way_row.in_store())? else { return Err(ItemError::Changed) };
         let own = *wanted == NewVersion::Local;
-        let row_there = arrival.row(change, state, ticks.version(wanted.clone()), own);
-        let theirs = Side { id, row: row_there, object: object.clone() };
+        let arrived = arrival.row(change, state, ticks.version(wanted.clone()), own);
+        let theirs = Side { id, row: arrived, object: object.clone() };
         let ours = Side { id: way, row: way_row.clone(), object: here };
         let arrives = (id < way) != mutant::is(Mutant::LargerIdWins);
         let (winner, loser) = if arrives { (theirs, ours) } else { (ours, theirs) };

@@ -326,7 +326,7 @@ impl Ground<'_> {
         let Obtained { mut incoming, staged, fetched, .. } = obtained;
         // An item that is listed twice in a section, or that a copy took for its name: the row that it will have decides.
         let row = match actions.get(id) {
-            Some(_) if self.is_known(change) => return Ok(Verdict::Obsolete),
+            Some(_) if change.is_known_by(self.known) => return Ok(Verdict::Obsolete),
             Some(_) => return Ok(Verdict::Failed(ItemError::Changed.into_recoverable(id))),
             None => (self.rows)(id)?,
         };

@@ -2,7 +2,7 @@
 
 use super::merge::too_large;
 use super::{Applier, Section};
-use crate::knowledge::{ChangeUnitId, IdParameters, ItemChange, ItemId, Knowledge, RecoverableError, Version};
+use crate::knowledge::{ChangeUnitId, IdParameters, ItemChange, ItemId, RecoverableError, Version};
 use crate::provider::sdk::units::MAX_CHANGE_UNITS;
 use crate::types::Hresult;
 
@@ -68,15 +68,13 @@ impl Applier<'_> {
             return fail(Hresult::SYNC_E_INVALID_VERSION, "a tick or size is out of range");
         }
         let made_with = &section.group.made_with_knowledge;
-        let knows = |knowledge: &Knowledge| {
-            change.change_units.iter().all(|it| knowledge.contains_change_unit(id, &it.change_unit_id, &it.version))
-        };
         // The creation version need not be there: then nothing is said of what is not listed, and nothing learned of it.
-        if !knows(made_with) {
+        if !change.is_known_by(made_with) {
             return fail(Hresult::SYNC_E_CHANGE_NOT_IN_KNOWLEDGE, "a version of it is not in the source's knowledge");
         }
         let prerequisite = &self.batch.prerequisite_knowledge;
-        if !self.has_prerequisite && !knows(&self.known) && !self.known.contains_for_item(prerequisite, id) {
+        if !self.has_prerequisite && !change.is_known_by(&self.known) && !self.known.contains_for_item(prerequisite, id)
+        {
             // R19, item by item: nothing could be learned of it.
             return fail(Hresult::SYNC_E_CHANGE_NEEDS_KNOWLEDGE, "an earlier change of it was left out");
         }

@@ -90,6 +90,10 @@ mutants! {
     MergeNothing,
     /// The tombstone of a merged item does not name the winner.
     ForgetMergeWinner,
+    /// What moves out of the way of another item is deleted before its copy is there.
+    DeleteBeforeCopy,
+    /// Of what moves out of the way of another item only that goes on which holds the rest.
+    MoveHolderAlone,
     /// Of a run of items that a custom filter holds back only the first is held back from what is taught.
     ShortSpans,
     /// A session that fails before it was admitted goes straight to its final state.

@@ -73,6 +73,8 @@ pub(crate) fn seen_by(mutant: synclave::mutant::Mutant) -> Check {
         Mutant::LargerIdWins => Check::Collision,
         Mutant::MergeNothing => Check::LostEdit,
         Mutant::ForgetMergeWinner => Check::Collision,
+        Mutant::DeleteBeforeCopy => Check::Collision,
+        Mutant::MoveHolderAlone => Check::Collision,
         Mutant::ShortSpans => Check::Convergence,
         Mutant::SkipConnecting => Check::Edge,
     }

@@ -182,6 +182,7 @@ impl World {
     fn section(&mut self, index: usize, guid: SyncGuid, mut apply: Box<Apply>) {
         let life = self.providers[index].life;
         if apply.group >= apply.batch.groups.len() {
+            self.providers[index].replica.empty_holders();
             let learned_knowledge = (*self.providers[index].replica.knowledge).clone();
             self.told(index, &learned_knowledge);
             let result = ProcessResult {
@@ -480,7 +481,7 @@ impl World {
         let Some(carrying) = &mut apply.carrying else { return };
         let Some(action) = carrying.actions.get_mut(id) else { return };
         let does_something = !matches!(action.step, Step::None);
-        let before = self.providers[index].replica.store.content(id);
+        let before = self.providers[index].replica.store.own_content(id);
         let failed = match carrying.failures.get(&action.index) {
             Some(failure) => Some(failure.clone()),
             None => {
@@ -519,7 +520,10 @@ impl World {
             return;
         }
         // What becomes of both is seen when all of it is done.
-        if carrying.collisions.iter().any(|collision| collision.index == action.index) {
+        if let Some(collision) = carrying.collisions.iter().find(|collision| collision.index == action.index) {
+            if let Some(content) = before.filter(|_| does_something && collision.renames_destination()) {
+                self.goes_on_elsewhere(index, id, &content);
+            }
             return;
         }
         if let Some(change) = change.filter(|_| conflict && policy == Policy::None) {
@@ -569,6 +573,14 @@ impl World {
                     return Vec::new();
                 }
             };
+        }
+        if self.scenario.nested {
+            let policy = apply.start.collision_conflict_resolution_policy;
+            for collision in &collisions {
+                if matches!(verdicts[collision.index], Verdict::Planned { conflict: true }) {
+                    self.made_room(index, collision, &apply.changes()[collision.index], &actions, policy);
+                }
+            }
         }
         let mut learned = section_learned(apply);
         let changes: Vec<ItemChange> = apply.changes().to_vec();
@@ -628,7 +640,7 @@ fn on_ground<T>(replica: &Replica, apply: &Apply, work: impl FnOnce(Ground<'_>) 
     work(Ground {
         store: &replica.store,
         rows: &|id| Ok(replica.rows.get(id).cloned()),
-        within: &|_| Ok(Vec::new()),
+        within: &|id| Ok(replica.within(id)),
         changes: apply.changes(),
         made_with: &apply.group().made_with_knowledge,
         known: &apply.known,

@@ -133,13 +133,13 @@ impl World {
         }
     }
 
-    pub(super) fn is_kept(&self, index: usize, content: &[u8]) -> bool {
+    pub(crate) fn is_kept(&self, index: usize, content: &[u8]) -> bool {
         self.providers[index].replica.store.shelf().items.values().any(|entry| entry.content == content)
             || self.ghost.superseded.contains(&(index, content.to_vec()))
     }
 
     /// A content is there, or a user has dealt with it.
-    pub(super) fn holds(&self, index: usize, wanted: &Digest) -> bool {
+    pub(crate) fn holds(&self, index: usize, wanted: &Digest) -> bool {
         let shelf = self.providers[index].replica.store.shelf();
         shelf.items.values().any(|entry| digest(&entry.content) == *wanted)
             || self.ghost.superseded.iter().any(|(replica, content)| *replica == index && digest(content) == *wanted)

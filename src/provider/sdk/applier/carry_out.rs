@@ -261,7 +261,8 @@ pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(
 /// their container; what else must stand before other things take their place; then the rest from the first id to the last.
 pub fn order(actions: &BTreeMap<ItemId, Action>) -> Vec<ItemId> {
     let deletes = |action: &Action| matches!(action.step, Step::Delete | Step::MergeInto { .. });
-    let is_added = |action: &Action| action.comes_first && displaced(action).is_none();
+    let is_added =
+        |action: &Action| action.comes_first && displaced(action).is_none() && !mutant::is(Mutant::DeleteBeforeCopy);
     let ids = |wanted: &dyn Fn(&Action) -> bool| -> Vec<ItemId> {
         actions.iter().filter(|(_, action)| wanted(action)).map(|(id, _)| id.clone()).collect()
     };

@@ -110,7 +110,8 @@ impl Provider {
             gate: false,
             forgets: false,
             max_source_sessions: scenario.max_source_sessions,
-            wants: Wish::new(scenario.wants[index], scenario.custom & 1 << index != 0),
+            wants: Wish::new(scenario.wants[index], scenario.custom & 1 << index != 0)
+                .or(Wish::of_units(scenario.wanted_units[index])),
             elsewhere: None,
         }
     }
@@ -240,6 +241,7 @@ impl World {
                 let found = self.enter(to, key, ProviderRole::Source);
                 if let (Ok(()), Some(live)) = (&found, self.providers[to].sessions.get_mut(&call.sync_guid)) {
                     live.filter = Wish::of(&request);
+                    self.ghost.filters.insert(call.sync_guid, live.filter.clone());
                 }
                 self.reply(to, &call, found.map(|()| Payload::Nothing));
             }

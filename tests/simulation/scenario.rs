@@ -39,6 +39,8 @@ pub(crate) struct Scenario {
     pub(crate) wants: Vec<u8>,
     /// Of each replica, by its bit, whether it says that by a custom filter, which goes for copies too; else by a list of items.
     pub(crate) custom: u8,
+    /// Of each replica, by its index, the change units that it wants by their bits, until another wish or the faults stop; 0: all.
+    pub(crate) wanted_units: Vec<u8>,
     /// When the faults have stopped sessions go round a ring, each replica to the next, in this order of the sources; empty: the
     /// first replica and all others, both ways. Where names are a constraint, sessions go both ways around it.
     pub(crate) ring: Vec<usize>,
@@ -90,6 +92,11 @@ pub(crate) enum Step {
         collisions: Collisions,
         action: Action,
         max_attempts: u32,
+    },
+    /// From now on the replica wants these change units, by their bits; 0: all.
+    WantUnits {
+        replica: usize,
+        units: u8,
     },
     /// Every tombstone of the replica is old enough to be cleaned up; `at_once`: also while it is the source of a session.
     Forget {
@@ -144,7 +151,7 @@ impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} replicas, batches of {}, inline data {}, units {:b}, names {:b}, nested {}, wants {:?} custom {:b}, ring {:?}, max_source_sessions {}, {:?}",
+            "seed {}: {} replicas, batches of {}, inline data {}, units {:b}, names {:b}, nested {}, wants {:?} custom {:b} of units {:?}, ring {:?}, max_source_sessions {}, {:?}",
             self.seed,
             self.replicas,
             self.batch_size,
@@ -154,6 +161,7 @@ impl fmt::Display for Scenario {
             self.nested,
             self.wants,
             self.custom,
+            self.wanted_units,
             self.ring,
             self.max_source_sessions,
             self.weather
@@ -168,7 +176,7 @@ impl Scenario {
         let replicas = random.between(3, 5) as usize;
         let span = Duration::from_secs(random.between(5, 400));
         let stormy = random.below(4) != 0;
-        let weather = match stormy {
+        let mut weather = match stormy {
             false => Weather::default(),
             true => Weather {
                 drop: random.pick(&[0, 5, 20, 60]),
@@ -394,6 +402,19 @@ impl Scenario {
             wants.iter_mut().for_each(|mask| *mask = beside.pick(&[0, 0b001, 0b010, 0b101, 0b110]));
         }
         let custom = Random::new(seed ^ 0x6375_7374_6f6d_0000).between(0, all.into()) as u8;
+        let beside = &mut Random::new(seed ^ 0x636f_6c75_6d6e_7300);
+        let mut wanted_units = vec![0; replicas];
+        if units != 0 && names == 0 && wants.iter().all(|mask| *mask == 0) && beside.below(2) == 0 {
+            let some = [0, 0b0001, 0b0010, 0b0110, 0b1001];
+            wanted_units.iter_mut().for_each(|mask| *mask = beside.pick(&some));
+            if stormy {
+                weather.sudden = beside.pick(&[weather.sudden, 25, 100]);
+            }
+            for _ in 0..beside.between(1, 4) {
+                let time = Duration::from_millis(beside.below(span.as_millis() as u64));
+                steps.push((time, Step::WantUnits { replica: beside.index(replicas), units: beside.pick(&some) }));
+            }
+        }
         steps.sort_by_key(|(time, _)| *time);
         Self {
             seed,
@@ -407,6 +428,7 @@ impl Scenario {
             nested,
             wants,
             custom,
+            wanted_units,
             ring,
             steps,
         }

@@ -20,6 +20,7 @@ use synclave::types::{
 use super::checks::{Check, Ghost, Violation};
 use super::coordinator::{Coordinator, Operation};
 use super::database::Database;
+use super::filters::Wish;
 use super::history::History;
 use super::mutants::Fault;
 use super::provider::{Provider, Reach};
@@ -263,6 +264,8 @@ pub(crate) struct Figures {
     pub(crate) found_busy: u64,
     /// Batches through a filter.
     pub(crate) filtered: u64,
+    /// Items that went through a list of change units.
+    pub(crate) in_part: u64,
     /// Conflicts that were settled as people had decided.
     pub(crate) decided: u64,
     /// Items that could not be saved because of another one's name, and of these those that became one with it.
@@ -293,6 +296,7 @@ impl std::ops::AddAssign for Figures {
         self.stale += other.stale;
         self.found_busy += other.found_busy;
         self.filtered += other.filtered;
+        self.in_part += other.in_part;
         self.decided += other.decided;
         self.collisions += other.collisions;
         self.merged += other.merged;
@@ -530,6 +534,7 @@ impl World {
             Step::Operate { a, b, direction, policy, collisions, action, max_attempts } => {
                 self.operate([a, b], direction, (policy, collisions), action, max_attempts)
             }
+            Step::WantUnits { replica, units } => self.providers[replica].wants = Wish::of_units(units),
             Step::Forget { replica, at_once } => self.forget(replica, at_once),
             Step::Cancel { index } => self.cancel_operation(index),
             Step::CrashProvider { replica, down } => {

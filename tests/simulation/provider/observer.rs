@@ -26,6 +26,30 @@ impl World {
         here.or_else(elsewhere).map(|deletion| deletion.version.clone())
     }
 
+    /// What is here of an item, or of a unit of it, was seen and deleted by someone, and that has been forgotten.
+    pub(crate) fn was_deleted(&self, id: &ItemId, part: &ItemId, ours: &Version) -> bool {
+        self.ghost.ever_buried(id).any(|deletion| self.ghost.descends(part, &deletion.version, ours))
+    }
+
+    /// An item is deleted here by `version`, and a source knows of a deletion that was forgotten.
+    pub(super) fn both_deleted(
+        &mut self,
+        id: &ItemId,
+        version: &Version,
+        (known, made_with): (&Knowledge, &Knowledge),
+    ) {
+        let news = |deletion: &&Deletion| {
+            made_with.contains_change(id, &deletion.version) && !known.contains_change(id, &deletion.version)
+        };
+        let others: Vec<Version> = self.ghost.ever_buried(id).filter(news).map(|it| it.version.clone()).collect();
+        for other in others {
+            self.ghost.same(id, version, &other);
+            for unit in units::UNITS {
+                self.ghost.same(&units::part(id, unit), version, &other);
+            }
+        }
+    }
+
     /// No policy settles this conflict, so someone must have.
     pub(super) fn is_as_decided(&mut self, index: usize, change: &ItemChange, row: Option<&Row>, made: &Row) {
         self.figures.decided += 1;
@@ -115,6 +139,9 @@ impl World {
         let Some(content) = before.filter(|content| after.as_ref() != Some(content)) else { return };
         let text = String::from_utf8_lossy(&content).into_owned();
         if !conflict && !descends {
+            if made.creation != row.creation && self.was_deleted(id, id, &row.version) {
+                return self.ghost.vouch(id, &made.version, &row.version);
+            }
             let message = format!(
                 "{} replaces {id} {:?} ({text}) by {:?}, which does not descend from it, and records no conflict",
                 name(index),

@@ -247,7 +247,7 @@ pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(
     let intent = |(id, action): (&ItemId, &Action)| {
         let mut vector = if action.comes_first { Default::default() } else { (**learned.vector_for_item(id)).clone() };
         // Of an item with units that is its base, which is known here, or within what is learned, or held back.
-        if action.after.units.is_none() || action.comes_first {
+        if action.after.units.is_none() || action.comes_first || mutant::is(Mutant::IntentTeachesBase) {
             vector.learn(&action.after.version);
         }
         let (row, left_out) = (action.after.clone(), action.left_out.clone());

@@ -16,7 +16,7 @@ use super::scrutiny::recoverable;
 use super::settle::NewVersion;
 use crate::knowledge::{
     ChangeUnitChange, ChangeUnitId, Digest, ItemChange, ItemId, Knowledge, RecoverableError, UnitDecision, Version,
-    decide_unit, tells_base,
+    decide_unit, tells_anew, tells_base,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
@@ -107,12 +107,6 @@ pub fn course(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, row
         UnitCourse { unit, gone, held_back, decision }
     });
     Course::Units(courses.collect())
-}
-
-/// True for a change with units that tells the destination of a base that it does not know: the item was made, or changed as a whole.
-/// The columns of single units do not count: what they leave out is not the item.
-pub(super) fn tells_anew(change: &ItemChange, made_with: &Knowledge, known: &Knowledge) -> bool {
-    tells_base(change, made_with) && !known.vector_for_item(&change.item_id).contains(&change.creation_version)
 }
 
 /// The units whose values the source must give.

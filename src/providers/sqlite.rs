@@ -26,13 +26,15 @@ use sha2::{Digest as _, Sha256};
 
 use crate::knowledge::{Digest, ItemDataHeader, ItemId};
 use crate::provider::sdk::{
-    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Replaces, Staged, Staging,
+    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Put, Replaces, Staged, Staging,
     StoreError, conflict_copy_id,
 };
 use crate::types::Hresult;
+use exchange::NewRow;
 use look::Facts;
 use table::Table;
 
+mod exchange;
 mod look;
 mod row;
 mod table;
@@ -143,6 +145,11 @@ impl SqliteStore {
         lock(&self.staged).stage(content)
     }
 
+    fn take_staged(&self, staged: &Staged) -> Result<Vec<u8>, ItemError> {
+        let content = lock(&self.staged).staged.remove(&staged.0);
+        content.ok_or_else(|| ItemError::Failed("the staged content is gone".to_owned()))
+    }
+
     /// Canonical content of one row; `None` when there is none.
     fn read(&self, inner: &Inner, id: &ItemId) -> Result<Option<Vec<u8>>, ItemError> {
         let key = self.table.key_of(id).map_err(ItemError::Failed)?;
@@ -200,17 +207,10 @@ impl SqliteStore {
         if matches { Ok(()) } else { Err(ItemError::Changed) }
     }
 
-    fn write(
-        &self,
-        inner: &Inner,
-        id: &ItemId,
-        content: &[u8],
-        state: &ItemState,
-        is_new: bool,
-    ) -> Result<(), ItemError> {
+    fn write(&self, inner: &Inner, NewRow { id, content, state, known }: &NewRow<'_>) -> Result<(), ItemError> {
         let key = self.table.key_of(id).map_err(ItemError::Failed)?;
         let values = self.values(content).map_err(ItemError::Failed)?;
-        let sql = if is_new { Some(&self.table.sql.insert) } else { self.table.sql.update.as_ref() };
+        let sql = if known.is_none() { Some(&self.table.sql.insert) } else { self.table.sql.update.as_ref() };
         if let Some(sql) = sql {
             let mut statement = inner.connection.prepare_cached(sql).map_err(item_failed)?;
             let written = statement.execute(params_from_iter(key.iter().chain(&values)));
@@ -321,17 +321,16 @@ impl ItemStore for SqliteStore {
     }
 
     fn put(&self, id: &ItemId, staged: Staged, state: &ItemState, replaces: &Replaces) -> Result<Applied, ItemError> {
-        let content = lock(&self.staged).staged.remove(&staged.0);
-        let content = content.ok_or_else(|| ItemError::Failed("the staged content is gone".to_owned()))?;
+        let content = self.take_staged(&staged)?;
         let known = match replaces {
             Replaces::Nothing => None,
             Replaces::Item(known) => Some(known),
         };
-        self.apply(|inner| {
-            self.check(inner, id, known)?;
-            self.write(inner, id, &content, state, known.is_none())
-        })?;
-        Ok(Applied::Done(fingerprint(&content)))
+        self.put_row(&NewRow { id, content, state, known })
+    }
+
+    fn put_all(&self, puts: Vec<Put<'_>>) -> Vec<Result<Applied, ItemError>> {
+        self.put_together(&puts)
     }
 
     /// Properties have no place in a row: the metadata alone holds them.

@@ -195,6 +195,65 @@ async fn a_merge_that_fails_changes_nothing() {
     field.stop().await;
 }
 
+/// Rows that exchange their codes: two of them, three in a cycle, and a chain that ends at a code that is free.
+const EXCHANGES: [&str; 3] = [
+    "UPDATE parts SET code = -code WHERE name IN ('bolt', 'nut');
+     UPDATE parts SET code = 2 WHERE name = 'bolt'; UPDATE parts SET code = 1 WHERE name = 'nut'",
+    "UPDATE parts SET code = -code WHERE name IN ('bolt', 'nut', 'screw');
+     UPDATE parts SET code = 3 WHERE name = 'bolt'; UPDATE parts SET code = 2 WHERE name = 'nut';
+     UPDATE parts SET code = 1 WHERE name = 'screw'",
+    "UPDATE parts SET code = -code; UPDATE parts SET code = -1 - code",
+];
+
+/// None of them can go first, and so they go together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_exchange_their_codes_arrive_together() {
+    let field = Field::new().await;
+    let (a, b) = (Table::new(&field, "a").await, Table::new(&field, "b").await);
+    a.run("INSERT INTO parts VALUES ('bolt', 1, 'of 1', NULL), ('nut', 2, 'of 2', NULL), ('screw', 3, 'of 3', NULL)");
+    session(&field, &a, &b).await;
+    for exchange in EXCHANGES {
+        a.run(&format!("BEGIN; {exchange}; COMMIT"));
+        let record = session(&field, &a, &b).await;
+        assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::InSync, 0), "{record:?}");
+        assert_eq!(b.rows(), a.rows());
+        let back = session(&field, &b, &a).await;
+        assert_eq!((back.state, back.counters.updates_transferred), (SyncState::InSync, 0), "no edit of a user");
+    }
+    field.stop().await;
+}
+
+/// Two rows that exchange their codes, so far apart that they do not come together: both wait, whatever collisions become, and
+/// come together with the next session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exchange_that_is_cut_in_two_is_made_good_by_the_next_session() {
+    for collisions in [Collisions::None, Collisions::Merge, Collisions::SourceProviderWins] {
+        let field = Field::new().await;
+        let (a, b) = (Table::new(&field, "a").await, Table::new(&field, "b").await);
+        let session = async || {
+            let policies = (Policy::LastWriterWins, collisions);
+            field.session_with(&a.endpoint, &b.endpoint, policies, FullEnumerationAction::Abort).await
+        };
+        a.run(
+            "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 3500)
+             INSERT INTO parts SELECT printf('m%04d', n), n, NULL, NULL FROM numbers;
+             INSERT INTO parts VALUES ('a', 5001, 'first', NULL), ('z', 5002, 'last', NULL)",
+        );
+        session().await;
+        a.run(
+            "BEGIN; UPDATE parts SET note = 'changed'; UPDATE parts SET code = -code WHERE code > 5000;
+             UPDATE parts SET code = 5002 WHERE name = 'a'; UPDATE parts SET code = 5001 WHERE name = 'z'; COMMIT",
+        );
+        let cut = session().await;
+        assert_eq!((cut.state, cut.counters.conflicts_generated), (SyncState::Completed, 2), "{cut:?}");
+        assert_eq!(b.rows().values().filter(|(_, note, _)| note.as_deref() == Some("changed")).count(), 3_500);
+        let next = session().await;
+        assert_eq!((next.state, next.counters.updates_transferred), (SyncState::InSync, 2), "{collisions:?}: {next:?}");
+        assert_eq!(b.rows(), a.rows());
+        field.stop().await;
+    }
+}
+
 /// Random histories of three tables in a ring: rows are made under several names, edited and deleted, and merged wherever two of
 /// them meet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

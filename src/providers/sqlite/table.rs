@@ -41,6 +41,8 @@ pub(super) struct Sql {
     pub(super) insert: String,
     /// `None` where the key is all there is.
     pub(super) update: Option<String>,
+    /// Of each column, sets one row's value; the value comes last.
+    pub(super) set_column: Vec<String>,
     pub(super) delete: String,
     /// Creates what records changes, where it is missing.
     pub(super) create_feed: String,
@@ -220,7 +222,12 @@ impl Sql {
             let set = list(columns, |at, column| format!("{column} = ?{}", key.len() + at + 1), ", ");
             format!("UPDATE {name} SET {set} WHERE {matches}")
         });
+        let set_column = |column: &String| {
+            let value = key.len() + 1;
+            format!("UPDATE {name} SET {} = ?{value} WHERE {matches}", quoted(column))
+        };
         Self {
+            set_column: columns.iter().map(set_column).collect(),
             row: format!("SELECT {content} FROM {name} WHERE {matches}"),
             rows: format!("SELECT {keys}, {content} FROM {name}"),
             insert: format!("INSERT INTO {name} ({names}) VALUES ({numbers})"),

@@ -86,6 +86,10 @@ impl Ground<'_> {
         let beside = beside.flatten().filter(Row::is_there);
         // What is listed and known already, as a full enumeration lists everything, is no change.
         let comes = |item: &ItemId| self.changes.iter().any(|it| it.item_id == *item && !it.is_known_by(self.known));
+        if beside.is_some() && comes(&way) {
+            // It is to be another one: the two may fit then, as rows that exchange their values do.
+            return Ok(None);
+        }
         let busy = |item: &ItemId| actions.contains_key(item) || comes(item);
         if within.iter().any(|(item, _)| busy(item)) || busy(&way) {
             let description =

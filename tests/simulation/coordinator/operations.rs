@@ -66,7 +66,7 @@ impl World {
         }
         let conflict = undecided[index % undecided.len()].clone();
         let Some(destination) = &conflict.destination_change else { return };
-        if conflict.constraint.is_some() {
+        if let Some(constraint) = &conflict.constraint {
             let action = match action {
                 ResolveAction::AcceptSourceProvider => ConstraintResolveAction::AcceptSourceProvider,
                 ResolveAction::AcceptDestinationProvider => ConstraintResolveAction::AcceptDestinationProvider,
@@ -74,7 +74,6 @@ impl World {
                 _ if index.is_multiple_of(2) => ConstraintResolveAction::RenameSource,
                 _ => ConstraintResolveAction::RenameDestination,
             };
-            let constraint = conflict.constraint.as_ref().expect("it is one");
             if check_constraint_action(action, constraint, &conflict.source_change, Some(destination)).is_err() {
                 return;
             }

@@ -172,7 +172,8 @@ impl World {
             let ours = seen.map(|row| version(row, unit)).or(buried).filter(|_| !(action.keeps_loser && alive));
             let made = version(&action.after, unit);
             if made.replica == own && Some(made) != ours && Some(made) != theirs {
-                self.ghost.made(&part(id, unit), made, ours.into_iter().chain(theirs));
+                let learned = self.learned_deletions(id, knowledge.0);
+                self.ghost.made(&part(id, unit), made, ours.into_iter().chain(theirs).chain(&learned));
             } else if let (Some(ours), Some(theirs), Some(before)) = (ours, theirs, before)
                 && before.item.deleted == action.after.item.deleted
                 && (before.item.deleted || value_of(before, unit) == value_of(&action.after, unit))

@@ -365,7 +365,8 @@ impl World {
                 // A copy has seen nothing of what is alive under its name.
                 let alive = action.before.as_ref().is_some_and(|row| !row.item.deleted);
                 let ours = ours.filter(|_| !(action.keeps_loser && alive));
-                self.ghost.made(id, made, ours.into_iter().chain(theirs));
+                let learned = self.learned_deletions(id, &apply.known);
+                self.ghost.made(id, made, ours.into_iter().chain(theirs).chain(&learned));
             } else if let (Some(ours), Some(theirs)) = (ours, theirs) {
                 let same = match &action.before {
                     Some(before) => {

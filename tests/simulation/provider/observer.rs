@@ -19,6 +19,12 @@ impl World {
         }
     }
 
+    /// The deletions of an item that have been forgotten, and of which `known` was learned.
+    pub(crate) fn learned_deletions(&self, id: &ItemId, known: &Knowledge) -> Vec<Version> {
+        let learned = self.ghost.ever_buried(id).filter(|deletion| known.contains_change(id, &deletion.version));
+        learned.map(|deletion| deletion.version.clone()).collect()
+    }
+
     /// The deletion of an item that has no row: it was deleted and forgotten here, or where `known` was learned from.
     pub(super) fn buried(&self, index: usize, id: &ItemId, known: &Knowledge) -> Option<Version> {
         let here = self.ghost.buried.get(&(index, id.clone()));

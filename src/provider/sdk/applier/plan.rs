@@ -13,7 +13,7 @@ use super::settle::{Incoming, NewVersion, Settlement, Winner, kind_of, settle};
 use super::{Applier, Section};
 use crate::knowledge::{
     ChangeUnitChange, ChangeUnitId, ConflictingChange, ConstraintConflict, Digest, ItemChange, ItemDataHeader, ItemId,
-    Knowledge, RecoverableError, ReplicaId, Version, tells_base,
+    Knowledge, RecoverableError, ReplicaId, Version, tells_anew, tells_base,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
@@ -343,7 +343,7 @@ impl Ground<'_> {
         let change_version = change.change_version.as_ref().unwrap_or(&change.creation_version);
         let tells_base = tells_base(change, self.made_with);
         // The source's item, divided, where it came so or is to be kept so here; as much of it as the source speaks of.
-        let object = fetched.and_then(|fetched| match &fetched.units {
+        let mut object = fetched.and_then(|fetched| match &fetched.units {
             None => Some(fetched.object),
             Some(_) if tells_base => None,
             Some(units) => Some(fetched.object.part(units)),
@@ -383,6 +383,16 @@ impl Ground<'_> {
                 Ok(version) => base = Some(version),
                 Err(error) => return Ok(Verdict::Failed(error)),
             }
+        }
+        let mut gone = Vec::new();
+        if winner == Winner::Source && !conflict && tells_base {
+            gone = self.known_to_be_gone(change, row.as_ref());
+        }
+        if let Some(object) = object.as_mut().filter(|_| !gone.is_empty()) {
+            gone.iter().for_each(|unit| object.set(unit.clone(), None));
+            let canonical = object.canonical();
+            adopt(&canonical, &mut incoming, None);
+            content = Some(Content::Bytes(canonical));
         }
         let mut arrival = Arrival { incoming, object, content, base };
         if tells_base
@@ -432,7 +442,12 @@ impl Ground<'_> {
         let version = ticks.version(version);
         let planned = match (winner, row) {
             (Winner::Source | Winner::SourceAndCopy, row) => incoming().and_then(|state| {
-                let after = arrival.row(change, state, version, own);
+                let mut after = arrival.row(change, state, version, own);
+                if let Some(units) = after.units.as_mut().filter(|_| !gone.is_empty()) {
+                    let version = ticks.version(NewVersion::Local);
+                    let without = Unit { digest: None, version, modification_time: None };
+                    units.extend(gone.iter().map(|unit| (unit.clone(), without.clone())));
+                }
                 self.take(id, row, after, arrival.content.take())
             }),
             (Winner::Deletion, row) => Ok(delete(change, row, version)),
@@ -452,6 +467,18 @@ impl Ground<'_> {
             }
             Err(error) => Ok(Verdict::Failed(error)),
         }
+    }
+
+    /// The units of an item that is not here, of which more is known than the source has: they came through a filter, without a
+    /// value, and no item is made for that. There is no row to tell in which version they went.
+    fn known_to_be_gone(&self, change: &ItemChange, row: Option<&Row>) -> Vec<ChangeUnitId> {
+        let id = &change.item_id;
+        if row.is_some_and(Row::is_there) || !tells_anew(change, self.made_with, self.known) {
+            return Vec::new();
+        }
+        let is_known =
+            |unit: &&ChangeUnitChange| self.known.contains_change_unit(id, &unit.change_unit_id, &unit.version);
+        change.change_units.iter().filter(is_known).map(|unit| unit.change_unit_id.clone()).collect()
     }
 
     /// Finds a name beside `id` that holds nothing, or already holds the loser's content. Never one with other content, nor

@@ -110,11 +110,12 @@ async fn each_policy_settles_a_conflict_on_its_unit_alone() {
 #[tokio::test]
 async fn what_comes_back_as_a_whole_keeps_the_times_of_its_units() {
     for inline in [0, 1_000] {
-        let (a, b) = two().await;
-        let c = Replica::divided("c");
-        sync(&a, &c, PLAN).await.unwrap();
-        edit(&a, "i", "c2", json!("of a"), 9);
+        let (a, c) = two().await;
+        let b = Replica::divided("b");
+        set(&b, "i", json!({"c1": 0}), 1);
+        sync(&b, &Replica::divided("d"), PLAN).await.unwrap();
         b.store.remove("i");
+        edit(&a, "i", "c2", json!("of a"), 9);
         edit(&c, "i", "c1", json!("of c"), 5);
         let plan = Plan { inline, ..PLAN };
         assert_eq!(sync(&a, &b, plan).await.unwrap().conflicts(), 1);

@@ -15,6 +15,7 @@ use crate::mutant::{self, Mutant};
 use crate::provider::{DataPart, Load, ProcessResult};
 use crate::types::{FullEnumerationAction, ProviderRole};
 
+mod creation;
 mod enumeration;
 mod filter;
 mod rule;
@@ -133,6 +134,8 @@ struct OpenBatch {
     not_applied: Selection,
     /// The same for each group, items always whole: not to be sent again.
     skipped: Vec<Selection>,
+    /// Items of which some change units were left out.
+    in_part: Vec<ItemId>,
 }
 
 /// One change of the open batch.
@@ -450,7 +453,10 @@ impl Referee {
         if all_failed {
             open.leave_out(item);
         }
-        for unit in &outcome.failed_change_unit_ids {
+        if !units.is_empty() {
+            open.in_part.push(item.clone());
+        }
+        for unit in units {
             open.leave_out_unit(item, unit);
         }
         Ok(())
@@ -461,7 +467,7 @@ impl Referee {
     /// # Errors
     ///
     /// A change has no outcome (unless the session is being ended); the knowledge does not fit the schema, shrank, or grew
-    /// by more than was taught; or it shows that the destination went back.
+    /// by more than was taught; it shows that the destination went back, or that an item was created in part.
     pub fn result(&mut self, result: &ProcessResult) -> Result<BatchReport, Breach> {
         let Some(mut open) = self.open.take() else {
             let message = "a result, but no batch is being processed";
@@ -482,6 +488,9 @@ impl Referee {
         let learned = &result.learned_knowledge;
         self.check_told(learned)?;
         self.check_learned(&open, learned)?;
+        for item in &open.in_part {
+            creation::check(item, &self.destination, &self.known, learned)?;
+        }
         self.known = learned.clone();
         let skipped = open.made_with.iter().zip(&open.skipped).filter(|(_, skipped)| !skipped.is_empty());
         let skipped = skipped.map(|(made_with, skipped)| made_with.project_onto(skipped)).chain([self.skipped.clone()]);
@@ -572,6 +581,7 @@ impl OpenBatch {
             report: BatchReport { bytes: examined.inline_bytes, ..BatchReport::default() },
             not_applied: Selection::default(),
             skipped: vec![Selection::default(); batch.groups.len()],
+            in_part: Vec::new(),
         }
     }
 

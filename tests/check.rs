@@ -192,6 +192,7 @@ const MUTANTS: &[(M, Rule)] = &[
     (M::ListsThroughFilters, Rule::FilterRecovery),
     (M::RefusesFilteredBatches, Rule::FilterApplied),
     (M::ChangesItsWishes, Rule::FilterWishes),
+    (M::SendsUnlistedUnits, Rule::FilterUnits),
     (M::DigestsOtherProperties, Rule::DigestItem),
     (M::DigestsRangesOtherwise, Rule::DigestRange),
     (M::CountsTombstones, Rule::DigestRange),

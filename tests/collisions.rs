@@ -195,6 +195,165 @@ async fn a_merge_that_fails_changes_nothing() {
     field.stop().await;
 }
 
+/// Rows that exchange their codes: two of them, three in a cycle, and a chain that ends at a code that is free.
+const EXCHANGES: [&str; 3] = [
+    "UPDATE parts SET code = -code WHERE name IN ('bolt', 'nut');
+     UPDATE parts SET code = 2 WHERE name = 'bolt'; UPDATE parts SET code = 1 WHERE name = 'nut'",
+    "UPDATE parts SET code = -code WHERE name IN ('bolt', 'nut', 'screw');
+     UPDATE parts SET code = 3 WHERE name = 'bolt'; UPDATE parts SET code = 2 WHERE name = 'nut';
+     UPDATE parts SET code = 1 WHERE name = 'screw'",
+    "UPDATE parts SET code = -code; UPDATE parts SET code = -1 - code",
+];
+
+/// None of them can go first, and so they go together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_exchange_their_codes_arrive_together() {
+    let field = Field::new().await;
+    let (a, b) = (Table::new(&field, "a").await, Table::new(&field, "b").await);
+    a.run("INSERT INTO parts VALUES ('bolt', 1, 'of 1', NULL), ('nut', 2, 'of 2', NULL), ('screw', 3, 'of 3', NULL)");
+    session(&field, &a, &b).await;
+    for exchange in EXCHANGES {
+        a.run(&format!("BEGIN; {exchange}; COMMIT"));
+        let record = session(&field, &a, &b).await;
+        assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::InSync, 0), "{record:?}");
+        assert_eq!(b.rows(), a.rows());
+        let back = session(&field, &b, &a).await;
+        assert_eq!((back.state, back.counters.updates_transferred), (SyncState::InSync, 0), "no edit of a user");
+    }
+    field.stop().await;
+}
+
+/// Two rows that exchange their codes, so far apart that they do not come together: both wait, whatever collisions become, and
+/// come together with the next session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exchange_that_is_cut_in_two_is_made_good_by_the_next_session() {
+    for collisions in [Collisions::None, Collisions::Merge, Collisions::SourceProviderWins] {
+        let field = Field::new().await;
+        let (a, b) = (Table::new(&field, "a").await, Table::new(&field, "b").await);
+        let session = async || {
+            let policies = (Policy::LastWriterWins, collisions);
+            field.session_with(&a.endpoint, &b.endpoint, policies, FullEnumerationAction::Abort).await
+        };
+        a.run(
+            "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 3500)
+             INSERT INTO parts SELECT printf('m%04d', n), n, NULL, NULL FROM numbers;
+             INSERT INTO parts VALUES ('a', 5001, 'first', NULL), ('z', 5002, 'last', NULL)",
+        );
+        session().await;
+        a.run(
+            "BEGIN; UPDATE parts SET note = 'changed'; UPDATE parts SET code = -code WHERE code > 5000;
+             UPDATE parts SET code = 5002 WHERE name = 'a'; UPDATE parts SET code = 5001 WHERE name = 'z'; COMMIT",
+        );
+        let cut = session().await;
+        assert_eq!((cut.state, cut.counters.conflicts_generated), (SyncState::Completed, 2), "{cut:?}");
+        assert_eq!(b.rows().values().filter(|(_, note, _)| note.as_deref() == Some("changed")).count(), 3_500);
+        let next = session().await;
+        assert_eq!((next.state, next.counters.updates_transferred), (SyncState::InSync, 2), "{collisions:?}: {next:?}");
+        assert_eq!(b.rows(), a.rows());
+        field.stop().await;
+    }
+}
+
+/// One session that keeps both sides of a conflict.
+async fn keep_both(field: &Field, source: &Table, destination: &Table) -> SessionRecord {
+    let policies = (Policy::KeepBoth, Collisions::None);
+    field.session_with(&source.endpoint, &destination.endpoint, policies, FullEnumerationAction::Abort).await
+}
+
+/// Code and note of a row's copy.
+fn copy(rows: &Rows, name: &str) -> Option<(Option<i64>, Option<String>)> {
+    let copies = rows.iter().filter(|(copy, _)| copy.starts_with(&format!("{name}.conflict-")));
+    let copies: Vec<_> = copies.map(|(_, (code, note, _))| (*code, note.clone())).collect();
+    assert!(copies.len() < 2, "{copies:?}");
+    copies.into_iter().next()
+}
+
+/// Two rows cannot have one code: what is kept beside the row that stays is without it, and has all that differs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_goes_without_the_code_that_the_row_keeps() {
+    let field = Field::new().await;
+    let (a, b) = (Table::new(&field, "a").await, Table::new(&field, "b").await);
+    a.run("INSERT INTO parts VALUES ('bolt', 1, 'as it was', NULL)");
+    keep_both(&field, &a, &b).await;
+    // A column that both have changed; a row that both have made; a row that both have given another code.
+    a.run("UPDATE parts SET note = 'of a' WHERE name = 'bolt'; INSERT INTO parts VALUES ('gear', 2, 'of a', NULL)");
+    b.run("UPDATE parts SET note = 'of b' WHERE name = 'bolt'; INSERT INTO parts VALUES ('gear', 2, 'of b', NULL)");
+    let record = keep_both(&field, &a, &b).await;
+    assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::InSync, 2), "{record:?}");
+    for name in ["bolt", "gear"] {
+        let (code, stays, _) = b.rows()[name].clone();
+        assert!(code.is_some());
+        let (code, kept) = copy(&b.rows(), name).expect("a copy");
+        let notes = BTreeSet::from([stays, kept].map(Option::unwrap));
+        assert_eq!((code, notes), (None, BTreeSet::from(["of a", "of b"].map(str::to_owned))), "{name}");
+    }
+    let back = keep_both(&field, &b, &a).await;
+    assert_eq!((back.state, back.counters.conflicts_generated), (SyncState::InSync, 0), "{back:?}");
+    assert_eq!(a.rows(), b.rows());
+    field.stop().await;
+}
+
+/// The code itself is in conflict. The copy has the one that lost, wherever it is made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_has_the_code_that_lost() {
+    let field = Field::new().await;
+    let (a, b) = (Table::new(&field, "a").await, Table::new(&field, "b").await);
+    for (name, gives_up) in [("bolt", false), ("gear", true)] {
+        let (first, second) = if gives_up { (11, 12) } else { (21, 22) };
+        a.run(&format!("INSERT INTO parts VALUES ('{name}', {first} + 100, 'as it was', NULL)"));
+        keep_both(&field, &a, &b).await;
+        a.run(&format!("UPDATE parts SET code = {first} WHERE name = '{name}'"));
+        b.run(&format!("UPDATE parts SET code = {second} WHERE name = '{name}'"));
+        b.run("UPDATE synclave_feed_parts SET changed_ms = changed_ms + 1000");
+        // The later one is b's. A row at a gives up its code for it; that of b keeps it, and has a's beside it.
+        let (source, destination) = if gives_up { (&b, &a) } else { (&a, &b) };
+        let met = keep_both(&field, source, destination).await;
+        let expected = if gives_up { SyncState::Completed } else { SyncState::InSync };
+        assert_eq!((met.state, met.counters.conflicts_generated), (expected, 1), "{met:?}");
+        for (source, destination) in [(destination, source), (source, destination)] {
+            let record = keep_both(&field, source, destination).await;
+            assert_eq!(record.state, SyncState::InSync, "{record:?}");
+        }
+        assert_eq!(a.rows(), b.rows());
+        let (stays, ..) = a.rows()[name];
+        let (lost, _) = copy(&a.rows(), name).expect("a copy");
+        assert_eq!(BTreeSet::from([stays, lost].map(Option::unwrap)), BTreeSet::from([first, second]));
+    }
+    field.stop().await;
+}
+
+/// A code that no row may be without: the conflict stays open, and nothing is lost, until someone decides.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_kept_waits_for_a_decision() {
+    let field = Field::new().await;
+    let schema = "CREATE TABLE parts (name TEXT PRIMARY KEY, code INTEGER NOT NULL UNIQUE, note TEXT, place TEXT)";
+    let (user, endpoint) = field.table("a", schema).await;
+    let a = Table { user, endpoint };
+    let (user, endpoint) = field.table("b", schema).await;
+    let b = Table { user, endpoint };
+    a.run("INSERT INTO parts VALUES ('bolt', 1, 'as it was', NULL)");
+    keep_both(&field, &a, &b).await;
+    a.run("UPDATE parts SET note = 'of a'; INSERT INTO parts VALUES ('gear', 2, 'of a', NULL)");
+    b.run("UPDATE parts SET note = 'of b'; INSERT INTO parts VALUES ('gear', 2, 'of b', NULL)");
+    let before = (a.rows(), b.rows());
+    for (source, destination) in [(&a, &b), (&b, &a)] {
+        let record = keep_both(&field, source, destination).await;
+        assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::Completed, 2), "{record:?}");
+    }
+    assert_eq!((a.rows(), b.rows()), before);
+    let record = field
+        .session_with(
+            &a.endpoint,
+            &b.endpoint,
+            (Policy::SourceProviderWins, Collisions::None),
+            FullEnumerationAction::Abort,
+        )
+        .await;
+    assert_eq!(record.state, SyncState::InSync, "{record:?}");
+    assert_eq!(b.rows(), a.rows());
+    field.stop().await;
+}
+
 /// Random histories of three tables in a ring: rows are made under several names, edited and deleted, and merged wherever two of
 /// them meet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

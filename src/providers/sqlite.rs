@@ -22,17 +22,20 @@ use std::time::Duration;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, params_from_iter};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::knowledge::{Digest, ItemDataHeader, ItemId};
 use crate::provider::sdk::{
-    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Skipped,
-    Staged, Staging, StoreError, conflict_copy_id,
+    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Put, Replaces, Staged, Staging,
+    StoreError, conflict_copy_id,
 };
 use crate::types::Hresult;
+use exchange::NewRow;
+use look::Facts;
 use table::Table;
 
+mod exchange;
+mod look;
 mod row;
 mod table;
 #[cfg(test)]
@@ -70,22 +73,6 @@ struct Inner {
 struct Contents {
     next: u64,
     staged: HashMap<u64, Vec<u8>>,
-}
-
-/// What the feed says of a row beside that it changed.
-#[derive(Debug)]
-struct Change {
-    time: Option<jiff::Timestamp>,
-    /// Present when the change was made by this store.
-    facts: Option<Facts>,
-}
-
-/// The state that a row was given.
-#[derive(Debug, Serialize, Deserialize)]
-struct Facts {
-    digest: Digest,
-    properties: BTreeMap<String, String>,
-    modification_time: Option<jiff::Timestamp>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -158,6 +145,11 @@ impl SqliteStore {
         lock(&self.staged).stage(content)
     }
 
+    fn take_staged(&self, staged: &Staged) -> Result<Vec<u8>, ItemError> {
+        let content = lock(&self.staged).staged.remove(&staged.0);
+        content.ok_or_else(|| ItemError::Failed("the staged content is gone".to_owned()))
+    }
+
     /// Canonical content of one row; `None` when there is none.
     fn read(&self, inner: &Inner, id: &ItemId) -> Result<Option<Vec<u8>>, ItemError> {
         let key = self.table.key_of(id).map_err(ItemError::Failed)?;
@@ -215,17 +207,10 @@ impl SqliteStore {
         if matches { Ok(()) } else { Err(ItemError::Changed) }
     }
 
-    fn write(
-        &self,
-        inner: &Inner,
-        id: &ItemId,
-        content: &[u8],
-        state: &ItemState,
-        is_new: bool,
-    ) -> Result<(), ItemError> {
+    fn write(&self, inner: &Inner, NewRow { id, content, state, known }: &NewRow<'_>) -> Result<(), ItemError> {
         let key = self.table.key_of(id).map_err(ItemError::Failed)?;
         let values = self.values(content).map_err(ItemError::Failed)?;
-        let sql = if is_new { Some(&self.table.sql.insert) } else { self.table.sql.update.as_ref() };
+        let sql = if known.is_none() { Some(&self.table.sql.insert) } else { self.table.sql.update.as_ref() };
         if let Some(sql) = sql {
             let mut statement = inner.connection.prepare_cached(sql).map_err(item_failed)?;
             let written = statement.execute(params_from_iter(key.iter().chain(&values)));
@@ -274,151 +259,12 @@ impl SqliteStore {
             (wanted != now).then(|| format!("column {name} would hold {now} instead of {wanted}"))
         })
     }
-
-    /// Changes since the last look, newest word on each row, and the newest of all.
-    fn changes(&self, inner: &Inner, after: i64) -> rusqlite::Result<(BTreeMap<ItemId, Change>, Option<i64>)> {
-        let newest: Option<i64> = inner.connection.query_row(&self.table.sql.newest, [], |row| row.get(0))?;
-        let mut changes = BTreeMap::new();
-        let mut statement = inner.connection.prepare_cached(&self.table.sql.changes)?;
-        let mut rows = statement.query([after])?;
-        while let Some(row) = rows.next()? {
-            let key = (0..self.table.key_len()).map(|at| row.get_ref(3 + at)).collect::<Result<Vec<_>, _>>()?;
-            let Ok(id) = self.table.item_id(&key) else { continue };
-            let facts: Option<String> = row.get(2)?;
-            let change = Change {
-                time: jiff::Timestamp::from_millisecond(row.get(1)?).ok(),
-                facts: facts.and_then(|facts| serde_json::from_str(&facts).ok()),
-            };
-            changes.insert(id, change);
-        }
-        Ok((changes, newest))
-    }
-
-    /// The whole table.
-    fn look_at_all(&self, inner: &Inner, known: &dyn Known, look: &mut Look<'_>) -> rusqlite::Result<()> {
-        let mut there = BTreeSet::new();
-        let mut statement = inner.connection.prepare_cached(&self.table.sql.rows)?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let key = (0..self.table.key_len()).map(|at| row.get_ref(at)).collect::<Result<Vec<_>, _>>()?;
-            match self.table.item_id(&key) {
-                Err(reason) => look.skipped.push(Skipped {
-                    display_name: format!("a row of {}", self.table.name),
-                    reason: format!("has {reason}"),
-                }),
-                Ok(id) => {
-                    look.meet(&id, Some(self.content(row, self.table.key_len())));
-                    there.insert(id);
-                }
-            }
-        }
-        known.for_each_alive(&mut |id, _| {
-            if !there.contains(id) {
-                look.meet(id, None);
-            }
-        });
-        Ok(())
-    }
-
-    fn look(&self, known: &dyn Known) -> rusqlite::Result<Detection> {
-        let mut inner = lock(&self.inner);
-        inner.roll_back()?;
-        // One reading transaction, so that feed and rows are of one moment.
-        inner.connection.execute_batch("BEGIN")?;
-        let looked = self.look_within(&inner, known);
-        inner.connection.execute_batch("COMMIT")?;
-        let (look, newest) = looked?;
-        let reported: BTreeSet<ItemId> = look.reported;
-        if reported.is_empty()
-            && let Some(newest) = newest
-        {
-            // All of it is in the metadata. That it is said again costs less than another program's wait: no matter if busy.
-            let _ = inner.connection.execute(&self.table.sql.prune, [newest]);
-        }
-        inner.seen = Some(newest.unwrap_or(0).max(inner.seen.unwrap_or(0)));
-        inner.reported = reported;
-        let mut observations = look.observations;
-        observations.sort_unstable_by(|a, b| a.id().cmp(b.id()));
-        Ok(Detection { observations, skipped: look.skipped, anchor: None })
-    }
-
-    fn look_within<'a>(&self, inner: &Inner, known: &'a dyn Known) -> rusqlite::Result<(Look<'a>, Option<i64>)> {
-        // Of what was reported and is not yet known to be in the metadata, the words are still in the feed.
-        let after = if inner.reported.is_empty() { inner.seen.unwrap_or(0) } else { 0 };
-        let (changes, newest) = self.changes(inner, after)?;
-        let mut look =
-            Look { known, changes, observations: Vec::new(), skipped: Vec::new(), reported: BTreeSet::new() };
-        if inner.seen.is_none() {
-            self.look_at_all(inner, known, &mut look)?;
-            return Ok((look, newest));
-        }
-        let ids: BTreeSet<ItemId> = look.changes.keys().chain(&inner.reported).cloned().collect();
-        for id in ids {
-            match self.read(inner, &id) {
-                Ok(Some(content)) => look.meet(&id, Some(Ok(content))),
-                Ok(None) => look.meet(&id, None),
-                Err(error) => look.meet(&id, Some(Err(error.to_string()))),
-            }
-        }
-        Ok((look, newest))
-    }
 }
 
 impl Inner {
     /// Takes back what no `sync_applied` followed: its session failed in between.
     fn roll_back(&mut self) -> rusqlite::Result<()> {
         if std::mem::take(&mut self.applying) { self.connection.execute_batch("ROLLBACK") } else { Ok(()) }
-    }
-}
-
-/// A look for changes.
-struct Look<'a> {
-    known: &'a dyn Known,
-    changes: BTreeMap<ItemId, Change>,
-    observations: Vec<Observation>,
-    skipped: Vec<Skipped>,
-    reported: BTreeSet<ItemId>,
-}
-
-impl Look<'_> {
-    /// Compares a row with what is known: its content, `None` when it is gone, or why it cannot be carried.
-    fn meet(&mut self, id: &ItemId, content: Option<Result<Vec<u8>, String>>) {
-        let known = self.known.get(id).filter(|known| !known.deleted);
-        let observation = match (content, known) {
-            (Some(Err(reason)), _) => {
-                self.skipped.push(Skipped { display_name: id.to_string(), reason });
-                return;
-            }
-            (None, None) => return,
-            (None, Some(_)) => Observation::Missing { id: id.clone() },
-            (Some(Ok(content)), known) => {
-                let digest = digest(&content);
-                if known.as_ref().is_some_and(|known| known.state.digest == digest) {
-                    return;
-                }
-                let (properties, modification_time) = self.facts(id, &digest, known.as_ref());
-                let state = ItemState { properties, size: content.len() as u64, digest, modification_time };
-                Observation::Present { id: id.clone(), state, fingerprint: fingerprint(&content) }
-            }
-        };
-        self.reported.insert(id.clone());
-        self.observations.push(observation);
-    }
-
-    fn facts(
-        &mut self,
-        id: &ItemId,
-        digest: &Digest,
-        known: Option<&KnownItem>,
-    ) -> (BTreeMap<String, String>, Option<jiff::Timestamp>) {
-        let change = self.changes.get(id);
-        if let Some(facts) = change.and_then(|change| change.facts.as_ref()).filter(|facts| facts.digest == *digest) {
-            return (facts.properties.clone(), facts.modification_time);
-        }
-        let mut properties = known.map(|known| known.state.properties.clone()).unwrap_or_default();
-        // A file's time is that of its content, which is another now.
-        properties.remove("mtime");
-        (properties, change.and_then(|change| change.time))
     }
 }
 
@@ -475,17 +321,16 @@ impl ItemStore for SqliteStore {
     }
 
     fn put(&self, id: &ItemId, staged: Staged, state: &ItemState, replaces: &Replaces) -> Result<Applied, ItemError> {
-        let content = lock(&self.staged).staged.remove(&staged.0);
-        let content = content.ok_or_else(|| ItemError::Failed("the staged content is gone".to_owned()))?;
+        let content = self.take_staged(&staged)?;
         let known = match replaces {
             Replaces::Nothing => None,
             Replaces::Item(known) => Some(known),
         };
-        self.apply(|inner| {
-            self.check(inner, id, known)?;
-            self.write(inner, id, &content, state, known.is_none())
-        })?;
-        Ok(Applied::Done(fingerprint(&content)))
+        self.put_row(&NewRow { id, content, state, known })
+    }
+
+    fn put_all(&self, puts: Vec<Put<'_>>) -> Vec<Result<Applied, ItemError>> {
+        self.put_together(&puts)
     }
 
     /// Properties have no place in a row: the metadata alone holds them.
@@ -523,6 +368,27 @@ impl ItemStore for SqliteStore {
 
     fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId> {
         self.table.has_names().then(|| conflict_copy_id(id, loser, attempt)).flatten()
+    }
+
+    /// Without the values that no other row may have: NULL where the row that stays has them too.
+    fn kept_beside(&self, loser: Vec<u8>, stays: &[u8]) -> Option<Vec<u8>> {
+        let (Ok(mut copy), Ok(stays)) = (row::decode(&loser), row::decode(stays)) else { return Some(loser) };
+        let mut left_out = BTreeSet::new();
+        for (columns, _) in &self.table.unique {
+            let names: Vec<&String> = columns.iter().map(|column| &self.table.columns[*column]).collect();
+            let has = |name: &&String| copy.get(*name).is_some_and(|value| !value.is_null());
+            if !names.iter().all(|name| has(name) && copy.get(*name) == stays.get(*name)) {
+                continue;
+            }
+            // All that may be: which of them is not to depend on the order in which a database lists its indices.
+            let nullable: Vec<&String> = names.into_iter().filter(|name| self.table.nullable.contains(*name)).collect();
+            if nullable.is_empty() {
+                return None;
+            }
+            left_out.extend(nullable);
+        }
+        left_out.into_iter().for_each(|name| drop(copy.insert(name.clone(), serde_json::Value::Null)));
+        Some(row::encode(&copy))
     }
 
     fn containers(&self, _: &ItemId) -> Vec<ItemId> {

@@ -82,6 +82,8 @@ rules! {
     DataNotAsAnnounced = "DATA_NOT_AS_ANNOUNCED", SYNC_E_DATA_MODIFIED_CONCURRENTLY;
     /// Outcomes are of changes of the batch in hand.
     OutcomeOutsideBatch = "OUTCOME_OUTSIDE_BATCH", SYNC_E_NOT_EXPECTED_CHANGE;
+    /// An item is created whole, or fails as a whole (R22).
+    CreatedInPart = "CREATED_IN_PART", SYNC_E_ON_CREATE_MUST_FAIL_ENTIRE_ITEM;
     /// There is exactly one outcome for each change.
     OutcomesNotOnePerChange = "OUTCOMES_NOT_ONE_PER_CHANGE", SYNC_E_CHANGE_COUNT_MISMATCH;
 }

@@ -173,6 +173,42 @@ fn failed_change_units_are_not_learned() {
     }
 }
 
+/// R22, where it shows: nothing was known of the item, and nothing was made here.
+#[test]
+fn an_item_that_was_not_there_is_not_created_in_part() {
+    let units = unit_change("i1", a(1), &[("c1", a(3)), ("c2", a(4))]);
+    let judge = |known: &Knowledge, own: &Knowledge, kind, failed: &[&str]| {
+        let mut referee = referee_with(known, FullEnumerationAction::Abort);
+        let mut learned = all(&[("A", 5), ("B", 1)]);
+        assert!(referee.batch(&batch(known, vec![ordered("", None, &learned, vec![units.clone()])])).is_ok());
+        let failed_change_unit_ids: Vec<_> = failed.iter().map(|id| unit(id)).collect();
+        if failed.is_empty() {
+            learned.exclude_item(&item("i1"));
+        }
+        failed_change_unit_ids.iter().for_each(|unit| learned.exclude_change_unit(&item("i1"), unit));
+        assert_eq!(referee.outcome(&ChangeOutcome { failed_change_unit_ids, ..outcome("i1", kind) }), Ok(()));
+        referee.result(&result(&learned.union(known).union(own)))
+    };
+    let nothing = Knowledge::new(FORMAT);
+    let elsewhere = all(&[("A", 5)]).project_onto_range(&item("i2"), None);
+    for kind in [APPLIED, OutcomeKind::Deferred, OutcomeKind::RecoverableError] {
+        for known in [&nothing, &elsewhere] {
+            broke(judge(known, &nothing, kind, &["c2"]), DESTINATION, Rule::CreatedInPart);
+            broke(judge(known, &nothing, kind, &["c1", "c2"]), DESTINATION, Rule::CreatedInPart);
+            // A user may have made one while the batch came.
+            assert!(judge(known, &only("i1", &[("D", 1)]), kind, &["c2"]).is_ok());
+        }
+        // An item that it may have had, whole or in part.
+        let mut of_a_unit = only("i1", &[("B", 1)]);
+        of_a_unit.exclude_change_unit(&item("i1"), &unit("c2"));
+        let of_another_unit = only("i1", &[("B", 1)]).project_onto_change_unit(&item("i1"), &unit("c9"));
+        for known in [all(&[("D", 3)]), only("i1", &[("B", 1)]), of_a_unit, of_another_unit] {
+            assert!(judge(&known, &nothing, kind, &["c2"]).is_ok(), "{known:?}");
+        }
+    }
+    assert!(judge(&nothing, &nothing, OutcomeKind::RecoverableError, &[]).is_ok(), "the whole item may fail");
+}
+
 /// The vector of design section 5: KD {A:2}; i5 (A,3), i6 (A,4) fails, i7 (A,5); one change a batch.
 fn skipped_vector(last_learned: &Knowledge) -> Result<BatchReport, Breach> {
     let made_with = all(&[("A", 5)]);

@@ -139,6 +139,7 @@ pub enum Mutant {
     ListsThroughFilters,
     RefusesFilteredBatches,
     ChangesItsWishes,
+    SendsUnlistedUnits,
     DigestsOtherProperties,
     DigestsRangesOtherwise,
     CountsTombstones,

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::{SqliteStore, digest};
 use crate::knowledge::{ItemDataHeader, ItemId};
 use crate::provider::sdk::{
-    Applied, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Staged,
+    Applied, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Put, Replaces, Staged,
 };
 
 /// The metadata, as far as a look needs it.
@@ -232,6 +232,155 @@ fn what_the_table_cannot_hold_is_refused_and_leaves_nothing() {
     assert!(store.stage(&"1".into(), &ItemDataHeader { properties: directory, ..header }).is_err());
     store.sync_applied().unwrap();
     assert_eq!(fixture.user.query_row("SELECT count(*) FROM things", [], |row| row.get::<_, i64>(0)).unwrap(), 1);
+}
+
+/// Puts rows that are there in the place of themselves, together, and makes it durable.
+fn put_together(store: &SqliteStore, book: &Book, rows: &[(&str, &str)]) -> Vec<Result<Applied, ItemError>> {
+    let rows: Vec<_> = rows.iter().map(|(id, content)| (ItemId::from(*id), *content, state(content))).collect();
+    let put = |(id, content, state): &'_ (ItemId, &str, ItemState)| {
+        let staged = stage(store, &id.to_string(), content);
+        (id.clone(), staged, state.clone(), book.0.get(id).map_or(Replaces::Nothing, |it| Replaces::Item(it.clone())))
+    };
+    let puts: Vec<_> = rows.iter().map(put).collect();
+    let puts = puts.iter().map(|(id, staged, state, replaces)| Put {
+        id,
+        staged: Staged(staged.0),
+        state,
+        replaces: replaces.clone(),
+    });
+    let results = store.put_all(puts.collect());
+    store.sync_applied().unwrap();
+    results
+}
+
+fn codes(fixture: &Fixture) -> Vec<(String, i64, Option<String>)> {
+    let mut statement = fixture.user.prepare("SELECT id, code, label FROM things ORDER BY id").unwrap();
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+    rows.collect::<Result<_, _>>().unwrap()
+}
+
+/// A table with two columns of unique values, both with a CHECK, and one whose rows refer to its rows.
+const THINGS: &str =
+    "CREATE TABLE things (id TEXT PRIMARY KEY, code INTEGER NOT NULL UNIQUE CHECK (code > 0), label TEXT UNIQUE);
+     CREATE TABLE parts (of TEXT REFERENCES things ON DELETE CASCADE, label TEXT REFERENCES things (label) ON UPDATE CASCADE);
+     INSERT INTO things VALUES ('a', 1, 'x'), ('b', 2, 'y'), ('c', 3, 'z'), ('d', 4, 'taken'), ('e', 5, NULL), ('f', 6, NULL);
+     INSERT INTO parts VALUES ('a', 'x'), ('b', 'y'), ('c', 'z')";
+
+#[test]
+fn rows_that_exchange_unique_values_are_written_together() {
+    let fixture = Fixture::new(THINGS);
+    let store = fixture.open("things");
+    let mut book = Book::default();
+    book.take(store.detect(&book).unwrap().observations);
+    // A cycle of three codes, labels that are exchanged by two of them, a new row that takes over a code, and a chain.
+    let rows = [
+        ("a", r#"{"code":2,"label":"y"}"#),
+        ("a2", r#"{"code":5,"label":null}"#),
+        ("b", r#"{"code":3,"label":"x"}"#),
+        ("c", r#"{"code":1,"label":"z"}"#),
+        ("e", r#"{"code":6,"label":null}"#),
+        ("f", r#"{"code":7,"label":null}"#),
+    ];
+    let results = put_together(&store, &book, &rows);
+    assert!(results.iter().all(|result| matches!(result, Ok(Applied::Done(_)))), "{results:?}");
+    let row = |id: &str, code, label: Option<&str>| (id.to_owned(), code, label.map(str::to_owned));
+    let expected = [
+        row("a", 2, Some("y")),
+        row("a2", 5, None),
+        row("b", 3, Some("x")),
+        row("c", 1, Some("z")),
+        row("d", 4, Some("taken")),
+        row("e", 6, None),
+        row("f", 7, None),
+    ];
+    assert_eq!(codes(&fixture), expected);
+    // What refers to a row still does, by its key and by its label.
+    let parts: String =
+        fixture.user.query_row("SELECT group_concat(of || label, ' ') FROM parts", [], |row| row.get(0)).unwrap();
+    assert_eq!(parts, "ay bx cz");
+    // It is seen as exactly what was put.
+    let seen = store.detect(&book).unwrap().observations;
+    assert_eq!(ids(&seen), rows.map(|(id, _)| id));
+    for (observation, (_, content)) in seen.iter().zip(rows) {
+        assert!(
+            matches!(observation, Observation::Present { state: is, .. } if *is == state(content)),
+            "{observation:?}"
+        );
+    }
+}
+
+#[test]
+fn of_rows_that_exchange_values_one_that_cannot_be_written_keeps_its_own() {
+    let fixture = Fixture::new(THINGS);
+    let store = fixture.open("things");
+    let mut book = Book::default();
+    book.take(store.detect(&book).unwrap().observations);
+    let before = codes(&fixture);
+    let rows = [
+        ("a", r#"{"code":2,"label":"x"}"#),
+        ("b", r#"{"code":3,"label":"y"}"#),
+        ("c", r#"{"code":1,"label":"taken"}"#),
+        ("e", r#"{"code":6,"label":null}"#),
+        ("f", r#"{"code":5,"label":null}"#),
+    ];
+    let results = put_together(&store, &book, &rows);
+    let collision = |with: &str| Err(ItemError::Collision(with.into()));
+    assert_eq!(results[..3], [collision("b"), collision("c"), collision("d")], "each with what is in its way");
+    assert!(results[3..].iter().all(Result::is_ok), "{results:?}");
+    assert_eq!(codes(&fixture)[..4], before[..4]);
+    assert_eq!(codes(&fixture)[4..], [("e".to_owned(), 6, None), ("f".to_owned(), 5, None)]);
+
+    // Changed meanwhile: it stays, and the other with it.
+    book.take(store.detect(&book).unwrap().observations);
+    fixture.run("UPDATE things SET label = 'new' WHERE id = 'b'");
+    let rows = [("a", r#"{"code":2,"label":"x"}"#), ("b", r#"{"code":1,"label":"y"}"#)];
+    assert_eq!(put_together(&store, &book, &rows), [collision("b"), Err(ItemError::Changed)]);
+    assert_eq!(codes(&fixture)[0], before[0]);
+}
+
+#[test]
+fn where_no_passing_value_is_taken_it_is_said_what_to_do() {
+    let fixture = Fixture::new(
+        "CREATE TABLE things (id TEXT PRIMARY KEY, code INTEGER NOT NULL UNIQUE CHECK (code BETWEEN 1 AND 2), label TEXT);
+         INSERT INTO things VALUES ('a', 1, NULL), ('b', 2, NULL)",
+    );
+    let store = fixture.open("things");
+    let mut book = Book::default();
+    book.take(store.detect(&book).unwrap().observations);
+    let before = codes(&fixture);
+    let results =
+        put_together(&store, &book, &[("a", r#"{"code":2,"label":null}"#), ("b", r#"{"code":1,"label":null}"#)]);
+    let refused = |result: &Result<Applied, ItemError>| match result {
+        Err(ItemError::Failed(reason)) => reason.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert!(results.iter().all(|result| refused(result).contains("column code")), "{results:?}");
+    assert!(refused(&results[0]).contains("sync after each"), "{results:?}");
+    assert_eq!(codes(&fixture), before);
+}
+
+/// Each takes over what the next one has, as by `SET code = code + 1`: the last first would be the order, and only it is free.
+#[test]
+fn a_long_chain_of_rows_is_put_in_two_passes() {
+    let fixture = Fixture::new("CREATE TABLE things (id TEXT PRIMARY KEY, code INTEGER UNIQUE, label TEXT)");
+    fixture.run(
+        "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 3000)
+         INSERT INTO things SELECT printf('%04d', n), n, NULL FROM numbers",
+    );
+    let store = fixture.open("things");
+    let mut book = Book::default();
+    book.take(store.detect(&book).unwrap().observations);
+    let changes =
+        || fixture.user.query_row("SELECT count(*) FROM synclave_feed_things", [], |row| row.get::<_, i64>(0));
+    let before = changes().unwrap();
+    let contents: Vec<_> =
+        (1..=3000).map(|n| (format!("{n:04}"), format!(r#"{{"code":{},"label":null}}"#, n + 1))).collect();
+    let rows: Vec<_> = contents.iter().map(|(id, content)| (id.as_str(), content.as_str())).collect();
+    assert!(put_together(&store, &book, &rows).iter().all(Result::is_ok));
+    let shifted = codes(&fixture).into_iter().enumerate().all(|(at, (_, code, _))| code == at as i64 + 2);
+    assert!(shifted, "{:?}", &codes(&fixture)[..5]);
+    // Of what is taken back nothing stays in the feed: one row was written at once, the others gave up a value first.
+    assert_eq!(changes().unwrap() - before, 1 + 2 * 2_999);
 }
 
 #[test]

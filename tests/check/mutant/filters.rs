@@ -29,8 +29,12 @@ impl Mutated {
             M::TakesUnknownFilters if live && matches!(request.filter, SyncFilter::Custom { .. }) => return Ok(()),
             _ => {}
         }
-        if let (M::SendsMoreThanListed, SyncFilter::ItemList(items)) = (self.mutant, &mut request.filter) {
-            items.extend(self.memory().seen.keys().cloned());
+        match (self.mutant, &mut request.filter) {
+            (M::SendsMoreThanListed, SyncFilter::ItemList(items)) => items.extend(self.memory().seen.keys().cloned()),
+            (M::SendsUnlistedUnits, SyncFilter::ChangeUnitList(units)) => {
+                units.extend(self.memory().units.values().flat_map(|units| units.keys().cloned()));
+            }
+            _ => {}
         }
         self.inner.add_filter(self.key(key), request.clone()).await?;
         self.memory().filters.insert(guid, request);

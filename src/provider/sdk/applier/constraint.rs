@@ -12,9 +12,8 @@
 use std::collections::BTreeMap;
 
 use super::decisions::Decisions;
-use super::plan::{
-    Action, Arrival, CopyName, Deferral, Ground, Step, Verdict, conflicting, delete, row_of, tombstone_of,
-};
+use super::keep_both::CopyName;
+use super::plan::{Action, Arrival, Deferral, Ground, Step, Verdict, conflicting, delete, row_of, tombstone_of};
 use super::scrutiny::recoverable;
 use super::settle::{NewVersion, Winner, kind_of};
 use crate::knowledge::{ConstraintConflict, ItemChange, ItemDataHeader, ItemId};
@@ -30,11 +29,14 @@ impl Ground<'_> {
     /// # Errors
     /// Those of the rows.
     pub fn failed(&self, index: usize, id: &ItemId, error: ItemError) -> Result<Verdict, CallError> {
-        // Only of the item itself: a copy that cannot be kept is a failure of its change.
-        let itself = *id == self.changes[index].item_id;
+        let item = &self.changes[index].item_id;
+        let itself = id == item;
         Ok(match error {
             ItemError::InTheWay(_) if itself => Verdict::Deferred(self.constraint(id, None)?),
             ItemError::Collision(with) if itself => Verdict::Deferred(self.constraint(id, Some(&with))?),
+            // A copy of the loser cannot be kept, so the conflict waits; or goes with a session the other way, where it may be that
+            // what this one has to give up first is no one's.
+            ItemError::Collision(_) => Verdict::Deferred(Deferral::concurrency(item, (self.rows)(item)?.as_ref())),
             error => Verdict::Failed(error.into_recoverable(id)),
         })
     }
@@ -85,6 +87,10 @@ impl Ground<'_> {
         let beside = beside.flatten().filter(Row::is_there);
         // What is listed and known already, as a full enumeration lists everything, is no change.
         let comes = |item: &ItemId| self.changes.iter().any(|it| it.item_id == *item && !it.is_known_by(self.known));
+        if beside.is_some() && comes(&way) {
+            // It is to be another one: the two may fit then, as rows that exchange their values do.
+            return Ok(None);
+        }
         let busy = |item: &ItemId| actions.contains_key(item) || comes(item);
         if within.iter().any(|(item, _)| busy(item)) || busy(&way) {
             let description =

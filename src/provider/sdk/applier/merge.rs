@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::plan::{Action, CopyName, Deferral, Ground, Step, Verdict, row_of, stage};
+use super::plan::{Action, Deferral, Ground, Step, Verdict, stage};
 use super::scrutiny::recoverable;
 use super::settle::NewVersion;
 use crate::knowledge::{
@@ -270,7 +270,7 @@ impl Ground<'_> {
             if !losers.values.is_empty() && !mutant::is(Mutant::NoLoserCopy) {
                 let mut copy = object.clone();
                 losers.values.iter().for_each(|(unit, value)| copy.set(unit.clone(), Some(value.clone())));
-                if !self.keep_beside(id, index, &row, (&copy, losers.time), actions, ticks)? {
+                if !self.keep_units((id, index, &row), (&copy, losers.time), &object, actions, ticks)? {
                     // Nothing may be lost: these wait for a person.
                     for (unit, _) in losers.values {
                         object.set(unit.clone(), local.get(&unit).cloned());
@@ -326,41 +326,10 @@ impl Ground<'_> {
         let staged = stage(self.store, id, &state, &content).map_err(|error| error.into_recoverable(id))?;
         Ok((Step::Put(staged), state))
     }
-
-    /// Keeps what an item would be if the losing units had won. False when the store cannot.
-    fn keep_beside(
-        &self,
-        id: &ItemId,
-        index: usize,
-        row: &Row,
-        (copy, time): (&Object, Option<jiff::Timestamp>),
-        actions: &mut BTreeMap<ItemId, Action>,
-        ticks: &mut Ticks,
-    ) -> Result<bool, CallError> {
-        let content = copy.canonical();
-        let loser = ItemState {
-            properties: properties(&row.item.state),
-            size: content.len() as u64,
-            digest: Digest(Sha256::digest(&content).into()),
-            modification_time: time,
-        };
-        match self.copy_name(id, &loser, actions)? {
-            CopyName::None => Ok(false),
-            CopyName::Kept => Ok(true),
-            CopyName::Free(name, before) => {
-                let Ok(staged) = stage(self.store, &name, &loser, &content) else { return Ok(false) };
-                let version = ticks.version(NewVersion::Local);
-                let after = Row { units: Some(copy.at(&version, time)), ..row_of(loser, version.clone(), version) };
-                let action = Action::of(index, *before, after, Step::Put(staged));
-                actions.insert(name, Action { comes_first: true, keeps_loser: true, ..action });
-                Ok(true)
-            }
-        }
-    }
 }
 
 /// Those of the item as it is here, but for the time that a file store keeps among them: it goes with the content.
-fn properties(state: &ItemState) -> BTreeMap<String, String> {
+pub(super) fn properties(state: &ItemState) -> BTreeMap<String, String> {
     state
         .properties
         .iter()

@@ -23,9 +23,6 @@ use crate::provider::sdk::units::{self, Object};
 use crate::provider::sdk::{Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Staged, metadata_failed};
 use crate::types::ConflictResolutionPolicy;
 
-/// Names that are tried for a conflict's loser before the conflict is deferred.
-const MAX_COPY_NAMES: u32 = 1_000;
-
 /// What is done to the store for one item.
 #[derive(Debug)]
 pub enum Step {
@@ -214,15 +211,6 @@ impl Ticks {
     }
 }
 
-/// The place for a conflict's loser.
-pub(super) enum CopyName {
-    Free(ItemId, Box<Option<Row>>),
-    /// A name that it could have holds the same content already.
-    Kept,
-    /// The store cannot keep both, or has no name left.
-    None,
-}
-
 impl Applier<'_> {
     /// The live items within one.
     fn within(&self, id: &ItemId) -> Result<Rows, CallError> {
@@ -392,42 +380,14 @@ impl Ground<'_> {
         {
             return Ok(verdict);
         }
-        let incoming = || arrival.incoming.state().ok_or_else(|| ItemError::Changed.into_recoverable(id));
         if matches!(winner, Winner::SourceAndCopy | Winner::DestinationAndCopy) && !mutant::is(Mutant::NoLoserCopy) {
             let source_wins = winner == Winner::SourceAndCopy;
-            let loser = match (source_wins, &row) {
-                (true, Some(row)) => ItemState { modification_time: row.modification_time(), ..row.item.state.clone() },
-                _ => match incoming() {
-                    Ok(state) => state,
-                    Err(error) => return Ok(Verdict::Failed(error)),
-                },
-            };
-            match self.copy_name(id, &loser, actions)? {
-                CopyName::None => return Ok(Verdict::Deferred(Deferral::concurrency(id, row.as_ref()))),
-                CopyName::Kept => {}
-                CopyName::Free(name, before) => {
-                    let content = match (source_wins, &row) {
-                        (true, Some(row)) => self.store.stage_copy(&name, id, &row.in_store()),
-                        _ => {
-                            let content = arrival.content.take().ok_or(ItemError::Changed);
-                            content.and_then(|it| it.stage(self.store, &name, &loser))
-                        }
-                    };
-                    let content = match content {
-                        Ok(content) => content,
-                        Err(error) => return Ok(Verdict::Failed(error.into_recoverable(id))),
-                    };
-                    let version = ticks.version(NewVersion::Local);
-                    let units = match (source_wins, &row) {
-                        (true, Some(row)) => units::renewed(row.clone(), version.clone()).units,
-                        _ => arrival.object.as_ref().map(|object| object.at(&version, loser.modification_time)),
-                    };
-                    let after = Row { units, ..row_of(loser, version.clone(), version) };
-                    let action = Action::of(index, *before, after, Step::Put(content));
-                    actions.insert(name, Action { comes_first: true, keeps_loser: true, ..action });
-                }
+            let sides = (row.as_ref(), &mut arrival);
+            if let Some(verdict) = self.keep_loser((id, index), sides, source_wins, actions, ticks)? {
+                return Ok(verdict);
             }
         }
+        let incoming = || arrival.incoming.state().ok_or_else(|| ItemError::Changed.into_recoverable(id));
         let own = version == NewVersion::Local;
         let version = ticks.version(version);
         let planned = match (winner, row) {
@@ -452,41 +412,6 @@ impl Ground<'_> {
             }
             Err(error) => Ok(Verdict::Failed(error)),
         }
-    }
-
-    /// Finds a name beside `id` that holds nothing, or already holds the loser's content. Never one with other content, nor
-    /// one that this section is about to change into something else.
-    pub(super) fn copy_name(
-        &self,
-        id: &ItemId,
-        loser: &ItemState,
-        actions: &BTreeMap<ItemId, Action>,
-    ) -> Result<CopyName, CallError> {
-        let name = |attempt| self.store.conflict_copy_id(id, loser, attempt);
-        self.free_name(name, |row| row.item.state.same_content(loser), actions)
-    }
-
-    /// Finds the first of some names that holds nothing, or what is to be kept already.
-    pub(super) fn free_name(
-        &self,
-        name: impl Fn(u32) -> Option<ItemId>,
-        is_kept: impl Fn(&Row) -> bool,
-        actions: &BTreeMap<ItemId, Action>,
-    ) -> Result<CopyName, CallError> {
-        for attempt in 1..=MAX_COPY_NAMES {
-            let Some(name) = name(attempt) else { break };
-            // What is only about to be there does not count as kept: it may fail, or lose a conflict of its own; and the name may
-            // be the item's own.
-            if actions.contains_key(&name) || self.changes.iter().any(|change| change.item_id == name) {
-                continue;
-            }
-            match (self.rows)(&name)? {
-                Some(row) if row.is_there() && is_kept(&row) => return Ok(CopyName::Kept),
-                Some(row) if row.is_there() && !mutant::is(Mutant::CopyOverOther) => {}
-                row => return Ok(CopyName::Free(name, Box::new(row))),
-            }
-        }
-        Ok(CopyName::None)
     }
 }
 

@@ -277,6 +277,11 @@ impl World {
             if conflict && theirs.replica == own && theirs != ours {
                 let kept = |value: &String| self.has_value(index, value);
                 let whole = made.version != row.version;
+                // Someone may have decided about this unit, and about no other one.
+                let item = part(id, unit);
+                let about = |it: &&Decided| it.item == item && (it.source == *ours || it.destination == *ours);
+                let policy = self.ghost.decided.iter().find(about).map_or(policy, |_| Policy::None);
+                let both = both && policy != Policy::None;
                 match before.get(unit) {
                     Some(_) if both && (made.item.deleted || !whole && !after.contains_key(unit)) => {
                         self.fail(Check::KeepBoth, format!("{who}: a deletion beats the edit"));

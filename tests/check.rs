@@ -55,6 +55,18 @@ async fn an_honest_provider_passes() {
     }
 }
 
+/// One that calls SessionStateService in every session, and no more when it is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_honest_provider_that_calls_back_passes() {
+    let (honest, _directory) = store::provider(sdk::Options::default());
+    let report = checked(Arc::new(Mutated::new(M::CallsBack, honest)), Duration::from_secs(20)).await;
+    let text = report.to_text();
+    assert!(report.is_pass(), "{text}");
+    for rule in [Rule::TokenDead, Rule::StateCalls] {
+        assert!(report.verdicts.contains(&(rule, Verdict::Pass)), "{text}");
+    }
+}
+
 /// The stores that are part of the project: a directory, a table, and one in memory whose items have change units.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_built_in_providers_pass() {
@@ -210,6 +222,8 @@ const MUTANTS: &[(M, Rule)] = &[
     (M::MergesByDeleting, Rule::MergesItems),
     (M::RenewsLaterEpochs, Rule::EndForgets),
     (M::DigestsAfterTheEnd, Rule::EndForgets),
+    (M::UsesDeadTokens, Rule::TokenDead),
+    (M::ReportsAsNobody, Rule::StateCalls),
 ];
 
 /// Those of them that every `cargo test` runs: one of each subject.

@@ -71,6 +71,8 @@ rules! {
     BeginTwice = "R3", "windows-sync.md R3, E8", "BeginSession of a session that has begun is SYNC_E_INVALID_OPERATION";
     EndWithoutBegin = "R4", "windows-sync.md R4, E8", "EndSession without its BeginSession is SYNC_E_INVALID_OPERATION";
     EndForgets = "R5", "windows-sync.md R5", "after EndSession calls of the session are SYNC_E_INVALID_OPERATION";
+    TokenDead = "R5-TOKEN", "windows-sync.md R5; proto, SessionStateService", "once EndSession is answered the session's token is not used any more";
+    StateCalls = "D-STATE-CALLS", "proto, SessionStateService", "calls of SessionStateService are well-formed, and name a session by the token that it was given";
     OneDirection = "R6", "windows-sync.md R6", "calls of the other role are SYNC_E_INVALID_OPERATION";
     EndOfOther = "E8-OTHER", "windows-sync.md E8", "EndSession of another session leaves this one alone";
     StaleEpoch = "D-EPOCH", "design 2; proto", "an epoch lower than the highest seen is ABORTED";

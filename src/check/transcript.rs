@@ -70,6 +70,16 @@ impl Transcript {
         self.message(format!("<- {rpc}"), message);
     }
 
+    /// The provider called the kit.
+    pub(super) fn called<M: prost::Message + prost::Name + Clone + 'static>(&self, rpc: &str, message: &M) {
+        self.message(format!("provider -> {rpc}"), message);
+    }
+
+    /// And was answered.
+    pub(super) fn answered<M: prost::Message + prost::Name + Clone + 'static>(&self, rpc: &str, message: &M) {
+        self.message(format!("provider <- {rpc}"), message);
+    }
+
     /// Anything else: a status, the end of a stream, what the kit does between calls.
     pub(super) fn note(&self, text: String) {
         self.add(Line::Text(text));

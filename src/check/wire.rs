@@ -1,6 +1,7 @@
 //! The provider, as the kit talks to it, and what it means when a call has no answer.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::{Message, Name};
@@ -130,7 +131,7 @@ impl Wire {
         Ok(Self { connection, client })
     }
 
-    pub(super) fn transcript(&self) -> &Transcript {
+    pub(super) fn transcript(&self) -> &Arc<Transcript> {
         self.connection.transcript()
     }
 

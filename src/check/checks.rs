@@ -99,6 +99,9 @@ checks! {
     collisions::merge_tombstone [WinnerKept];
     collisions::of_names [Constraint, CollisionSource, CollisionDestination];
     collisions::of_values [Constraint, CollisionSource, CollisionDestination];
+    collisions::of_holders [Constraint, CollisionSource, CollisionDestination];
+    collisions::renamed_source [RenamesSource];
+    collisions::renamed_destination [RenamesDestination];
     collisions::merged [MergesItems] after [WinnerKept];
     filters::item_list [FilterOnly, FilterTeaches, FilterFlags, FilterSpan] after [LastBatch, TombstoneStored];
     filters::unit_list [FilterUnits] after [UnitExceptions];

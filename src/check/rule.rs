@@ -177,6 +177,8 @@ rules! {
     Constraint = "WS-6.3", "windows-sync.md 6.3, E8", "what another item keeps from being saved is deferred, with the reason and that item";
     CollisionSource = "WS-6.3-SOURCE", "windows-sync.md 6.3", "decided for the source what is in the way is deleted, and the source's item is saved";
     CollisionDestination = "WS-6.3-DESTINATION", "windows-sync.md 6.3", "decided for the destination the source's item gets a tombstone, and what is in the way stays";
+    RenamesSource = "WS-6.3-RENAME-SOURCE", "windows-sync.md 6.3", "decided to rename the source's item it is saved under another name, and what is in the way stays";
+    RenamesDestination = "WS-6.3-RENAME-DESTINATION", "windows-sync.md 6.3", "decided to rename what is in the way it is kept under another name, and the source's item is saved";
     MergesItems = "R30", "windows-sync.md R30, 5.7", "of two that are merged the smaller id stays, and the other is a merge tombstone that names it";
 
     // Optional features.

@@ -161,6 +161,8 @@ pub enum Mutant {
     CallsBack,
     UsesDeadTokens,
     ReportsAsNobody,
+    DropsWhatItShouldRename,
+    DeletesWhatItShouldRename,
 }
 
 use Mutant as M;

@@ -254,6 +254,106 @@ async fn an_exchange_that_is_cut_in_two_is_made_good_by_the_next_session() {
     }
 }
 
+/// One session that keeps both sides of a conflict.
+async fn keep_both(field: &Field, source: &Table, destination: &Table) -> SessionRecord {
+    let policies = (Policy::KeepBoth, Collisions::None);
+    field.session_with(&source.endpoint, &destination.endpoint, policies, FullEnumerationAction::Abort).await
+}
+
+/// Code and note of a row's copy.
+fn copy(rows: &Rows, name: &str) -> Option<(Option<i64>, Option<String>)> {
+    let copies = rows.iter().filter(|(copy, _)| copy.starts_with(&format!("{name}.conflict-")));
+    let copies: Vec<_> = copies.map(|(_, (code, note, _))| (*code, note.clone())).collect();
+    assert!(copies.len() < 2, "{copies:?}");
+    copies.into_iter().next()
+}
+
+/// Two rows cannot have one code: what is kept beside the row that stays is without it, and has all that differs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_goes_without_the_code_that_the_row_keeps() {
+    let field = Field::new().await;
+    let (a, b) = (Table::new(&field, "a").await, Table::new(&field, "b").await);
+    a.run("INSERT INTO parts VALUES ('bolt', 1, 'as it was', NULL)");
+    keep_both(&field, &a, &b).await;
+    // A column that both have changed; a row that both have made; a row that both have given another code.
+    a.run("UPDATE parts SET note = 'of a' WHERE name = 'bolt'; INSERT INTO parts VALUES ('gear', 2, 'of a', NULL)");
+    b.run("UPDATE parts SET note = 'of b' WHERE name = 'bolt'; INSERT INTO parts VALUES ('gear', 2, 'of b', NULL)");
+    let record = keep_both(&field, &a, &b).await;
+    assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::InSync, 2), "{record:?}");
+    for name in ["bolt", "gear"] {
+        let (code, stays, _) = b.rows()[name].clone();
+        assert!(code.is_some());
+        let (code, kept) = copy(&b.rows(), name).expect("a copy");
+        let notes = BTreeSet::from([stays, kept].map(Option::unwrap));
+        assert_eq!((code, notes), (None, BTreeSet::from(["of a", "of b"].map(str::to_owned))), "{name}");
+    }
+    let back = keep_both(&field, &b, &a).await;
+    assert_eq!((back.state, back.counters.conflicts_generated), (SyncState::InSync, 0), "{back:?}");
+    assert_eq!(a.rows(), b.rows());
+    field.stop().await;
+}
+
+/// The code itself is in conflict. The copy has the one that lost, wherever it is made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_has_the_code_that_lost() {
+    let field = Field::new().await;
+    let (a, b) = (Table::new(&field, "a").await, Table::new(&field, "b").await);
+    for (name, gives_up) in [("bolt", false), ("gear", true)] {
+        let (first, second) = if gives_up { (11, 12) } else { (21, 22) };
+        a.run(&format!("INSERT INTO parts VALUES ('{name}', {first} + 100, 'as it was', NULL)"));
+        keep_both(&field, &a, &b).await;
+        a.run(&format!("UPDATE parts SET code = {first} WHERE name = '{name}'"));
+        b.run(&format!("UPDATE parts SET code = {second} WHERE name = '{name}'"));
+        b.run("UPDATE synclave_feed_parts SET changed_ms = changed_ms + 1000");
+        // The later one is b's. A row at a gives up its code for it; that of b keeps it, and has a's beside it.
+        let (source, destination) = if gives_up { (&b, &a) } else { (&a, &b) };
+        let met = keep_both(&field, source, destination).await;
+        let expected = if gives_up { SyncState::Completed } else { SyncState::InSync };
+        assert_eq!((met.state, met.counters.conflicts_generated), (expected, 1), "{met:?}");
+        for (source, destination) in [(destination, source), (source, destination)] {
+            let record = keep_both(&field, source, destination).await;
+            assert_eq!(record.state, SyncState::InSync, "{record:?}");
+        }
+        assert_eq!(a.rows(), b.rows());
+        let (stays, ..) = a.rows()[name];
+        let (lost, _) = copy(&a.rows(), name).expect("a copy");
+        assert_eq!(BTreeSet::from([stays, lost].map(Option::unwrap)), BTreeSet::from([first, second]));
+    }
+    field.stop().await;
+}
+
+/// A code that no row may be without: the conflict stays open, and nothing is lost, until someone decides.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_kept_waits_for_a_decision() {
+    let field = Field::new().await;
+    let schema = "CREATE TABLE parts (name TEXT PRIMARY KEY, code INTEGER NOT NULL UNIQUE, note TEXT, place TEXT)";
+    let (user, endpoint) = field.table("a", schema).await;
+    let a = Table { user, endpoint };
+    let (user, endpoint) = field.table("b", schema).await;
+    let b = Table { user, endpoint };
+    a.run("INSERT INTO parts VALUES ('bolt', 1, 'as it was', NULL)");
+    keep_both(&field, &a, &b).await;
+    a.run("UPDATE parts SET note = 'of a'; INSERT INTO parts VALUES ('gear', 2, 'of a', NULL)");
+    b.run("UPDATE parts SET note = 'of b'; INSERT INTO parts VALUES ('gear', 2, 'of b', NULL)");
+    let before = (a.rows(), b.rows());
+    for (source, destination) in [(&a, &b), (&b, &a)] {
+        let record = keep_both(&field, source, destination).await;
+        assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::Completed, 2), "{record:?}");
+    }
+    assert_eq!((a.rows(), b.rows()), before);
+    let record = field
+        .session_with(
+            &a.endpoint,
+            &b.endpoint,
+            (Policy::SourceProviderWins, Collisions::None),
+            FullEnumerationAction::Abort,
+        )
+        .await;
+    assert_eq!(record.state, SyncState::InSync, "{record:?}");
+    assert_eq!(b.rows(), a.rows());
+    field.stop().await;
+}
+
 /// Random histories of three tables in a ring: rows are made under several names, edited and deleted, and merged wherever two of
 /// them meet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

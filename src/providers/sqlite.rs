@@ -370,6 +370,27 @@ impl ItemStore for SqliteStore {
         self.table.has_names().then(|| conflict_copy_id(id, loser, attempt)).flatten()
     }
 
+    /// Without the values that no other row may have: NULL where the row that stays has them too.
+    fn kept_beside(&self, loser: Vec<u8>, stays: &[u8]) -> Option<Vec<u8>> {
+        let (Ok(mut copy), Ok(stays)) = (row::decode(&loser), row::decode(stays)) else { return Some(loser) };
+        let mut left_out = BTreeSet::new();
+        for (columns, _) in &self.table.unique {
+            let names: Vec<&String> = columns.iter().map(|column| &self.table.columns[*column]).collect();
+            let has = |name: &&String| copy.get(*name).is_some_and(|value| !value.is_null());
+            if !names.iter().all(|name| has(name) && copy.get(*name) == stays.get(*name)) {
+                continue;
+            }
+            // All that may be: which of them is not to depend on the order in which a database lists its indices.
+            let nullable: Vec<&String> = names.into_iter().filter(|name| self.table.nullable.contains(*name)).collect();
+            if nullable.is_empty() {
+                return None;
+            }
+            left_out.extend(nullable);
+        }
+        left_out.into_iter().for_each(|name| drop(copy.insert(name.clone(), serde_json::Value::Null)));
+        Some(row::encode(&copy))
+    }
+
     fn containers(&self, _: &ItemId) -> Vec<ItemId> {
         Vec::new()
     }

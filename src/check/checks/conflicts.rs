@@ -77,6 +77,9 @@ async fn meet(bench: &Bench, policy: Policy, local: Did, remote: Did) -> Held<Me
         // It has no name for a copy, or no room, as where a row is to have a text of its own.
         return Err(Stop::NotOffered(format!("the store cannot keep both: {}", error.error_description)));
     }
+    if policy == Policy::KeepBoth && outcome.kind == OutcomeKind::Deferred {
+        return Err(Stop::NotOffered("the store cannot keep both, and leaves the conflict open".to_owned()));
+    }
     let seen = bench.look_with(&applied.knowledge, &[&base.item]).await?;
     let rule = if is_to_be_deleted(policy, local, remote) { Rule::TombstoneStored } else { Rule::Complete };
     let seen = bench.sent(rule, seen, &base.item)?;

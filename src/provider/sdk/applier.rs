@@ -35,13 +35,14 @@ use crate::mutant::{self, Mutant};
 use crate::provider::{
     CallError, ProcessInputs, ProcessOutput, ProcessOutputs, ProcessResult, ProcessStart, Refusal, RefusalCode,
 };
-use crate::types::{FullEnumerationAction, Hresult};
+use crate::types::{ConflictResolutionPolicy, FullEnumerationAction, Hresult};
 
 pub(super) mod absent;
 pub(super) mod carry_out;
 pub(super) mod constraint;
 pub(super) mod decisions;
 pub(super) mod fetch;
+mod keep_both;
 pub(super) mod merge;
 mod merge_items;
 pub(super) mod plan;
@@ -333,6 +334,9 @@ impl<'a> Applier<'a> {
             (OutcomeKind::Deferred, _) => match &outcome.constraint {
                 Some(ConstraintConflict { conflicting_item_id: Some(item), .. }) => format!("{item} is in its place"),
                 Some(_) => "this store cannot hold it here".to_owned(),
+                None if self.start.conflict_resolution_policy == ConflictResolutionPolicy::KeepBoth => {
+                    "in conflict, and both cannot be kept here; decide about it, or sync the other way".to_owned()
+                }
                 None => "in conflict, and the policy leaves it to you".to_owned(),
             },
             _ => return,

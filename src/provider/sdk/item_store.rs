@@ -275,6 +275,13 @@ pub trait ItemStore: fmt::Debug + Send + Sync + 'static {
     /// cannot keep both.
     fn conflict_copy_id(&self, id: &ItemId, loser: &ItemState, attempt: u32) -> Option<ItemId>;
 
+    /// What a conflict's loser is kept as beside the item that stays, each the content of an item with change units in canonical
+    /// form. A store of which no two items may have some value in common takes it out of the loser: the item that stays has it.
+    /// `None`: it cannot be kept, and the conflict waits for a person.
+    fn kept_beside(&self, loser: Vec<u8>, _stays: &[u8]) -> Option<Vec<u8>> {
+        Some(loser)
+    }
+
     /// The name under which an item goes on that gives way to another one at `id`; also of one that holds others, which then
     /// come with it: their ids begin with its own. `attempt` counts from 1. `None`: the store has no name for it.
     fn other_id(&self, id: &ItemId, item: &ItemState, attempt: u32) -> Option<ItemId> {

@@ -1,5 +1,7 @@
 //! The table: its key and columns, what an item's id says of the key, and the SQL that is made of both.
 
+use std::collections::BTreeSet;
+
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, OptionalExtension as _};
 
@@ -25,6 +27,8 @@ pub(super) struct Table {
     key: Vec<String>,
     /// Columns that are the content of a row, in the table's order.
     pub(super) columns: Vec<String>,
+    /// Those that may be NULL.
+    pub(super) nullable: BTreeSet<String>,
     /// Columns whose values no two rows may share, by their place among `columns`, each set of them with the statement that finds the
     /// key of the row that has such values.
     pub(super) unique: Vec<(Vec<usize>, String)>,
@@ -83,16 +87,18 @@ impl Table {
             Some(_) => {}
         }
         let mut statement = connection
-            .prepare("SELECT name, type, pk, hidden FROM pragma_table_xinfo(?1) ORDER BY cid")
+            .prepare("SELECT name, type, pk, hidden, \"notnull\" FROM pragma_table_xinfo(?1) ORDER BY cid")
             .map_err(failed)?;
         let described = statement
             .query_map([name], |row| {
-                Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, u32>(2)?, row.get::<_, u32>(3)?))
+                let (name, kind): (String, String) = (row.get(0)?, row.get(1)?);
+                let (place, hidden, not_null): (u32, u32, bool) = (row.get(2)?, row.get(3)?, row.get(4)?);
+                Ok((name, kind, place, hidden, not_null))
             })
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(failed)?;
-        let mut key: Vec<_> = described.iter().filter(|(_, _, place, _)| *place > 0).collect();
-        key.sort_by_key(|(_, _, place, _)| *place);
+        let mut key: Vec<_> = described.iter().filter(|(_, _, place, ..)| *place > 0).collect();
+        key.sort_by_key(|(_, _, place, ..)| *place);
         let key_form = match key.as_slice() {
             [] => return Err("has no primary key, so its rows cannot be told apart; give it one".to_owned()),
             [(_, kind, ..)] => KeyForm::of(kind),
@@ -100,11 +106,12 @@ impl Table {
         };
         let key: Vec<String> = key.into_iter().map(|(name, ..)| name.clone()).collect();
         // Hidden columns are generated: they follow from the others.
-        let is_content = |(_, _, place, hidden): &&(String, String, u32, u32)| *place == 0 && *hidden == 0;
-        let columns: Vec<String> = described.iter().filter(is_content).map(|(name, ..)| name.clone()).collect();
+        let content = described.iter().filter(|(_, _, place, hidden, _)| *place == 0 && *hidden == 0);
+        let columns: Vec<String> = content.clone().map(|(name, ..)| name.clone()).collect();
+        let nullable = content.filter(|(.., not_null)| !not_null).map(|(name, ..)| name.clone()).collect();
         let sql = Sql::of(name, &key, &columns);
         let unique = unique(connection, name, &key, &columns).map_err(failed)?;
-        Ok(Some(Self { name: name.to_owned(), key_form, key, columns, unique, sql }))
+        Ok(Some(Self { name: name.to_owned(), key_form, key, columns, nullable, unique, sql }))
     }
 
     /// Columns of the key.

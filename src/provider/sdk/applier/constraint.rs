@@ -12,12 +12,12 @@
 use std::collections::BTreeMap;
 
 use super::decisions::Decisions;
-use super::plan::{
-    Action, Arrival, CopyName, Deferral, Ground, Step, Verdict, conflicting, delete, row_of, tombstone_of,
-};
+use super::keep_both::CopyName;
+use super::plan::{Action, Arrival, Deferral, Ground, Step, Verdict, conflicting, delete, row_of, tombstone_of};
 use super::scrutiny::recoverable;
 use super::settle::{NewVersion, Winner, kind_of};
 use crate::knowledge::{ConstraintConflict, ItemChange, ItemDataHeader, ItemId};
+use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::ticks::Ticks;
@@ -30,11 +30,14 @@ impl Ground<'_> {
     /// # Errors
     /// Those of the rows.
     pub fn failed(&self, index: usize, id: &ItemId, error: ItemError) -> Result<Verdict, CallError> {
-        // Only of the item itself: a copy that cannot be kept is a failure of its change.
-        let itself = *id == self.changes[index].item_id;
+        let item = &self.changes[index].item_id;
+        let itself = id == item;
         Ok(match error {
             ItemError::InTheWay(_) if itself => Verdict::Deferred(self.constraint(id, None)?),
             ItemError::Collision(with) if itself => Verdict::Deferred(self.constraint(id, Some(&with))?),
+            // A copy of the loser cannot be kept, so the conflict waits; or goes with a session the other way, where it may be that
+            // what this one has to give up first is no one's.
+            ItemError::Collision(_) => Verdict::Deferred(Deferral::concurrency(item, (self.rows)(item)?.as_ref())),
             error => Verdict::Failed(error.into_recoverable(id)),
         })
     }
@@ -219,7 +222,7 @@ impl Ground<'_> {
         };
         let Ok(staged) = copy(name, id, holder) else { return Ok(false) };
         put(name.clone(), holder, before, staged, true);
-        for (item, row) in within {
+        for (item, row) in within.iter().filter(|_| !mutant::is(Mutant::MoveHolderAlone)) {
             // What is within has its holder's id before its own.
             let rest = item.as_bytes().get(id.as_bytes().len()..).unwrap_or_default();
             let to = ItemId::from([name.as_bytes(), rest].concat());

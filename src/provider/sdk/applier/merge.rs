@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::plan::{Action, CopyName, Deferral, Ground, Step, Verdict, row_of, stage};
+use super::plan::{Action, Deferral, Ground, Step, Verdict, stage};
 use super::scrutiny::recoverable;
 use super::settle::NewVersion;
 use crate::knowledge::{
     ChangeUnitChange, ChangeUnitId, Digest, ItemChange, ItemId, Knowledge, RecoverableError, UnitDecision, Version,
-    decide_unit, tells_base,
+    decide_unit, tells_anew, tells_base,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
@@ -109,12 +109,6 @@ pub fn course(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, row
     Course::Units(courses.collect())
 }
 
-/// True for a change with units that tells the destination of a base that it does not know: the item was made, or changed as a whole.
-/// The columns of single units do not count: what they leave out is not the item.
-pub(super) fn tells_anew(change: &ItemChange, made_with: &Knowledge, known: &Knowledge) -> bool {
-    tells_base(change, made_with) && !known.vector_for_item(&change.item_id).contains(&change.creation_version)
-}
-
 /// The units whose values the source must give.
 pub fn wanted(courses: &[UnitCourse]) -> Vec<ChangeUnitId> {
     let wanted = courses.iter().filter(|course| course.decision != UnitDecision::Obsolete && !course.gone);
@@ -155,6 +149,18 @@ struct Losers {
 }
 
 impl Ground<'_> {
+    /// The units of an item that is not here, of which more is known than the source has: they came through a filter, without a
+    /// value, and no item is made for that. There is no row to tell in which version they went.
+    pub(super) fn known_to_be_gone(&self, change: &ItemChange, row: Option<&Row>) -> Vec<ChangeUnitId> {
+        let id = &change.item_id;
+        if row.is_some_and(Row::is_there) || !tells_anew(change, self.made_with, self.known) {
+            return Vec::new();
+        }
+        let is_known =
+            |unit: &&ChangeUnitChange| self.known.contains_change_unit(id, &unit.change_unit_id, &unit.version);
+        change.change_units.iter().filter(is_known).map(|unit| unit.change_unit_id.clone()).collect()
+    }
+
     /// Plans a change of some units of `row`'s item.
     pub(super) fn merge(
         &self,
@@ -270,7 +276,7 @@ impl Ground<'_> {
             if !losers.values.is_empty() && !mutant::is(Mutant::NoLoserCopy) {
                 let mut copy = object.clone();
                 losers.values.iter().for_each(|(unit, value)| copy.set(unit.clone(), Some(value.clone())));
-                if !self.keep_beside(id, index, &row, (&copy, losers.time), actions, ticks)? {
+                if !self.keep_units((id, index, &row), (&copy, losers.time), &object, actions, ticks)? {
                     // Nothing may be lost: these wait for a person.
                     for (unit, _) in losers.values {
                         object.set(unit.clone(), local.get(&unit).cloned());
@@ -326,41 +332,10 @@ impl Ground<'_> {
         let staged = stage(self.store, id, &state, &content).map_err(|error| error.into_recoverable(id))?;
         Ok((Step::Put(staged), state))
     }
-
-    /// Keeps what an item would be if the losing units had won. False when the store cannot.
-    fn keep_beside(
-        &self,
-        id: &ItemId,
-        index: usize,
-        row: &Row,
-        (copy, time): (&Object, Option<jiff::Timestamp>),
-        actions: &mut BTreeMap<ItemId, Action>,
-        ticks: &mut Ticks,
-    ) -> Result<bool, CallError> {
-        let content = copy.canonical();
-        let loser = ItemState {
-            properties: properties(&row.item.state),
-            size: content.len() as u64,
-            digest: Digest(Sha256::digest(&content).into()),
-            modification_time: time,
-        };
-        match self.copy_name(id, &loser, actions)? {
-            CopyName::None => Ok(false),
-            CopyName::Kept => Ok(true),
-            CopyName::Free(name, before) => {
-                let Ok(staged) = stage(self.store, &name, &loser, &content) else { return Ok(false) };
-                let version = ticks.version(NewVersion::Local);
-                let after = Row { units: Some(copy.at(&version, time)), ..row_of(loser, version.clone(), version) };
-                let action = Action::of(index, *before, after, Step::Put(staged));
-                actions.insert(name, Action { comes_first: true, keeps_loser: true, ..action });
-                Ok(true)
-            }
-        }
-    }
 }
 
 /// Those of the item as it is here, but for the time that a file store keeps among them: it goes with the content.
-fn properties(state: &ItemState) -> BTreeMap<String, String> {
+pub(super) fn properties(state: &ItemState) -> BTreeMap<String, String> {
     state
         .properties
         .iter()

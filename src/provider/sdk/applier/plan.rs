@@ -23,9 +23,6 @@ use crate::provider::sdk::units::{self, Object};
 use crate::provider::sdk::{Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Staged, metadata_failed};
 use crate::types::ConflictResolutionPolicy;
 
-/// Names that are tried for a conflict's loser before the conflict is deferred.
-const MAX_COPY_NAMES: u32 = 1_000;
-
 /// What is done to the store for one item.
 #[derive(Debug)]
 pub enum Step {
@@ -214,15 +211,6 @@ impl Ticks {
     }
 }
 
-/// The place for a conflict's loser.
-pub(super) enum CopyName {
-    Free(ItemId, Box<Option<Row>>),
-    /// A name that it could have holds the same content already.
-    Kept,
-    /// The store cannot keep both, or has no name left.
-    None,
-}
-
 impl Applier<'_> {
     /// The live items within one.
     fn within(&self, id: &ItemId) -> Result<Rows, CallError> {
@@ -343,7 +331,7 @@ impl Ground<'_> {
         let change_version = change.change_version.as_ref().unwrap_or(&change.creation_version);
         let tells_base = tells_base(change, self.made_with);
         // The source's item, divided, where it came so or is to be kept so here; as much of it as the source speaks of.
-        let object = fetched.and_then(|fetched| match &fetched.units {
+        let mut object = fetched.and_then(|fetched| match &fetched.units {
             None => Some(fetched.object),
             Some(_) if tells_base => None,
             Some(units) => Some(fetched.object.part(units)),
@@ -384,6 +372,16 @@ impl Ground<'_> {
                 Err(error) => return Ok(Verdict::Failed(error)),
             }
         }
+        let mut gone = Vec::new();
+        if winner == Winner::Source && !conflict && tells_base {
+            gone = self.known_to_be_gone(change, row.as_ref());
+        }
+        if let Some(object) = object.as_mut().filter(|_| !gone.is_empty()) {
+            gone.iter().for_each(|unit| object.set(unit.clone(), None));
+            let canonical = object.canonical();
+            adopt(&canonical, &mut incoming, None);
+            content = Some(Content::Bytes(canonical));
+        }
         let mut arrival = Arrival { incoming, object, content, base };
         if tells_base
             && may_collide(winner, self.decisions, id)
@@ -392,47 +390,24 @@ impl Ground<'_> {
         {
             return Ok(verdict);
         }
-        let incoming = || arrival.incoming.state().ok_or_else(|| ItemError::Changed.into_recoverable(id));
         if matches!(winner, Winner::SourceAndCopy | Winner::DestinationAndCopy) && !mutant::is(Mutant::NoLoserCopy) {
             let source_wins = winner == Winner::SourceAndCopy;
-            let loser = match (source_wins, &row) {
-                (true, Some(row)) => ItemState { modification_time: row.modification_time(), ..row.item.state.clone() },
-                _ => match incoming() {
-                    Ok(state) => state,
-                    Err(error) => return Ok(Verdict::Failed(error)),
-                },
-            };
-            match self.copy_name(id, &loser, actions)? {
-                CopyName::None => return Ok(Verdict::Deferred(Deferral::concurrency(id, row.as_ref()))),
-                CopyName::Kept => {}
-                CopyName::Free(name, before) => {
-                    let content = match (source_wins, &row) {
-                        (true, Some(row)) => self.store.stage_copy(&name, id, &row.in_store()),
-                        _ => {
-                            let content = arrival.content.take().ok_or(ItemError::Changed);
-                            content.and_then(|it| it.stage(self.store, &name, &loser))
-                        }
-                    };
-                    let content = match content {
-                        Ok(content) => content,
-                        Err(error) => return Ok(Verdict::Failed(error.into_recoverable(id))),
-                    };
-                    let version = ticks.version(NewVersion::Local);
-                    let units = match (source_wins, &row) {
-                        (true, Some(row)) => units::renewed(row.clone(), version.clone()).units,
-                        _ => arrival.object.as_ref().map(|object| object.at(&version, loser.modification_time)),
-                    };
-                    let after = Row { units, ..row_of(loser, version.clone(), version) };
-                    let action = Action::of(index, *before, after, Step::Put(content));
-                    actions.insert(name, Action { comes_first: true, keeps_loser: true, ..action });
-                }
+            let sides = (row.as_ref(), &mut arrival);
+            if let Some(verdict) = self.keep_loser((id, index), sides, source_wins, actions, ticks)? {
+                return Ok(verdict);
             }
         }
+        let incoming = || arrival.incoming.state().ok_or_else(|| ItemError::Changed.into_recoverable(id));
         let own = version == NewVersion::Local;
         let version = ticks.version(version);
         let planned = match (winner, row) {
             (Winner::Source | Winner::SourceAndCopy, row) => incoming().and_then(|state| {
-                let after = arrival.row(change, state, version, own);
+                let mut after = arrival.row(change, state, version, own);
+                if let Some(units) = after.units.as_mut().filter(|_| !gone.is_empty()) {
+                    let version = ticks.version(NewVersion::Local);
+                    let without = Unit { digest: None, version, modification_time: None };
+                    units.extend(gone.iter().map(|unit| (unit.clone(), without.clone())));
+                }
                 self.take(id, row, after, arrival.content.take())
             }),
             (Winner::Deletion, row) => Ok(delete(change, row, version)),
@@ -452,41 +427,6 @@ impl Ground<'_> {
             }
             Err(error) => Ok(Verdict::Failed(error)),
         }
-    }
-
-    /// Finds a name beside `id` that holds nothing, or already holds the loser's content. Never one with other content, nor
-    /// one that this section is about to change into something else.
-    pub(super) fn copy_name(
-        &self,
-        id: &ItemId,
-        loser: &ItemState,
-        actions: &BTreeMap<ItemId, Action>,
-    ) -> Result<CopyName, CallError> {
-        let name = |attempt| self.store.conflict_copy_id(id, loser, attempt);
-        self.free_name(name, |row| row.item.state.same_content(loser), actions)
-    }
-
-    /// Finds the first of some names that holds nothing, or what is to be kept already.
-    pub(super) fn free_name(
-        &self,
-        name: impl Fn(u32) -> Option<ItemId>,
-        is_kept: impl Fn(&Row) -> bool,
-        actions: &BTreeMap<ItemId, Action>,
-    ) -> Result<CopyName, CallError> {
-        for attempt in 1..=MAX_COPY_NAMES {
-            let Some(name) = name(attempt) else { break };
-            // What is only about to be there does not count as kept: it may fail, or lose a conflict of its own; and the name may
-            // be the item's own.
-            if actions.contains_key(&name) || self.changes.iter().any(|change| change.item_id == name) {
-                continue;
-            }
-            match (self.rows)(&name)? {
-                Some(row) if row.is_there() && is_kept(&row) => return Ok(CopyName::Kept),
-                Some(row) if row.is_there() && !mutant::is(Mutant::CopyOverOther) => {}
-                row => return Ok(CopyName::Free(name, Box::new(row))),
-            }
-        }
-        Ok(CopyName::None)
     }
 }
 
@@ -522,9 +462,14 @@ impl Arrival {
                 let units = units::taken(change, object);
                 let version = |unit| if own { Unit { version: version.clone(), ..unit } } else { unit };
                 units.into_iter().map(|(id, unit)| (id, version(unit))).collect()
-            } else if own || change.change_units.is_empty() {
+            } else if change.change_units.is_empty() {
                 after.creation = version.clone();
                 object.at(&version, time)
+            } else if own {
+                // Each unit is as old as it was.
+                after.creation = version.clone();
+                let alive = units::taken(change, object).into_iter().filter(|(_, unit)| unit.digest.is_some());
+                alive.map(|(id, unit)| (id, Unit { version: version.clone(), ..unit })).collect()
             } else {
                 units::taken(change, object)
             };

@@ -36,7 +36,7 @@ pub enum Step {
     Delete,
     /// It goes, as what it holds becomes a part of another item, which is saved at once. It comes back when that one cannot be.
     MergeInto {
-        /// The other item.
+        /// The other item; where several go, the next of them, which does the same.
         winner: ItemId,
         /// What is here, to come back.
         content: Staged,

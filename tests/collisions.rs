@@ -242,6 +242,25 @@ async fn a_merge_that_fails_changes_nothing() {
     field.stop().await;
 }
 
+/// A file is an item as a whole, whatever is in it: the other side has no units of it, and would be left with another content at the
+/// same version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_without_units_is_not_merged() {
+    let field = Field::new().await;
+    let files = field.directory("files", Default::default()).await;
+    let b = Table::new(&field, "b").await;
+    b.run("INSERT INTO parts VALUES ('nut', 7, NULL, 'here')");
+    files.write("bolt", r#"{"code":7,"note":"of a file","place":null}"#);
+    let before = (files.files(), b.rows());
+    let policies = (Policy::LastWriterWins, Collisions::Merge);
+    for _ in 0..3 {
+        let record = field.session_with(&files.endpoint, &b.endpoint, policies, FullEnumerationAction::Abort).await;
+        assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::Completed, 1), "{record:?}");
+        assert_eq!((files.files(), b.rows()), before);
+    }
+    field.stop().await;
+}
+
 /// Rows that exchange their codes: two of them, three in a cycle, and a chain that ends at a code that is free.
 const EXCHANGES: [&str; 3] = [
     "UPDATE parts SET code = -code WHERE name IN ('bolt', 'nut');

@@ -11,9 +11,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::arrival::Arrival;
 use super::decisions::Decisions;
 use super::keep_both::CopyName;
-use super::plan::{Action, Arrival, Deferral, Ground, Step, Verdict, conflicting, delete, row_of, tombstone_of};
+use super::plan::{Action, Deferral, Ground, Step, Verdict, conflicting, delete, row_of, tombstone_of};
 use super::scrutiny::recoverable;
 use super::settle::{NewVersion, Winner, kind_of};
 use crate::knowledge::{ConstraintConflict, ItemChange, ItemDataHeader, ItemId};

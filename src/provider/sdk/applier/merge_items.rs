@@ -11,7 +11,8 @@ use std::collections::BTreeSet;
 
 use sha2::{Digest as _, Sha256};
 
-use super::plan::{Action, Arrival, Ground, Step, delete, stage, tombstone_of};
+use super::arrival::{Arrival, stage};
+use super::plan::{Action, Ground, Step, delete, tombstone_of};
 use super::settle::NewVersion;
 use crate::knowledge::{ChangeUnitId, Digest, ItemChange, ItemId, Version};
 use crate::mutant::{self, Mutant};

@@ -19,7 +19,7 @@ pub use batch::{
 };
 pub use breach::BatchBreach;
 pub use clock_vector::ClockVector;
-pub use conflict::{Conflict, Decision, DestinationItem, UnitDecision, decide, decide_unit, tells_base};
+pub use conflict::{Conflict, Decision, DestinationItem, UnitDecision, decide, decide_unit, tells_anew, tells_base};
 pub use filter::{FilterFlags, FilterRequest, FilteringType, SyncFilter};
 pub use id::{ChangeUnitId, IdFormat, IdParameters, ItemId, ReplicaId, Version};
 pub use resolution::{

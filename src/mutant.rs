@@ -90,6 +90,16 @@ mutants! {
     MergeNothing,
     /// The tombstone of a merged item does not name the winner.
     ForgetMergeWinner,
+    /// What moves out of the way of another item is deleted before its copy is there.
+    DeleteBeforeCopy,
+    /// Of what moves out of the way of another item only that goes on which holds the rest.
+    MoveHolderAlone,
+    /// What the source does not list of an item is gone, also where a filter holds the rest back.
+    TakeUnlistedForGone,
+    /// A unit that a filter held back counts as one that the item does not have.
+    ForgetHeldBack,
+    /// What is found after a crash teaches the base of an item of which only some units came.
+    IntentTeachesBase,
     /// Of a run of items that a custom filter holds back only the first is held back from what is taught.
     ShortSpans,
     /// A session that fails before it was admitted goes straight to its final state.

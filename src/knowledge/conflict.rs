@@ -112,7 +112,12 @@ pub enum UnitDecision {
 /// Delete-delete is a [`Decision::Conflict`], though nothing is at stake: which version stays is the applier's rule.
 pub fn decide(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, item: &DestinationItem) -> Decision {
     let id = &change.item_id;
-    if change.is_known_by(known) {
+    // Who has got some units through a filter can know all that are listed, and not that there are no others. It is nothing to one
+    // who has deleted all that there is.
+    let is_base_news = !change.change_units.is_empty()
+        && tells_anew(change, made_with, known)
+        && !matches!(item, DestinationItem::Deleted(_));
+    if change.is_known_by(known) && !is_base_news {
         return Decision::Obsolete;
     }
     let deletes = change.flags.is_deleted();
@@ -154,6 +159,13 @@ pub fn decide(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, ite
 /// says that all other units are gone, is not among what its group knows.
 pub fn tells_base(change: &ItemChange, made_with: &Knowledge) -> bool {
     change.change_units.is_empty() || made_with.vector_for_item(&change.item_id).contains(&change.creation_version)
+}
+
+/// True for a change with units that tells the destination of a base that it does not know: the item was made, or changed as a whole.
+/// The columns of single units do not count: what they leave out is not the item.
+pub fn tells_anew(change: &ItemChange, made_with: &Knowledge, known: &Knowledge) -> bool {
+    (tells_base(change, made_with) || mutant::is(Mutant::TakeUnlistedForGone))
+        && !known.vector_for_item(&change.item_id).contains(&change.creation_version)
 }
 
 /// Whether `knows` holds of the item (`None`), or of each unit that the source lists where it speaks for no others.

@@ -80,7 +80,7 @@ pub mod decision {
     pub use super::applier::settle::{Incoming, NewVersion, Settlement, Winner, settle};
     pub use super::applier::{Learning, learned, learns_forgotten};
     pub use super::detection::{Book, Folded, fold};
-    pub use super::filtering::held_back;
+    pub use super::filtering::{held_back, through_units};
     pub use super::metadata::{Commit, Intent, Row, Snapshot, Unit, Units};
     pub use super::units::{Object, missing, waiting};
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use synclave::knowledge::{ItemId, Knowledge, Version};
 use synclave::types::{ProviderRole, ResolveAction, SyncGuid, SyncState};
 
+use super::filters::Wish;
 use super::scenario::Time;
 
 macro_rules! checks {
@@ -64,6 +65,8 @@ checks! {
     /// Of two items that become one that with the smaller id stays, and the tombstone of the other names it; otherwise that stays
     /// which was to.
     Collision = "collision",
+    /// What a filter of change units holds back is not said, and not learned.
+    HeldBack = "held back",
     /// Only what a user did is given a local version by detection.
     PhantomEdit = "phantom edit",
     /// A session that says IN_SYNC left its destination with all that its source had; an operation, both ends with what either
@@ -147,6 +150,8 @@ pub(crate) struct Ghost {
     pub(crate) states: BTreeMap<SyncGuid, SyncState>,
     /// Knowledge last told by a replica.
     pub(crate) told: BTreeMap<usize, Arc<Knowledge>>,
+    /// What the source of a session was told last to let through.
+    pub(crate) filters: BTreeMap<SyncGuid, Option<Wish>>,
     /// What the source of a session had when it gave its last batch.
     pub(crate) source_had: BTreeMap<SyncGuid, Arc<Knowledge>>,
     /// Versions in a session's batch in hand that were applied, or failed, of which the coordinator has not heard yet.

@@ -60,7 +60,18 @@ impl Collision {
         let about = |id| actions.get(id).is_some_and(|action| action.index == self.index);
         matches!(verdicts[self.index], Verdict::Planned { conflict: true })
             && about(&self.item)
-            && (self.action == ConstraintResolveAction::AcceptDestinationProvider || about(&self.way))
+            && (self.keeps_destination() || about(&self.way))
+    }
+
+    /// What is in the way stays as it is.
+    fn keeps_destination(&self) -> bool {
+        use ConstraintResolveAction::{AcceptDestinationProvider, RenameSource};
+        matches!(self.action, AcceptDestinationProvider | RenameSource)
+    }
+
+    /// What is in the way goes to another name.
+    pub(crate) fn renames_destination(&self) -> bool {
+        self.action == ConstraintResolveAction::RenameDestination
     }
 }
 
@@ -79,6 +90,61 @@ fn time_here(row: &Row, unit: &str) -> Option<jiff::Timestamp> {
 }
 
 impl World {
+    /// What gives way to another item is somewhere else by now, unless a user has dealt with it.
+    pub(crate) fn goes_on_elsewhere(&mut self, index: usize, id: &ItemId, content: &[u8]) {
+        if !self.is_kept(index, content) {
+            let text = String::from_utf8_lossy(content);
+            let message = format!("{} moves {id} ({text}) out of the way, and it is nowhere else", name(index));
+            self.fail(Check::Collision, message);
+        }
+    }
+
+    /// A collision of an item with one within it, or around it, was settled.
+    pub(crate) fn made_room(
+        &mut self,
+        index: usize,
+        collision: &Collision,
+        change: &ItemChange,
+        actions: &BTreeMap<ItemId, Action>,
+        policy: Collisions,
+    ) {
+        let Collision { action, item, way, .. } = collision;
+        let who = format!("{} settles {item} with {way} in its way by {action:?}", name(index));
+        if policy == Collisions::None && !self.ghost.decided_collisions.contains(&(item.clone(), way.clone())) {
+            return self.fail(Check::Decision, format!("{who}, and nobody has decided that"));
+        }
+        let of_it = || actions.iter().filter(|(_, action)| action.index == collision.index);
+        let goes = |(_, action): &(&ItemId, &Action)| {
+            action.after.item.deleted && action.before.as_ref().is_some_and(Row::is_there)
+        };
+        let stays = actions.get(item).is_some_and(|action| action.before.as_ref().is_some_and(Row::is_there))
+            && !actions.get(item).is_some_and(|action| action.after.item.deleted);
+        let is_source =
+            actions.get(item).is_some_and(|action| Some(action.after.item.state.digest) == change.content_digest);
+        let is_as_settled = match action {
+            ConstraintResolveAction::AcceptSourceProvider => is_source && of_it().any(|it| goes(&it)),
+            ConstraintResolveAction::AcceptDestinationProvider => of_it().all(|(id, _)| id == item),
+            ConstraintResolveAction::RenameSource => stays && of_it().all(|it| !goes(&it)),
+            _ => is_source,
+        };
+        if !is_as_settled {
+            let rows: Vec<_> = of_it().map(|(id, action)| (id, &action.after)).collect();
+            return self.fail(Check::Collision, format!("{who}, and it becomes {rows:?}"));
+        }
+        let renamed: Vec<_> = match action {
+            ConstraintResolveAction::RenameSource => change.content_digest.into_iter().collect(),
+            ConstraintResolveAction::RenameDestination => {
+                let gone = of_it().filter(|it| goes(it)).filter_map(|(_, action)| action.before.as_ref());
+                gone.map(|row| row.item.state.digest).collect()
+            }
+            _ => return,
+        };
+        self.figures.renamed += 1;
+        if let Some(lost) = renamed.iter().find(|digest| !self.holds(index, digest)) {
+            self.fail(Check::Collision, format!("{who}, and {lost:?} is nowhere"));
+        }
+    }
+
     /// A collision was settled, just now.
     pub(crate) fn collided(
         &mut self,

@@ -386,7 +386,7 @@ impl World {
                 }
             }
             Effect::End(role, _) => {
-                if !self.ghost.outcomes_committed.contains(&guid) && self.weather.bad_commit == 0 {
+                if !self.ghost.outcomes_committed.contains(&guid) && self.scenario.weather.bad_commit == 0 {
                     self.fail(
                         Check::OutcomeFirst,
                         format!("{} sends EndSession before its outcome is durable", short(guid)),

@@ -94,7 +94,12 @@ impl Provider {
     pub(crate) fn new(index: usize, scenario: &Scenario) -> Self {
         Self {
             index,
-            replica: Replica::new(index, scenario.units & 1 << index != 0, scenario.names & 1 << index != 0),
+            replica: Replica::new(
+                index,
+                scenario.units & 1 << index != 0,
+                scenario.names & 1 << index != 0,
+                scenario.nested,
+            ),
             up: true,
             life: 1,
             reach: Reach::Open,
@@ -105,7 +110,8 @@ impl Provider {
             gate: false,
             forgets: false,
             max_source_sessions: scenario.max_source_sessions,
-            wants: Wish::new(scenario.wants[index], scenario.custom & 1 << index != 0),
+            wants: Wish::new(scenario.wants[index], scenario.custom & 1 << index != 0)
+                .or(Wish::of_units(scenario.wanted_units[index])),
             elsewhere: None,
         }
     }
@@ -235,6 +241,7 @@ impl World {
                 let found = self.enter(to, key, ProviderRole::Source);
                 if let (Ok(()), Some(live)) = (&found, self.providers[to].sessions.get_mut(&call.sync_guid)) {
                     live.filter = Wish::of(&request);
+                    self.ghost.filters.insert(call.sync_guid, live.filter.clone());
                 }
                 self.reply(to, &call, found.map(|()| Payload::Nothing));
             }
@@ -356,6 +363,7 @@ impl World {
             let buried = self.buried(index, &item, &self.providers[index].replica.knowledge);
             self.units_found(index, &item, before.as_ref(), &after, buried.as_ref());
             let version = after.version;
+            let lingered = before.as_ref().is_some_and(|row| row.lingering);
             let older = before.map(|row| row.version);
             if older.as_ref() != Some(&version) {
                 let older = older.or(buried);
@@ -368,7 +376,8 @@ impl World {
             };
             drop(shelf);
             self.history.add(self.now, || format!("{} finds {item}, now {version:?}", name(index)));
-            if !by_user {
+            // What was to go and holds something new lives on.
+            if !by_user && !lingered {
                 let message = format!("{} gives {item} the version {version:?}, but no user changed it", name(index));
                 self.fail(Check::PhantomEdit, message);
             }

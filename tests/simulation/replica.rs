@@ -24,6 +24,8 @@ pub(crate) enum Author {
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) content: Vec<u8>,
+    /// Where items can be within others: whether it holds some.
+    kind: Option<String>,
     pub(crate) mode: String,
     pub(crate) modified: i64,
     pub(crate) author: Author,
@@ -32,14 +34,23 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn state(&self) -> ItemState {
+        let kind = self.kind.iter().map(|kind| ("kind".to_owned(), kind.clone()));
         ItemState {
-            properties: BTreeMap::from([("mode".to_owned(), self.mode.clone())]),
+            properties: kind.chain([("mode".to_owned(), self.mode.clone())]).collect(),
             size: self.content.len() as u64,
             digest: digest(&self.content),
             modification_time: jiff::Timestamp::from_second(self.modified).ok(),
         }
     }
+
+    pub(crate) fn holds_items(&self) -> bool {
+        self.kind.as_deref() == Some(HOLDER)
+    }
 }
+
+/// The kinds of items where they can be within others.
+const HOLDER: &str = "directory";
+const PLAIN: &str = "file";
 
 pub(crate) fn digest(content: &[u8]) -> Digest {
     Digest(Sha256::digest(content).into())
@@ -51,6 +62,8 @@ pub(crate) struct Shelf {
     pub(crate) divided: bool,
     /// Names are a constraint of it: of the items with one name it holds one.
     pub(crate) named: bool,
+    /// Its items can be within others.
+    pub(crate) nested: bool,
     pub(crate) items: BTreeMap<ItemId, Entry>,
     /// Items that a user deleted since a provider last wrote them.
     pub(crate) deleted_by_user: BTreeSet<ItemId>,
@@ -74,7 +87,8 @@ impl MemoryStore {
         shelf.stamp += 1;
         let stamp = shelf.stamp;
         let mode = shelf.items.get(item).map_or_else(|| "rw".to_owned(), |entry| entry.mode.clone());
-        shelf.items.insert(item.clone(), Entry { content, mode, modified, author: Author::User, stamp });
+        let kind = shelf.nested.then(|| PLAIN.to_owned());
+        shelf.items.insert(item.clone(), Entry { content, kind, mode, modified, author: Author::User, stamp });
     }
 
     pub(crate) fn set_mode(&self, item: &ItemId, mode: String, modified: i64) {
@@ -93,6 +107,24 @@ impl MemoryStore {
         }
     }
 
+    /// Makes an item that holds others. All of them are equal, until a user changes one.
+    pub(crate) fn make_holder(&self, item: &ItemId) {
+        self.write(item, Vec::new(), 1_000);
+        let mut shelf = self.shelf();
+        if let Some(entry) = shelf.items.get_mut(item) {
+            (entry.kind, entry.mode) = (Some(HOLDER.to_owned()), "rw".to_owned());
+        }
+    }
+
+    pub(crate) fn holds_items(&self, item: &ItemId) -> bool {
+        self.shelf().items.get(item).is_some_and(Entry::holds_items)
+    }
+
+    /// The items within one, the innermost first.
+    pub(crate) fn within(&self, item: &ItemId) -> Vec<ItemId> {
+        self.shelf().within(item).rev().cloned().collect()
+    }
+
     /// The item that has the name which `item` would need, where names are a constraint.
     pub(crate) fn in_the_way(&self, item: &ItemId) -> Option<ItemId> {
         self.shelf().in_the_way(item)
@@ -104,6 +136,11 @@ impl MemoryStore {
 
     pub(crate) fn content(&self, item: &ItemId) -> Option<Vec<u8>> {
         self.shelf().items.get(item).map(|entry| entry.content.clone())
+    }
+
+    /// The content of an item that has some of its own, and does not merely hold others.
+    pub(crate) fn own_content(&self, item: &ItemId) -> Option<Vec<u8>> {
+        self.content(item).filter(|_| !self.holds_items(item))
     }
 }
 
@@ -125,11 +162,44 @@ impl Shelf {
         self.items.keys().filter(|_| self.named).find(is_other).cloned()
     }
 
+    fn within(&self, item: &ItemId) -> impl DoubleEndedIterator<Item = &ItemId> {
+        let item = item.clone();
+        self.items.keys().filter(move |other| is_within(other, &item))
+    }
+
+    /// Why an item of this kind cannot be where others are within others.
+    fn has_no_place(&self, item: &ItemId, kind: Option<&String>) -> Option<ItemError> {
+        if !self.nested {
+            return None;
+        }
+        let in_the_way = |why: &str| Some(ItemError::InTheWay(why.to_owned()));
+        if containers(item).first().is_some_and(|holder| !self.items.get(holder).is_some_and(Entry::holds_items)) {
+            return in_the_way("what would hold it is not there");
+        }
+        match kind.map(String::as_str) {
+            Some(PLAIN) if self.within(item).next().is_some() => in_the_way("it holds something"),
+            Some(PLAIN | HOLDER) => None,
+            _ => Some(ItemError::Failed("of no kind".to_owned())),
+        }
+    }
+
     fn stage(&mut self, content: Vec<u8>) -> Staged {
         self.next_staged += 1;
         self.staged.insert(self.next_staged, content);
         Staged(self.next_staged)
     }
+}
+
+/// What an item is within, from the nearest outwards.
+pub(crate) fn containers(item: &ItemId) -> Vec<ItemId> {
+    let name = item.as_bytes();
+    let slashes = (0..name.len()).rev().filter(|at| name[*at] == b'/');
+    slashes.map(|at| ItemId::from(&name[..at])).collect()
+}
+
+/// True for an item within `holder`.
+fn is_within(item: &ItemId, holder: &ItemId) -> bool {
+    item.as_bytes().strip_prefix(holder.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"))
 }
 
 struct MemoryStaging(Arc<Mutex<Shelf>>, Vec<u8>);
@@ -216,10 +286,15 @@ impl ItemStore for MemoryStore {
         if let Some(other) = shelf.in_the_way(id) {
             return Err(ItemError::Collision(other));
         }
+        let kind = state.properties.get("kind").cloned();
+        if let Some(error) = shelf.has_no_place(id, kind.as_ref()) {
+            return Err(error);
+        }
         let content = shelf.staged.remove(&staged.0).ok_or_else(|| ItemError::Failed("never staged".to_owned()))?;
         shelf.stamp += 1;
         let entry = Entry {
             content,
+            kind,
             mode: state.properties.get("mode").cloned().unwrap_or_default(),
             modified: state.modification_time.map_or(0, |time| time.as_second()),
             author: Author::Provider,
@@ -250,6 +325,9 @@ impl ItemStore for MemoryStore {
         if !shelf.is(id, known) {
             return Err(ItemError::Changed);
         }
+        if shelf.within(id).next().is_some() {
+            return Ok(Applied::NotEmpty);
+        }
         shelf.items.remove(id);
         Ok(Applied::Done(Fingerprint::default()))
     }
@@ -264,13 +342,14 @@ impl ItemStore for MemoryStore {
 
     /// Few names, so that losers of different conflicts meet under one.
     fn conflict_copy_id(&self, id: &ItemId, _: &ItemState, attempt: u32) -> Option<ItemId> {
-        let name = id.to_string();
-        let base = name.split('~').next().unwrap_or(&name);
-        Some(ItemId::from(&*format!("{base}~{attempt}")))
+        let path = id.to_string();
+        let name = path.rfind('/').map_or(0, |slash| slash + 1);
+        let end = path[name..].find('~').map_or(path.len(), |mark| name + mark);
+        Some(ItemId::from(&*format!("{}~{attempt}", &path[..end])))
     }
 
-    fn containers(&self, _: &ItemId) -> Vec<ItemId> {
-        Vec::new()
+    fn containers(&self, id: &ItemId) -> Vec<ItemId> {
+        containers(id)
     }
 }
 
@@ -289,9 +368,9 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) fn new(index: usize, divided: bool, named: bool) -> Self {
+    pub(crate) fn new(index: usize, divided: bool, named: bool, nested: bool) -> Self {
         Self {
-            store: MemoryStore(Arc::new(Mutex::new(Shelf { divided, named, ..Shelf::default() }))),
+            store: MemoryStore(Arc::new(Mutex::new(Shelf { divided, named, nested, ..Shelf::default() }))),
             id: ReplicaId::from(vec![b'A' + index as u8; 16]),
             rows: BTreeMap::new(),
             intents: BTreeMap::new(),
@@ -336,6 +415,26 @@ impl Replica {
         let deleted = self.rows.iter().filter(|(_, row)| row.item.deleted);
         let pairs = deleted.filter_map(|(id, row)| Some((row, other.rows.get(id)?)));
         pairs.filter(|(_, there)| there.item.deleted).all(|(here, there)| here.merged_into() == there.merged_into())
+    }
+
+    /// The live items within one.
+    pub(crate) fn within(&self, item: &ItemId) -> Vec<(ItemId, Row)> {
+        let behind = self.rows.range(item.clone()..).skip_while(|(id, _)| *id == item);
+        let within = behind.take_while(|(id, _)| id.as_bytes().starts_with(item.as_bytes()));
+        let alive = within.filter(|(id, row)| !row.item.deleted && is_within(id, item));
+        alive.map(|(id, row)| (id.clone(), row.clone())).collect()
+    }
+
+    /// Holders of items whose deletion waited for what was in them.
+    pub(crate) fn empty_holders(&mut self) {
+        let mut rows = Vec::new();
+        for (id, row) in self.rows.iter().rev().filter(|(_, row)| row.lingering) {
+            if let Ok(Applied::Done(fingerprint)) = self.store.delete(id, &row.in_store()) {
+                let item = KnownItem { fingerprint, ..row.item.clone() };
+                rows.push((id.clone(), Row { item, lingering: false, ..row.clone() }));
+            }
+        }
+        self.commit(Commit { rows, tick: self.tick, ..Commit::default() });
     }
 
     /// Cleans every tombstone up, as the SDK's metadata do; the versions that are forgotten.

@@ -11,6 +11,9 @@ use synclave::types::{
 
 use super::random::Random;
 
+/// Where items can be within others, the items.
+pub(crate) const NESTED: [&str; 6] = ["f0", "f0/a", "f0/a/a", "f0/b", "f1", "f1/a"];
+
 /// Virtual time since the start of the world.
 pub(crate) type Time = Duration;
 
@@ -30,10 +33,14 @@ pub(crate) struct Scenario {
     pub(crate) units: u8,
     /// Of each replica, by its bit, whether names are a constraint of its store: of the items with one name it holds one.
     pub(crate) names: u8,
+    /// Items can be within others.
+    pub(crate) nested: bool,
     /// Of each replica, by its index, the items that it wants by their bits, until the faults stop; 0: all.
     pub(crate) wants: Vec<u8>,
     /// Of each replica, by its bit, whether it says that by a custom filter, which goes for copies too; else by a list of items.
     pub(crate) custom: u8,
+    /// Of each replica, by its index, the change units that it wants by their bits, until another wish or the faults stop; 0: all.
+    pub(crate) wanted_units: Vec<u8>,
     /// When the faults have stopped sessions go round a ring, each replica to the next, in this order of the sources; empty: the
     /// first replica and all others, both ways. Where names are a constraint, sessions go both ways around it.
     pub(crate) ring: Vec<usize>,
@@ -85,6 +92,11 @@ pub(crate) enum Step {
         collisions: Collisions,
         action: Action,
         max_attempts: u32,
+    },
+    /// From now on the replica wants these change units, by their bits; 0: all.
+    WantUnits {
+        replica: usize,
+        units: u8,
     },
     /// Every tombstone of the replica is old enough to be cleaned up; `at_once`: also while it is the source of a session.
     Forget {
@@ -139,15 +151,17 @@ impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} replicas, batches of {}, inline data {}, units {:b}, names {:b}, wants {:?} custom {:b}, ring {:?}, max_source_sessions {}, {:?}",
+            "seed {}: {} replicas, batches of {}, inline data {}, units {:b}, names {:b}, nested {}, wants {:?} custom {:b} of units {:?}, ring {:?}, max_source_sessions {}, {:?}",
             self.seed,
             self.replicas,
             self.batch_size,
             self.inline,
             self.units,
             self.names,
+            self.nested,
             self.wants,
             self.custom,
+            self.wanted_units,
             self.ring,
             self.max_source_sessions,
             self.weather
@@ -162,7 +176,7 @@ impl Scenario {
         let replicas = random.between(3, 5) as usize;
         let span = Duration::from_secs(random.between(5, 400));
         let stormy = random.below(4) != 0;
-        let weather = match stormy {
+        let mut weather = match stormy {
             false => Weather::default(),
             true => Weather {
                 drop: random.pick(&[0, 5, 20, 60]),
@@ -318,12 +332,38 @@ impl Scenario {
                 }
             }
         }
+        let nested = units == 0 && ring.is_empty() && Random::new(seed ^ 0x6e65_7374_6564_0000).below(2) == 0;
+        if nested {
+            steps.retain(|(_, step)| !matches!(step, Step::Forget { .. }));
+            let beside = &mut Random::new(seed ^ 0x7769_7468_696e_0000);
+            for (_, step) in &mut steps {
+                match step {
+                    Step::Write { item, .. } | Step::SetMode { item, .. } | Step::Delete { item, .. } => {
+                        *item = beside.below(NESTED.len() as u64) as u8;
+                    }
+                    Step::Operate { collisions, .. } => {
+                        *collisions = beside.pick(&[
+                            Collisions::RenameSource,
+                            Collisions::RenameDestination,
+                            Collisions::RenameDestination,
+                            Collisions::None,
+                            Collisions::None,
+                            Collisions::SourceProviderWins,
+                            Collisions::DestinationProviderWins,
+                        ]);
+                    }
+                    _ => {}
+                }
+            }
+        }
         let beside = &mut Random::new(seed ^ 0x6465_6369_6465_0000);
         // Conflicts that wait, on few items, in a quarter of the histories.
         if units == 0 && beside.below(4) == 0 {
             for (_, step) in &mut steps {
                 match step {
-                    Step::Write { item, .. } | Step::SetMode { item, .. } | Step::Delete { item, .. } => *item %= 2,
+                    Step::Write { item, .. } | Step::SetMode { item, .. } | Step::Delete { item, .. } if !nested => {
+                        *item %= 2;
+                    }
                     Step::Operate { policy, .. } if beside.below(4) != 0 => *policy = Policy::None,
                     _ => {}
                 }
@@ -331,7 +371,7 @@ impl Scenario {
         }
         let leave = |(time, step): &(Time, Step)| match step {
             Step::Operate { a, b, policy: Policy::None, .. } => Some((*time, *a, *b)),
-            Step::Operate { a, b, collisions: Collisions::None, .. } if names != 0 => Some((*time, *a, *b)),
+            Step::Operate { a, b, collisions: Collisions::None, .. } if names != 0 || nested => Some((*time, *a, *b)),
             _ => None,
         };
         let leaving: Vec<_> = steps.iter().filter_map(leave).collect();
@@ -356,12 +396,25 @@ impl Scenario {
         }
         let beside = &mut Random::new(seed ^ 0x6669_6c74_6572_0000);
         let mut wants = vec![0; replicas];
-        if beside.below(5) == 0 {
+        if beside.below(5) == 0 && !nested {
             // A filter and a full enumeration do not go together.
             steps.retain(|(_, step)| !matches!(step, Step::Forget { .. }));
             wants.iter_mut().for_each(|mask| *mask = beside.pick(&[0, 0b001, 0b010, 0b101, 0b110]));
         }
         let custom = Random::new(seed ^ 0x6375_7374_6f6d_0000).between(0, all.into()) as u8;
+        let beside = &mut Random::new(seed ^ 0x636f_6c75_6d6e_7300);
+        let mut wanted_units = vec![0; replicas];
+        if units != 0 && names == 0 && wants.iter().all(|mask| *mask == 0) && beside.below(2) == 0 {
+            let some = [0, 0b0001, 0b0010, 0b0110, 0b1001];
+            wanted_units.iter_mut().for_each(|mask| *mask = beside.pick(&some));
+            if stormy {
+                weather.sudden = beside.pick(&[weather.sudden, 25, 100]);
+            }
+            for _ in 0..beside.between(1, 4) {
+                let time = Duration::from_millis(beside.below(span.as_millis() as u64));
+                steps.push((time, Step::WantUnits { replica: beside.index(replicas), units: beside.pick(&some) }));
+            }
+        }
         steps.sort_by_key(|(time, _)| *time);
         Self {
             seed,
@@ -372,8 +425,10 @@ impl Scenario {
             inline: random.below(2) == 0,
             units,
             names,
+            nested,
             wants,
             custom,
+            wanted_units,
             ring,
             steps,
         }

@@ -4,13 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use synclave::knowledge::{ChangeUnitChange, ChangeUnitId, ItemChange, ItemDataHeader, ItemId, Knowledge, Version};
+use synclave::knowledge::{
+    ChangeBatch, ChangeUnitChange, ChangeUnitId, ItemChange, ItemDataHeader, ItemId, Knowledge, Version, tells_anew,
+};
 use synclave::provider::sdk::ItemError;
-use synclave::provider::sdk::decision::{Action, Fetched, Object, Obtained, Row, missing};
+use synclave::provider::sdk::decision::{Action, Fetched, Object, Obtained, Row, Verdict, missing};
 use synclave::provider::{DataPart, Load};
 use synclave::types::ConflictResolutionPolicy as Policy;
 
 use super::checks::{Check, Decided, Deletion};
+use super::filters::Wish;
 use super::random::Random;
 use super::replica::{Replica, digest};
 use super::world::{World, name};
@@ -64,12 +67,23 @@ pub(crate) fn part_of(item: &ItemId, unit: &ChangeUnitId) -> ItemId {
 }
 
 /// The version in which a change brings a unit; `None` when it says nothing of it.
-fn brought<'a>(change: &'a ItemChange, known: &Knowledge, unit: &str) -> Option<&'a Version> {
+fn brought<'a>(
+    change: &'a ItemChange,
+    (known, made_with): (&Knowledge, &Knowledge),
+    unit: &str,
+) -> Option<&'a Version> {
     let listed = || change.change_units.iter().find(|of| of.change_unit_id.as_bytes() == unit.as_bytes());
     // What is not listed of an item that is not known is as the item.
-    let anew = || !known.vector_for_item(&change.item_id).contains(&change.creation_version);
+    let anew = || tells_anew(change, made_with, known);
     let of_units = || listed().map(|of| &of.version).or_else(|| anew().then_some(&change.creation_version));
     change.change_version.as_ref().or_else(of_units)
+}
+
+/// True when a filter held this unit back: nothing is known of it here.
+fn is_held_back(id: &ItemId, row: &Row, unit: &str, known: &Knowledge) -> bool {
+    let unit = ChangeUnitId::from(unit);
+    row.units.as_ref().is_some_and(|units| !units.contains_key(&unit))
+        && !known.contains_change_unit(id, &unit, &row.version)
 }
 
 /// Of an item with units, what goes out of it to a destination with `known`: the units, and their values.
@@ -121,11 +135,10 @@ pub(crate) fn parts(replica: &Replica, row: &Row, load: &Load, made_with: Option
 /// The units whose values came inline, and whether those are what is wanted; `None`: of all.
 pub(crate) fn inline(
     change: &ItemChange,
-    known: &Knowledge,
+    (known, made_with): (&Knowledge, &Knowledge),
     wanted: &[ChangeUnitId],
 ) -> Option<Option<BTreeSet<ChangeUnitId>>> {
-    let all =
-        change.change_units.is_empty() || !known.vector_for_item(&change.item_id).contains(&change.creation_version);
+    let all = change.change_units.is_empty() || tells_anew(change, made_with, known);
     let listed = change.change_units.iter().map(|unit| unit.change_unit_id.clone()).collect();
     (all || !wanted.is_empty()).then(|| (!all).then_some(listed))
 }
@@ -144,7 +157,7 @@ impl World {
     pub(crate) fn units_made(
         &mut self,
         index: usize,
-        (change, known): (&ItemChange, &Knowledge),
+        (change, knowledge): (&ItemChange, (&Knowledge, &Knowledge)),
         id: &ItemId,
         action: &Action,
         buried: Option<&Version>,
@@ -152,17 +165,46 @@ impl World {
         let own = self.providers[index].replica.id.clone();
         let before = action.before.as_ref();
         for unit in UNITS {
-            let theirs = brought(change, known, unit).filter(|_| change.item_id == *id);
+            let theirs = brought(change, knowledge, unit).filter(|_| change.item_id == *id);
             let alive = before.is_some_and(|row| !row.item.deleted);
             // A copy has seen nothing of what is alive under its name.
-            let ours = before.map(|row| version(row, unit)).or(buried).filter(|_| !(action.keeps_loser && alive));
+            let seen = before.filter(|row| !is_held_back(id, row, unit, knowledge.0));
+            let ours = seen.map(|row| version(row, unit)).or(buried).filter(|_| !(action.keeps_loser && alive));
             let made = version(&action.after, unit);
             if made.replica == own && Some(made) != ours && Some(made) != theirs {
-                self.ghost.made(&part(id, unit), made, ours.into_iter().chain(theirs));
+                let learned = self.learned_deletions(id, knowledge.0);
+                self.ghost.made(&part(id, unit), made, ours.into_iter().chain(theirs).chain(&learned));
             } else if let (Some(ours), Some(theirs), Some(before)) = (ours, theirs, before)
                 && before.item.deleted == action.after.item.deleted
                 && (before.item.deleted || value_of(before, unit) == value_of(&action.after, unit))
             {
+                self.ghost.same(&part(id, unit), ours, theirs);
+            }
+        }
+    }
+
+    /// Of the units that a change brings, and for which there is nothing to do, those that are new have the same value on both sides:
+    /// none, where the item is deleted.
+    pub(crate) fn units_agree(
+        &mut self,
+        index: usize,
+        change: &ItemChange,
+        knowledge: (&Knowledge, &Knowledge),
+        verdict: &Verdict,
+    ) {
+        let id = &change.item_id;
+        let row = self.providers[index].replica.rows.get(id);
+        let Some(row) = row.filter(|_| !change.change_units.is_empty()).cloned() else { return };
+        let left_out = match verdict {
+            Verdict::Planned { .. } => &[][..],
+            Verdict::Partly { left_out, .. } => left_out,
+            Verdict::Obsolete if row.item.deleted => &[],
+            Verdict::Obsolete | Verdict::Deferred(_) | Verdict::Failed(_) => return,
+        };
+        for unit in UNITS {
+            let Some(theirs) = brought(change, knowledge, unit) else { continue };
+            let (of, ours) = (ChangeUnitId::from(unit), version(&row, unit));
+            if !left_out.contains(&of) && !knowledge.0.contains_change_unit(id, &of, theirs) && ours != theirs {
                 self.ghost.same(&part(id, unit), ours, theirs);
             }
         }
@@ -178,8 +220,11 @@ impl World {
         buried: Option<&Version>,
     ) {
         let own = self.providers[index].replica.id.clone();
+        let known = self.providers[index].replica.knowledge.clone();
         for unit in UNITS {
-            let (older, made) = (before.map(|row| version(row, unit)).or(buried), version(after, unit));
+            // What was held back from him a user has not seen.
+            let seen = before.filter(|row| !is_held_back(id, row, unit, &known));
+            let (older, made) = (seen.map(|row| version(row, unit)).or(buried), version(after, unit));
             if made.replica == own && Some(made) != older {
                 self.ghost.made(&part(id, unit), made, older);
             }
@@ -221,7 +266,11 @@ impl World {
         let after = self.providers[index].replica.store.content(id);
         let (before, after) = (values(before), values(after.as_deref()));
         let both = matches!(policy, Policy::KeepBoth | Policy::LastWriterWins);
+        let known = self.providers[index].replica.knowledge.clone();
         for unit in UNITS.into_iter().filter(|unit| before.get(unit) != after.get(unit)) {
+            if !before.contains_key(unit) && is_held_back(id, row, unit, &known) {
+                continue;
+            }
             let (ours, theirs) = (version(row, unit), version(made, unit));
             let who = format!("{} {id}#{unit} {ours:?} ({:?})", name(index), before.get(unit));
             // It is the unit's conflict where it was settled here, now.
@@ -239,8 +288,9 @@ impl World {
                 }
             } else if theirs == ours || !self.ghost.descends(&part(id, unit), theirs, ours) {
                 // Another item of that name: whoever brings it has since learned of the deletion where that was forgotten.
-                let is_another = row.item.deleted && !made.item.deleted && made.creation != row.creation;
-                if theirs != ours && is_another && self.figures.forgotten > 0 {
+                let is_another = !made.item.deleted && made.creation != row.creation;
+                let was_deleted = row.item.deleted || self.was_deleted(id, &part(id, unit), ours);
+                if theirs != ours && is_another && was_deleted && self.figures.forgotten > 0 {
                     self.ghost.vouch(&part(id, unit), theirs, ours);
                     continue;
                 }
@@ -257,14 +307,14 @@ impl World {
         &mut self,
         index: usize,
         change: &ItemChange,
-        known: &Knowledge,
+        knowledge: (&Knowledge, &Knowledge),
         row: &Row,
         made: &Row,
     ) {
         let (id, own) = (&change.item_id, self.providers[index].replica.id.clone());
         for unit in UNITS {
             let (ours, now) = (version(row, unit), version(made, unit));
-            let Some(theirs) = brought(change, known, unit) else { continue };
+            let Some(theirs) = brought(change, knowledge, unit) else { continue };
             // What only the source has comes with its item: nothing of the destination's is settled by that.
             let named = row.units.as_ref().or(made.units.as_ref());
             let is_named = named.is_some_and(|units| units.contains_key(&ChangeUnitId::from(unit)));
@@ -280,10 +330,9 @@ impl World {
             };
             let decided: Vec<&Decided> = self.ghost.decided.iter().filter(about).collect();
             // What users wrote alike on both sides stays, whoever wins.
-            let source = self.providers.iter().find(|provider| provider.replica.id == theirs.replica);
-            let content = source.and_then(|source| source.replica.store.content(id));
-            let brought = values(content.as_deref()).get(unit).map(|value| digest(value.as_bytes()));
-            let same = row.units.is_some() && value_of(row, unit) == brought;
+            let mut rows = self.providers.iter().filter_map(|provider| provider.replica.rows.get(id));
+            let there = rows.find(|there| there.units.is_some() && version(there, unit) == theirs);
+            let same = there.is_some_and(|there| row.units.is_some() && value_of(row, unit) == value_of(there, unit));
             let is_so = |it: &&Decided| same || it.winner().is_none_or(|winner| (winner == ours) == stays);
             if !decided.iter().any(is_so) {
                 let message = format!(
@@ -293,6 +342,38 @@ impl World {
                 );
                 return self.fail(Check::Decision, message);
             }
+        }
+    }
+
+    /// A batch that went through a list of units has taught nothing of others, but of what it says is deleted.
+    pub(crate) fn held_back_is_not_learned(
+        &mut self,
+        index: usize,
+        wish: &Wish,
+        batch: &ChangeBatch,
+        before: &Knowledge,
+    ) {
+        let Some(listed) = wish.units() else { return };
+        let Replica { id: own, knowledge, .. } = &self.providers[index].replica;
+        let deleted: BTreeSet<&ItemId> = batch
+            .changes()
+            .filter(|(_, change)| change.flags.is_deleted())
+            .map(|(_, change)| &change.item_id)
+            .collect();
+        let others = || UNITS.into_iter().filter(|unit| !listed.contains(&ChangeUnitId::from(*unit)));
+        let all = self.providers.iter().flat_map(|provider| provider.replica.rows.iter());
+        let learned = all.filter(|(id, _)| !deleted.contains(id)).find_map(|(id, row)| {
+            others().find_map(|name| {
+                let (unit, at) = (ChangeUnitId::from(name), version(row, name));
+                let learned = at.replica != *own
+                    && knowledge.contains_change_unit(id, &unit, at)
+                    && !before.contains_change_unit(id, &unit, at);
+                learned.then(|| format!("{id}#{name} {at:?}"))
+            })
+        });
+        if let Some(learned) = learned {
+            let message = format!("{} learns {learned}, which was held back", name(index));
+            self.fail(Check::HeldBack, message);
         }
     }
 

@@ -20,12 +20,13 @@ use synclave::types::{
 use super::checks::{Check, Ghost, Violation};
 use super::coordinator::{Coordinator, Operation};
 use super::database::Database;
+use super::filters::Wish;
 use super::history::History;
 use super::mutants::Fault;
 use super::provider::{Provider, Reach};
 use super::random::Random;
-use super::replica::Replica;
-use super::scenario::{Scenario, Step, Time, Weather};
+use super::replica::{Replica, containers};
+use super::scenario::{NESTED, Scenario, Step, Time, Weather};
 use super::units::{self, UNITS};
 use super::watcher::Watcher;
 
@@ -263,11 +264,15 @@ pub(crate) struct Figures {
     pub(crate) found_busy: u64,
     /// Batches through a filter.
     pub(crate) filtered: u64,
+    /// Items that went through a list of change units.
+    pub(crate) in_part: u64,
     /// Conflicts that were settled as people had decided.
     pub(crate) decided: u64,
     /// Items that could not be saved because of another one's name, and of these those that became one with it.
     pub(crate) collisions: u64,
     pub(crate) merged: u64,
+    /// And those of which one got another name.
+    pub(crate) renamed: u64,
 }
 
 impl std::ops::AddAssign for Figures {
@@ -291,9 +296,11 @@ impl std::ops::AddAssign for Figures {
         self.stale += other.stale;
         self.found_busy += other.found_busy;
         self.filtered += other.filtered;
+        self.in_part += other.in_part;
         self.decided += other.decided;
         self.collisions += other.collisions;
         self.merged += other.merged;
+        self.renamed += other.renamed;
     }
 }
 
@@ -365,7 +372,12 @@ impl World {
                 ring => ring.iter().map(|source| (*source, (source + 1) % replicas, around)).collect(),
             };
             for (one, other, direction) in sessions {
-                let policies = (ConflictResolutionPolicy::LastWriterWins, CollisionConflictResolutionPolicy::Merge);
+                let collisions = match (self.scenario.nested, rounds % 2) {
+                    (false, _) => CollisionConflictResolutionPolicy::Merge,
+                    (true, 0) => CollisionConflictResolutionPolicy::RenameSource,
+                    (true, _) => CollisionConflictResolutionPolicy::RenameDestination,
+                };
+                let policies = (ConflictResolutionPolicy::LastWriterWins, collisions);
                 self.operate([one, other], direction, policies, FullEnumerationAction::FullEnumeration, 3);
                 self.work(None);
             }
@@ -482,6 +494,9 @@ impl World {
                 self.edits += 1;
                 let content = if same { b"the same".to_vec() } else { format!("edit {}", self.edits).into_bytes() };
                 let item = self.item(replica, item);
+                if self.scenario.nested {
+                    self.make_way(replica, &item);
+                }
                 // What the store refuses its user, a name that another item has, is a change of that one.
                 let item = self.providers[replica].replica.store.in_the_way(&item).unwrap_or(item);
                 let content = match self.scenario.units {
@@ -506,6 +521,7 @@ impl World {
             }
             Step::Delete { replica, item } => {
                 let item = self.item(replica, item);
+                self.delete_within(replica, &item);
                 self.supersede(replica, &item, None);
                 self.providers[replica].replica.store.delete_by_user(&item);
             }
@@ -518,6 +534,7 @@ impl World {
             Step::Operate { a, b, direction, policy, collisions, action, max_attempts } => {
                 self.operate([a, b], direction, (policy, collisions), action, max_attempts)
             }
+            Step::WantUnits { replica, units } => self.providers[replica].wants = Wish::of_units(units),
             Step::Forget { replica, at_once } => self.forget(replica, at_once),
             Step::Cancel { index } => self.cancel_operation(index),
             Step::CrashProvider { replica, down } => {
@@ -556,9 +573,30 @@ impl World {
         }
     }
 
+    /// A user who needs a place for an item deletes what is in its way, and makes what it is within.
+    fn make_way(&mut self, replica: usize, item: &ItemId) {
+        for holder in containers(item).into_iter().rev() {
+            if !self.providers[replica].replica.store.holds_items(&holder) {
+                self.supersede(replica, &holder, None);
+                self.providers[replica].replica.store.make_holder(&holder);
+            }
+        }
+        self.delete_within(replica, item);
+    }
+
+    fn delete_within(&mut self, replica: usize, item: &ItemId) {
+        for inner in self.providers[replica].replica.store.within(item) {
+            self.supersede(replica, &inner, None);
+            self.providers[replica].replica.store.delete_by_user(&inner);
+        }
+    }
+
     /// Now and then a user touches a conflict copy.
     fn item(&mut self, replica: usize, item: u8) -> ItemId {
-        let item = ItemId::from(&*format!("f{item}"));
+        let item = match self.scenario.nested {
+            true => ItemId::from(NESTED[usize::from(item) % NESTED.len()]),
+            false => ItemId::from(&*format!("f{item}")),
+        };
         if self.random.below(6) != 0 {
             return item;
         }
@@ -574,7 +612,7 @@ impl World {
         if self.scenario.units != 0 {
             return self.supersede_values(replica, item, after);
         }
-        if let Some(content) = self.providers[replica].replica.store.content(item) {
+        if let Some(content) = self.providers[replica].replica.store.own_content(item) {
             self.ghost.superseded.insert((replica, content));
         }
     }

@@ -149,6 +149,28 @@ fn e6_only_units_changed_on_both_sides_conflict() {
     assert_eq!(super::decide(&seen, &made_with, &known, &alive), Decision::Obsolete);
 }
 
+/// Who has got some units through a filter knows these, and nothing of what the item is besides: a source with no others still tells
+/// him that there are none, and what he has himself is in conflict with that.
+#[test]
+fn a_base_that_is_not_known_is_news_also_where_all_listed_units_are_known() {
+    let made_with = all(&[("A", 5)]);
+    let known = all(&[("B", 3)]).union(&made_with.project_onto_change_units(&[unit("c1")]));
+    let told = unit_change("i1", version("A", 5), &[("c1", version("A", 5))]);
+    let here = DestinationItem::Divided {
+        base: Some(version("B", 3)),
+        units: vec![(unit("c1"), version("A", 5)), (unit("c2"), version("B", 3))],
+    };
+    let decide = |made_with: &Knowledge, known: &Knowledge| super::decide(&told, made_with, known, &here);
+    assert_eq!(decide(&made_with, &known), Decision::Conflict(Conflict::UpdateUpdate));
+    assert_eq!(decide(&made_with, &known.union(&made_with)), Decision::Obsolete);
+    let in_part = made_with.project_onto_change_units(&[unit("c1")]);
+    assert_eq!(decide(&in_part, &known), Decision::Obsolete, "nothing is said of the base");
+    let missing = super::decide(&told, &made_with, &known, &DestinationItem::Missing);
+    assert_eq!(missing, Decision::Create, "units that were there need not be");
+    let deleted = DestinationItem::Deleted(version("B", 3));
+    assert_eq!(super::decide(&told, &made_with, &known, &deleted), Decision::Obsolete, "all that there is was seen");
+}
+
 /// R28: the item goes as a whole, or there is a conflict on the whole.
 #[test]
 fn a_deletion_meets_all_units() {

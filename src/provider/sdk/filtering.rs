@@ -107,18 +107,30 @@ impl Sieve {
                 Restricted { made_with: without(knowledge), forgotten: without(forgotten) }
             }
             Items::Divided(units) => {
-                let units: Vec<_> = units.iter().cloned().collect();
                 let whole = metadata.whole_ids()?;
                 let ids = if whole.is_empty() { Vec::new() } else { metadata.ids()? };
-                let mut made_with = knowledge.project_onto_change_units(&units);
-                made_with.exclude_ranges(&held_back(ids, |id| whole.contains(id)));
-                let forgotten = forgotten.project_onto_change_units(&units);
+                let made_with = through_units(knowledge, units, ids, |id| whole.contains(id));
+                let forgotten = through_units(forgotten, units, Vec::new(), |_| false);
                 Restricted { made_with: Arc::new(made_with), forgotten: Arc::new(forgotten) }
             }
         };
         self.restricted = Some((metadata.generation(), restricted.clone()));
         Ok(restricted)
     }
+}
+
+/// What may be said of `knowledge` through a list of change units by a replica with these items (ascending): all of the units, of
+/// items that have some. Of a base nothing is said.
+pub fn through_units(
+    knowledge: &Knowledge,
+    units: &BTreeSet<ChangeUnitId>,
+    ids: Vec<ItemId>,
+    is_whole: impl Fn(&ItemId) -> bool,
+) -> Knowledge {
+    let units: Vec<_> = units.iter().cloned().collect();
+    let mut through = knowledge.project_onto_change_units(&units);
+    through.exclude_ranges(&held_back(ids, is_whole));
+    through
 }
 
 /// First and last of each run of ids (ascending) that are held back.

@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 use super::metadata::{Row, Unit, Units};
 use super::{ItemError, ItemStore, KnownItem};
 use crate::knowledge::{ChangeUnitId, Digest, IdParameters, ItemChange, ItemId, Knowledge, Version};
+use crate::mutant::{self, Mutant};
 
 /// Change units of one item, those included that were taken out. An item with more is changed as a whole.
 pub const MAX_CHANGE_UNITS: usize = 4_096;
@@ -242,6 +243,7 @@ pub fn waiting<'a>(
 pub(super) fn is_held_back(id: &ItemId, row: &Row, unit: &ChangeUnitId, known: &Knowledge) -> bool {
     row.units.as_ref().is_some_and(|units| !units.contains_key(unit))
         && !known.contains_change_unit(id, unit, &row.version)
+        && !mutant::is(Mutant::ForgetHeldBack)
 }
 
 /// A row whose item has got a new version as a whole: all of its units with it.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use synclave::knowledge::{ChangeUnitId, check_action};
+use synclave::knowledge::{ChangeUnitId, check_action, check_constraint_action};
 use synclave::operation::course::{Course, Ended, Flow, Next};
 use synclave::session::blame::Retry;
 use synclave::session::machine::{Event, Machine};
@@ -66,12 +66,17 @@ impl World {
         }
         let conflict = undecided[index % undecided.len()].clone();
         let Some(destination) = &conflict.destination_change else { return };
-        if conflict.constraint.is_some() {
+        if let Some(constraint) = &conflict.constraint {
             let action = match action {
                 ResolveAction::AcceptSourceProvider => ConstraintResolveAction::AcceptSourceProvider,
                 ResolveAction::AcceptDestinationProvider => ConstraintResolveAction::AcceptDestinationProvider,
-                _ => ConstraintResolveAction::Merge,
+                _ if !self.scenario.nested => ConstraintResolveAction::Merge,
+                _ if index.is_multiple_of(2) => ConstraintResolveAction::RenameSource,
+                _ => ConstraintResolveAction::RenameDestination,
             };
+            if check_constraint_action(action, constraint, &conflict.source_change, Some(destination)).is_err() {
+                return;
+            }
             let decision = Some((ConflictDecision::Constraint(action), self.clock().wall));
             let (item, way) = (&conflict.source_change.item_id, &destination.item_id);
             self.ghost.decided_collisions.insert((item.clone(), way.clone()));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use synclave::knowledge::{
     ChangeBatch, ChangeGroup, ChangeUnitChange, GroupKind, ItemChange, ItemDataHeader, ItemId, Knowledge,
-    RecoverableError, Selection,
+    RecoverableError, Selection, tells_base,
 };
 use synclave::provider::sdk::decision::{
     Absence, Action, Commit, Course, Decisions, Ground, Incoming, Learning, Obtained, Row, Settlement, Step, Verdict,
@@ -21,6 +21,7 @@ use super::source::parts_of;
 use super::{Live, Phase, Provider, canceled};
 use crate::checks::{Check, Deletion};
 use crate::collisions::Collision;
+use crate::filters::Wish;
 use crate::mutants::Fault;
 use crate::replica::{Replica, digest};
 use crate::scenario::Time;
@@ -39,6 +40,8 @@ pub(super) struct Apply {
     decisions: Decisions,
     batch: Box<ChangeBatch>,
     known: Knowledge,
+    /// What it was filtered by.
+    filter: Option<Wish>,
     forgotten: Arc<Knowledge>,
     has_prerequisite: bool,
     learning: Learning,
@@ -85,6 +88,11 @@ impl Apply {
     fn changes(&self) -> &[ItemChange] {
         &self.group().changes[self.begin..self.end]
     }
+
+    /// The destination's before the batch, and the source's.
+    fn knowledge(&self) -> (&Knowledge, &Knowledge) {
+        (&self.known, &self.group().made_with_knowledge)
+    }
 }
 
 impl World {
@@ -127,6 +135,7 @@ impl World {
         let decisions = Decisions::new(start.resolutions.clone());
         let apply = Apply {
             forgotten: self.providers[to].replica.forgotten.clone(),
+            filter: self.ghost.filters.get(&sync_guid).cloned().flatten(),
             learning,
             learns_forgotten: learns_forgotten(learning, &known, &batch),
             absent: full_enumeration,
@@ -182,6 +191,7 @@ impl World {
     fn section(&mut self, index: usize, guid: SyncGuid, mut apply: Box<Apply>) {
         let life = self.providers[index].life;
         if apply.group >= apply.batch.groups.len() {
+            self.providers[index].replica.empty_holders();
             let learned_knowledge = (*self.providers[index].replica.knowledge).clone();
             self.told(index, &learned_knowledge);
             let result = ProcessResult {
@@ -202,7 +212,7 @@ impl World {
             let mut obtained = Obtained { incoming: Incoming::of(change), staged: None, fetched: None, error: None };
             match need(replica, &apply, change, &obtained.incoming) {
                 Ok(None) => {}
-                Ok(Some(want)) if !take_inline(&replica.store, change, &apply.known, &want, &mut obtained) => {
+                Ok(Some(want)) if !take_inline(&replica.store, change, apply.knowledge(), &want, &mut obtained) => {
                     let change_unit_ids = match &want {
                         Want::Content => Vec::new(),
                         Want::Units(units) => units.clone(),
@@ -348,14 +358,15 @@ impl World {
             let change = &apply.changes()[action.index];
             let theirs = change.change_version.as_ref().filter(|_| change.item_id == *id);
             let buried = self.buried(index, id, &apply.known);
-            self.units_made(index, (change, &apply.known), id, action, buried.as_ref());
+            self.units_made(index, (change, apply.knowledge()), id, action, buried.as_ref());
             let ours = action.before.as_ref().map(|row| &row.version).or(buried.as_ref());
             let made = &action.after.version;
             if made.replica == self.providers[index].replica.id && Some(made) != ours && Some(made) != theirs {
                 // A copy has seen nothing of what is alive under its name.
                 let alive = action.before.as_ref().is_some_and(|row| !row.item.deleted);
                 let ours = ours.filter(|_| !(action.keeps_loser && alive));
-                self.ghost.made(id, made, ours.into_iter().chain(theirs));
+                let learned = self.learned_deletions(id, &apply.known);
+                self.ghost.made(id, made, ours.into_iter().chain(theirs).chain(&learned));
             } else if let (Some(ours), Some(theirs)) = (ours, theirs) {
                 let same = match &action.before {
                     Some(before) => {
@@ -367,6 +378,11 @@ impl World {
                 if same {
                     self.ghost.same(id, ours, theirs);
                 }
+            }
+        }
+        for (change, verdict) in apply.changes().iter().zip(&plan.verdicts) {
+            if !plan.actions.contains_key(&change.item_id) {
+                self.units_agree(index, change, apply.knowledge(), verdict);
             }
         }
         apply.carrying = Some(Carrying {
@@ -393,6 +409,12 @@ impl World {
         let knowledge = (&apply.known, &*apply.batch.prerequisite_knowledge);
         let Absence { actions, learned, tick } =
             absence(rows, apply.group(), knowledge, (&replica.id.clone(), replica.tick));
+        // Of two deletions of an item neither is more than the other.
+        let deleted = replica.rows.iter().filter(|(id, row)| row.item.deleted && !actions.contains_key(*id));
+        let deleted: Vec<_> = deleted.map(|(id, row)| (id.clone(), row.version.clone())).collect();
+        for (id, version) in deleted {
+            self.both_deleted(&id, &version, (&apply.known, &apply.group().made_with_knowledge));
+        }
         let intents = intents(&actions, &learned);
         let intended: Vec<ItemId> = intents.iter().map(|(id, _)| id.clone()).collect();
         if !intents.is_empty() {
@@ -480,7 +502,7 @@ impl World {
         let Some(carrying) = &mut apply.carrying else { return };
         let Some(action) = carrying.actions.get_mut(id) else { return };
         let does_something = !matches!(action.step, Step::None);
-        let before = self.providers[index].replica.store.content(id);
+        let before = self.providers[index].replica.store.own_content(id);
         let failed = match carrying.failures.get(&action.index) {
             Some(failure) => Some(failure.clone()),
             None => {
@@ -519,14 +541,18 @@ impl World {
             return;
         }
         // What becomes of both is seen when all of it is done.
-        if carrying.collisions.iter().any(|collision| collision.index == action.index) {
+        if let Some(collision) = carrying.collisions.iter().find(|collision| collision.index == action.index) {
+            if let Some(content) = before.filter(|_| does_something && collision.renames_destination()) {
+                self.goes_on_elsewhere(index, id, &content);
+            }
             return;
         }
         if let Some(change) = change.filter(|_| conflict && policy == Policy::None) {
             let divided = |row: &Row| row.units.is_some();
             match &row {
                 Some(row) if change.change_version.is_none() || divided(row) => {
-                    self.units_are_as_decided(index, &change, &apply.known, row, &made);
+                    let knowledge = (&apply.known, &*apply.batch.groups[apply.group].made_with_knowledge);
+                    self.units_are_as_decided(index, &change, knowledge, row, &made);
                 }
                 _ => self.is_as_decided(index, &change, row.as_ref(), &made),
             }
@@ -570,6 +596,14 @@ impl World {
                 }
             };
         }
+        if self.scenario.nested {
+            let policy = apply.start.collision_conflict_resolution_policy;
+            for collision in &collisions {
+                if matches!(verdicts[collision.index], Verdict::Planned { conflict: true }) {
+                    self.made_room(index, collision, &apply.changes()[collision.index], &actions, policy);
+                }
+            }
+        }
         let mut learned = section_learned(apply);
         let changes: Vec<ItemChange> = apply.changes().to_vec();
         for (at, (change, verdict)) in changes.iter().zip(&verdicts).enumerate() {
@@ -605,6 +639,9 @@ impl World {
             self.ghost.buried.remove(&(index, id.clone()));
         }
         replica.commit(commit);
+        if let Some(filter) = &apply.filter {
+            self.held_back_is_not_learned(index, filter, &apply.batch, &knowledge);
+        }
         let outcomes: Vec<_> = changes.iter().zip(verdicts).map(|(change, verdict)| outcome(change, verdict)).collect();
         for outcome in &outcomes {
             apply.applied += u32::from(outcome.kind == synclave::knowledge::OutcomeKind::Applied);
@@ -628,7 +665,7 @@ fn on_ground<T>(replica: &Replica, apply: &Apply, work: impl FnOnce(Ground<'_>) 
     work(Ground {
         store: &replica.store,
         rows: &|id| Ok(replica.rows.get(id).cloned()),
-        within: &|_| Ok(Vec::new()),
+        within: &|id| Ok(replica.within(id)),
         changes: apply.changes(),
         made_with: &apply.group().made_with_knowledge,
         known: &apply.known,
@@ -679,7 +716,11 @@ fn need(
     }
     let version = change.change_version.as_ref().unwrap_or(&change.creation_version);
     let divided = change.change_version.is_none() || replica.store.has_change_units();
-    let all = || Some(if divided { Want::Units(Vec::new()) } else { Want::Content });
+    let in_part = !tells_base(change, knowledge.0);
+    let all = || {
+        let listed = change.change_units.iter().filter(|_| in_part).map(|unit| unit.change_unit_id.clone());
+        Some(if divided { Want::Units(listed.collect()) } else { Want::Content })
+    };
     let policy = apply.decisions.whole(change, row, apply.start.conflict_resolution_policy);
     match settle(change, version, knowledge, row, incoming, policy) {
         Settlement::NeedsHeader | Settlement::NeedsContent => Ok(all()),
@@ -710,14 +751,14 @@ fn stage(store: &impl ItemStore, id: &ItemId, header: &ItemDataHeader, content: 
 fn take_inline(
     store: &impl ItemStore,
     change: &ItemChange,
-    known: &Knowledge,
+    knowledge: (&Knowledge, &Knowledge),
     want: &Want,
     into: &mut Obtained,
 ) -> bool {
     let Some(data) = &change.inline_data else { return false };
     match want {
         Want::Content => stage(store, &change.item_id, &data.header, data.content.to_vec(), into),
-        Want::Units(wanted) => match units::inline(change, known, wanted) {
+        Want::Units(wanted) => match units::inline(change, knowledge, wanted) {
             Some(units) => units::take(&change.item_id, &data.content, units, into),
             None => return false,
         },

@@ -19,11 +19,41 @@ impl World {
         }
     }
 
+    /// The deletions of an item that have been forgotten, and of which `known` was learned.
+    pub(crate) fn learned_deletions(&self, id: &ItemId, known: &Knowledge) -> Vec<Version> {
+        let learned = self.ghost.ever_buried(id).filter(|deletion| known.contains_change(id, &deletion.version));
+        learned.map(|deletion| deletion.version.clone()).collect()
+    }
+
     /// The deletion of an item that has no row: it was deleted and forgotten here, or where `known` was learned from.
     pub(super) fn buried(&self, index: usize, id: &ItemId, known: &Knowledge) -> Option<Version> {
         let here = self.ghost.buried.get(&(index, id.clone()));
         let elsewhere = || self.ghost.ever_buried(id).find(|deletion| known.contains_change(id, &deletion.version));
         here.or_else(elsewhere).map(|deletion| deletion.version.clone())
+    }
+
+    /// What is here of an item, or of a unit of it, was seen and deleted by someone, and that has been forgotten.
+    pub(crate) fn was_deleted(&self, id: &ItemId, part: &ItemId, ours: &Version) -> bool {
+        self.ghost.ever_buried(id).any(|deletion| self.ghost.descends(part, &deletion.version, ours))
+    }
+
+    /// An item is deleted here by `version`, and a source knows of a deletion that was forgotten.
+    pub(super) fn both_deleted(
+        &mut self,
+        id: &ItemId,
+        version: &Version,
+        (known, made_with): (&Knowledge, &Knowledge),
+    ) {
+        let news = |deletion: &&Deletion| {
+            made_with.contains_change(id, &deletion.version) && !known.contains_change(id, &deletion.version)
+        };
+        let others: Vec<Version> = self.ghost.ever_buried(id).filter(news).map(|it| it.version.clone()).collect();
+        for other in others {
+            self.ghost.same(id, version, &other);
+            for unit in units::UNITS {
+                self.ghost.same(&units::part(id, unit), version, &other);
+            }
+        }
     }
 
     /// No policy settles this conflict, so someone must have.
@@ -115,6 +145,9 @@ impl World {
         let Some(content) = before.filter(|content| after.as_ref() != Some(content)) else { return };
         let text = String::from_utf8_lossy(&content).into_owned();
         if !conflict && !descends {
+            if made.creation != row.creation && self.was_deleted(id, id, &row.version) {
+                return self.ghost.vouch(id, &made.version, &row.version);
+            }
             let message = format!(
                 "{} replaces {id} {:?} ({text}) by {:?}, which does not descend from it, and records no conflict",
                 name(index),
@@ -133,13 +166,13 @@ impl World {
         }
     }
 
-    pub(super) fn is_kept(&self, index: usize, content: &[u8]) -> bool {
+    pub(crate) fn is_kept(&self, index: usize, content: &[u8]) -> bool {
         self.providers[index].replica.store.shelf().items.values().any(|entry| entry.content == content)
             || self.ghost.superseded.contains(&(index, content.to_vec()))
     }
 
     /// A content is there, or a user has dealt with it.
-    pub(super) fn holds(&self, index: usize, wanted: &Digest) -> bool {
+    pub(crate) fn holds(&self, index: usize, wanted: &Digest) -> bool {
         let shelf = self.providers[index].replica.store.shelf();
         shelf.items.values().any(|entry| digest(&entry.content) == *wanted)
             || self.ghost.superseded.iter().any(|(replica, content)| *replica == index && digest(content) == *wanted)

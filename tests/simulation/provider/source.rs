@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use synclave::knowledge::{
-    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, FilterFlags, GroupKind, ItemChange, ItemData,
-    ItemDataHeader, ItemId, Knowledge, RecoverableError, Version,
+    ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, ChangeUnitId, FilterFlags, GroupKind, ItemChange,
+    ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError, Version,
 };
 use synclave::provider::sdk::decision::{Row, waiting};
 use synclave::provider::sdk::{ItemError, ItemStore as _};
@@ -31,8 +31,7 @@ impl World {
 
     /// One ordered group of what the destination lacks, as the SDK's enumeration makes it.
     pub(super) fn change_batch(&mut self, index: usize, guid: SyncGuid, request: ChangeBatchRequest) -> ChangeBatch {
-        let known = &request.destination_knowledge;
-        self.ticks_are_known(index, known);
+        self.ticks_are_known(index, &request.destination_knowledge);
         let replica = &self.providers[index].replica;
         let filter = self.providers[index].sessions.get(&guid).and_then(|live| live.filter.as_ref());
         self.figures.filtered += u64::from(filter.is_some());
@@ -40,10 +39,19 @@ impl World {
             Some(wish) if self.fault != Some(Fault::TeachHeldBack) => Arc::new(wish.restrict(knowledge, replica)),
             _ => knowledge.clone(),
         };
-        let made_with = restricted(&replica.knowledge);
+        let units = filter.and_then(Wish::units);
+        let filters_units = units.is_some();
+        let prerequisite = shared(request.destination_knowledge.clone());
+        // What it knows of other units does not matter.
+        let known = match units {
+            Some(units) => Arc::new(request.destination_knowledge.seen_through(units)),
+            None => Arc::new(request.destination_knowledge),
+        };
+        let known = &*known;
+        let mut made_with = restricted(&replica.knowledge);
         let mut batch = ChangeBatch {
             groups: Vec::new(),
-            prerequisite_knowledge: shared(known.clone()),
+            prerequisite_knowledge: prerequisite,
             forgotten_knowledge: restricted(&replica.forgotten),
             work_estimate: 0,
             remaining_work_estimate: 0,
@@ -64,8 +72,15 @@ impl World {
                 _ => last.filter(|_| !batch.is_last_batch),
             };
             let inline = self.scenario.inline;
-            let changes = missing[..listed].iter().map(|(id, row)| item_change(replica, id, row, known, inline));
+            let changes =
+                missing[..listed].iter().map(|(id, row)| item_change(replica, id, row, (known, &made_with), inline));
             let changes: Vec<ItemChange> = changes.collect();
+            if units.is_some() {
+                self.figures.in_part += changes.len() as u64;
+                // A deletion is of all units.
+                let deleted = changes.iter().filter(|change| change.flags.is_deleted()).map(|change| &change.item_id);
+                made_with = shared(made_with.union(&replica.knowledge.project_onto_items(deleted)));
+            }
             batch.groups = vec![ChangeGroup {
                 kind: GroupKind::Ordered { lower_bound, upper_bound },
                 made_with_knowledge: made_with.clone(),
@@ -82,6 +97,13 @@ impl World {
                 Check::SkippedAgain,
                 format!("{item} {version:?} failed or was applied in {} and is sent again", short(guid)),
             );
+        }
+        let replica = &self.providers[index].replica;
+        let base =
+            |(id, row): &(&ItemId, &Row)| row.units.is_some() && made_with.vector_for_item(id).contains(&row.version);
+        if filters_units && let Some((id, row)) = replica.rows.iter().find(base) {
+            let message = format!("{} tells the base {:?} of {id} through a list of units", name(index), row.version);
+            self.fail(Check::HeldBack, message);
         }
         self.ghost.source_had.insert(guid, made_with);
         batch
@@ -103,7 +125,7 @@ impl World {
         let is_last_batch = listed == rows.len();
         let change = |(id, row): &(&ItemId, &Row)| {
             let is_known = row.is_known_by(id, known);
-            item_change(replica, id, row, known, self.scenario.inline && !is_known)
+            item_change(replica, id, row, (known, &replica.knowledge), self.scenario.inline && !is_known)
         };
         let upper_bound = rows[..listed].last().map(|(id, _)| (*id).clone()).filter(|_| !is_last_batch);
         ChangeBatch {
@@ -168,11 +190,17 @@ pub(super) fn part_of(change: &ItemChange, unit: &ChangeUnitChange) -> (ItemId, 
     (units::part(&change.item_id, &name), unit.version.clone())
 }
 
-fn item_change(replica: &Replica, id: &ItemId, row: &Row, known: &Knowledge, inline: bool) -> ItemChange {
+fn item_change(
+    replica: &Replica,
+    id: &ItemId,
+    row: &Row,
+    (known, made_with): (&Knowledge, &Knowledge),
+    inline: bool,
+) -> ItemChange {
     let state = &row.item.state;
     let alive = !row.item.deleted;
     let content = replica.store.content(id).filter(|content| digest(content) == state.digest);
-    let (change_units, content) = units::outgoing(id, row, (known, &replica.knowledge), content.filter(|_| alive));
+    let (change_units, content) = units::outgoing(id, row, (known, made_with), content.filter(|_| alive));
     let whole = change_units.is_empty();
     let inline_data = content.filter(|_| inline).map(|content| {
         let (content_size, content_digest) = (content.len() as u64, Some(digest(&content)));
@@ -194,7 +222,17 @@ fn item_change(replica: &Replica, id: &ItemId, row: &Row, known: &Knowledge, inl
     }
 }
 
-/// Whether a destination lacks something of an item, or left something of it out.
+/// Whether a destination lacks something of an item, or left something of it out, as far as a source with `made_with` speaks of it.
 fn is_missing(id: &ItemId, row: &Row, (known, made_with): (&Knowledge, &Knowledge)) -> bool {
-    !row.is_known_by(id, known) || waiting(id, row, known, made_with).next().is_some()
+    let version = &row.version;
+    let Some(units) = &row.units else {
+        let is_said = || made_with.vectors_for_item(id).any(|vector| vector.contains(version));
+        return !known.contains_change(id, version) && is_said();
+    };
+    let lacks = |unit: &ChangeUnitId, version: &Version| {
+        !known.contains_change_unit(id, unit, version) && made_with.contains_change_unit(id, unit, version)
+    };
+    !known.vector_for_item(id).contains(version) && made_with.vector_for_item(id).contains(version)
+        || units.iter().any(|(unit, at)| lacks(unit, &at.version))
+        || waiting(id, row, known, made_with).next().is_some()
 }

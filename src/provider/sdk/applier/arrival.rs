@@ -32,9 +32,14 @@ impl Arrival {
                 let units = units::taken(change, object);
                 let version = |unit| if own { Unit { version: version.clone(), ..unit } } else { unit };
                 units.into_iter().map(|(id, unit)| (id, version(unit))).collect()
-            } else if own || change.change_units.is_empty() {
+            } else if change.change_units.is_empty() {
                 after.creation = version.clone();
                 object.at(&version, time)
+            } else if own {
+                // Each unit is as old as it was.
+                after.creation = version.clone();
+                let alive = units::taken(change, object).into_iter().filter(|(_, unit)| unit.digest.is_some());
+                alive.map(|(id, unit)| (id, Unit { version: version.clone(), ..unit })).collect()
             } else {
                 units::taken(change, object)
             };

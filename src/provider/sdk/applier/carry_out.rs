@@ -251,7 +251,7 @@ pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(
     let intent = |(id, action): (&ItemId, &Action)| {
         let mut vector = if action.comes_first { Default::default() } else { (**learned.vector_for_item(id)).clone() };
         // Of an item with units that is its base, which is known here, or within what is learned, or held back.
-        if action.after.units.is_none() || action.comes_first {
+        if action.after.units.is_none() || action.comes_first || mutant::is(Mutant::IntentTeachesBase) {
             vector.learn(&action.after.version);
         }
         let (row, left_out) = (action.after.clone(), action.left_out.clone());
@@ -265,7 +265,8 @@ pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(
 /// their container; what else must stand before other things take their place; then the rest from the first id to the last.
 pub fn order(actions: &BTreeMap<ItemId, Action>) -> Vec<ItemId> {
     let deletes = |action: &Action| matches!(action.step, Step::Delete | Step::MergeInto { .. });
-    let is_added = |action: &Action| action.comes_first && displaced(action).is_none();
+    let is_added =
+        |action: &Action| action.comes_first && displaced(action).is_none() && !mutant::is(Mutant::DeleteBeforeCopy);
     let ids = |wanted: &dyn Fn(&Action) -> bool| -> Vec<ItemId> {
         actions.iter().filter(|(_, action)| wanted(action)).map(|(id, _)| id.clone()).collect()
     };

@@ -18,6 +18,7 @@ use super::plan::{Action, Deferral, Ground, Step, Verdict, conflicting, delete, 
 use super::scrutiny::recoverable;
 use super::settle::{NewVersion, Winner, kind_of};
 use crate::knowledge::{ConstraintConflict, ItemChange, ItemDataHeader, ItemId};
+use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::Row;
 use crate::provider::sdk::ticks::Ticks;
@@ -235,7 +236,7 @@ impl Ground<'_> {
         };
         let Ok(staged) = copy(name, id, holder) else { return Ok(false) };
         put(name.clone(), holder, before, staged, true);
-        for (item, row) in within {
+        for (item, row) in within.iter().filter(|_| !mutant::is(Mutant::MoveHolderAlone)) {
             // What is within has its holder's id before its own.
             let rest = item.as_bytes().get(id.as_bytes().len()..).unwrap_or_default();
             let to = ItemId::from([name.as_bytes(), rest].concat());

@@ -9,14 +9,14 @@ use std::sync::atomic::Ordering;
 
 use sha2::{Digest as _, Sha256};
 
-use super::merge::{Course, Fetched, course, tells_anew, too_large, undivided, wanted};
+use super::merge::{Course, Fetched, course, too_large, undivided, wanted};
 use super::scrutiny::recoverable;
 use super::section;
 use super::settle::{Incoming, Settlement, Winner, kind_of, settle};
 use super::wire::Wire;
 use super::{Applier, Section};
 use crate::knowledge::{
-    ChangeUnitId, Digest, ItemChange, ItemData, ItemDataHeader, ItemId, RecoverableError, tells_base,
+    ChangeUnitId, Digest, ItemChange, ItemData, ItemDataHeader, ItemId, RecoverableError, tells_anew, tells_base,
 };
 use crate::provider::sdk::hashing::Hashing;
 use crate::provider::sdk::metadata::Row;

@@ -17,7 +17,7 @@ use super::scrutiny::recoverable;
 use super::settle::NewVersion;
 use crate::knowledge::{
     ChangeUnitChange, ChangeUnitId, Digest, ItemChange, ItemId, Knowledge, RecoverableError, UnitDecision, Version,
-    decide_unit, tells_base,
+    decide_unit, tells_anew, tells_base,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
@@ -110,12 +110,6 @@ pub fn course(change: &ItemChange, made_with: &Knowledge, known: &Knowledge, row
     Course::Units(courses.collect())
 }
 
-/// True for a change with units that tells the destination of a base that it does not know: the item was made, or changed as a whole.
-/// The columns of single units do not count: what they leave out is not the item.
-pub(super) fn tells_anew(change: &ItemChange, made_with: &Knowledge, known: &Knowledge) -> bool {
-    tells_base(change, made_with) && !known.vector_for_item(&change.item_id).contains(&change.creation_version)
-}
-
 /// The units whose values the source must give.
 pub fn wanted(courses: &[UnitCourse]) -> Vec<ChangeUnitId> {
     let wanted = courses.iter().filter(|course| course.decision != UnitDecision::Obsolete && !course.gone);
@@ -156,6 +150,18 @@ struct Losers {
 }
 
 impl Ground<'_> {
+    /// The units of an item that is not here, of which more is known than the source has: they came through a filter, without a
+    /// value, and no item is made for that. There is no row to tell in which version they went.
+    pub(super) fn known_to_be_gone(&self, change: &ItemChange, row: Option<&Row>) -> Vec<ChangeUnitId> {
+        let id = &change.item_id;
+        if row.is_some_and(Row::is_there) || !tells_anew(change, self.made_with, self.known) {
+            return Vec::new();
+        }
+        let is_known =
+            |unit: &&ChangeUnitChange| self.known.contains_change_unit(id, &unit.change_unit_id, &unit.version);
+        change.change_units.iter().filter(is_known).map(|unit| unit.change_unit_id.clone()).collect()
+    }
+
     /// Plans a change of some units of `row`'s item.
     pub(super) fn merge(
         &self,

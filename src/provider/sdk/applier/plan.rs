@@ -15,7 +15,7 @@ use crate::knowledge::{
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
-use crate::provider::sdk::metadata::Row;
+use crate::provider::sdk::metadata::{Row, Unit};
 use crate::provider::sdk::ticks::Ticks;
 use crate::provider::sdk::units;
 use crate::provider::sdk::{Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Staged, metadata_failed};
@@ -329,7 +329,7 @@ impl Ground<'_> {
         let change_version = change.change_version.as_ref().unwrap_or(&change.creation_version);
         let tells_base = tells_base(change, self.made_with);
         // The source's item, divided, where it came so or is to be kept so here; as much of it as the source speaks of.
-        let object = fetched.and_then(|fetched| match &fetched.units {
+        let mut object = fetched.and_then(|fetched| match &fetched.units {
             None => Some(fetched.object),
             Some(_) if tells_base => None,
             Some(units) => Some(fetched.object.part(units)),
@@ -370,6 +370,16 @@ impl Ground<'_> {
                 Err(error) => return Ok(Verdict::Failed(error)),
             }
         }
+        let mut gone = Vec::new();
+        if winner == Winner::Source && !conflict && tells_base {
+            gone = self.known_to_be_gone(change, row.as_ref());
+        }
+        if let Some(object) = object.as_mut().filter(|_| !gone.is_empty()) {
+            gone.iter().for_each(|unit| object.set(unit.clone(), None));
+            let canonical = object.canonical();
+            adopt(&canonical, &mut incoming, None);
+            content = Some(Content::Bytes(canonical));
+        }
         let mut arrival = Arrival { incoming, object, content, base };
         if tells_base
             && may_collide(winner, self.decisions, id)
@@ -390,7 +400,12 @@ impl Ground<'_> {
         let version = ticks.version(version);
         let planned = match (winner, row) {
             (Winner::Source | Winner::SourceAndCopy, row) => incoming().and_then(|state| {
-                let after = arrival.row(change, state, version, own);
+                let mut after = arrival.row(change, state, version, own);
+                if let Some(units) = after.units.as_mut().filter(|_| !gone.is_empty()) {
+                    let version = ticks.version(NewVersion::Local);
+                    let without = Unit { digest: None, version, modification_time: None };
+                    units.extend(gone.iter().map(|unit| (unit.clone(), without.clone())));
+                }
                 self.take(id, row, after, arrival.content.take())
             }),
             (Winner::Deletion, row) => Ok(delete(change, row, version)),

@@ -149,6 +149,24 @@ async fn a_deletion_passes_and_is_known_of_all_units() {
     }
 }
 
+/// What came through a filter and has no value makes no item, and is known all the same: an older value does not come back with the
+/// rest of the item.
+#[tokio::test]
+async fn a_unit_that_is_known_to_be_gone_does_not_come_with_the_item() {
+    for inline in [0, 1_000] {
+        let (a, b) = two();
+        let c = Replica::divided("c");
+        sync(&a, &b, PLAN).await.unwrap();
+        set(&b, "i", json!({"c2": 2, "c3": 3}), 2);
+        sync(&b, &c, FIRST).await.unwrap();
+        assert_eq!(get(&c, "i"), Value::Null);
+        let report = sync(&a, &c, Plan { inline, ..PLAN }).await.unwrap();
+        assert_eq!((report.conflicts(), get(&c, "i")), (0, json!({"c2": 2, "c3": 3})));
+        settle(&[&a, &b, &c], PLAN).await;
+        assert_eq!((get(&a, "i"), get(&b, "i")), (get(&c, "i"), json!({"c2": 2, "c3": 3})));
+    }
+}
+
 /// Who deletes what he has only in part has not seen the rest: it is an edit against a deletion, and the edit wins (R28).
 #[tokio::test]
 async fn a_deletion_by_one_who_has_some_units_does_not_delete_the_others() {

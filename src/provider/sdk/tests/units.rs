@@ -106,6 +106,25 @@ async fn each_policy_settles_a_conflict_on_its_unit_alone() {
     }
 }
 
+/// An edit of one unit beats a deletion, and all of the item gets a version: the other units are no younger for that.
+#[tokio::test]
+async fn what_comes_back_as_a_whole_keeps_the_times_of_its_units() {
+    for inline in [0, 1_000] {
+        let (a, c) = two().await;
+        let b = Replica::divided("b");
+        set(&b, "i", json!({"c1": 0}), 1);
+        sync(&b, &Replica::divided("d"), PLAN).await.unwrap();
+        b.store.remove("i");
+        edit(&a, "i", "c2", json!("of a"), 9);
+        edit(&c, "i", "c1", json!("of c"), 5);
+        let plan = Plan { inline, ..PLAN };
+        assert_eq!(sync(&a, &b, plan).await.unwrap().conflicts(), 1);
+        assert_eq!(get(&b, "i"), json!({"c1": 1, "c2": "of a", "c3": 1}));
+        assert_eq!(sync(&c, &b, plan).await.unwrap().conflicts(), 1);
+        assert_eq!(get(&b, "i"), json!({"c1": "of c", "c2": "of a", "c3": 1}), "5 is later than 1");
+    }
+}
+
 /// A unit that is not here waits in conflict while the rest of an item that was made anew is taken: it must not seem to be what
 /// the new item has of it, or it would never come.
 #[tokio::test]

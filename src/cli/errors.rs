@@ -76,8 +76,8 @@ pub(super) async fn run(
             let unknown = (asked.len() as u64).saturating_sub(response.retried);
             if unknown > 0 {
                 return Err(Failure::failed(format!(
-                    "{unknown} of {} are no items that fail: see synclave errors list",
-                    count(asked.len() as u64, "id")
+                    "{} of no item that fails: see synclave errors list",
+                    count(unknown, "id")
                 )));
             }
         }

@@ -206,11 +206,7 @@ pub(super) fn left_behind(operation: &pb::Operation) -> String {
     let mut text = String::new();
     let (failed, set_aside) = (operation.items_failed, operation.items_set_aside);
     if failed > 0 {
-        let aside = match set_aside {
-            0 => String::new(),
-            _ if set_aside == failed => ", and not tried again until told so".to_owned(),
-            some => format!(", {some} of them not tried again until told so"),
-        };
+        let aside = if set_aside > 0 { format!(" ({set_aside} set aside)") } else { String::new() };
         let _ = writeln!(text, "{} failed{aside}: see synclave errors list", count(failed, "item"));
     }
     match operation.conflicts_deferred {
@@ -349,7 +345,7 @@ mod tests {
             pb::Operation { items_failed: 2, items_set_aside: 1, conflicts_deferred: 2, ..Default::default() };
         assert_eq!(
             left_behind(&operation),
-            "2 items failed, 1 of them not tried again until told so: see synclave errors list\n\
+            "2 items failed (1 set aside): see synclave errors list\n\
              2 conflicts are open: see synclave conflict list\n"
         );
         let operation = pb::Operation { items_failed: 1, conflicts_deferred: 1, ..Default::default() };

@@ -313,6 +313,8 @@ fn a_mass_delete_stops_until_it_is_allowed() {
     let (a, b) = scratch.mass_deleted(&mut random);
     let stopped = stops(&scratch, &a, &b, "100 of 150");
     assert_eq!(stopped.operation()["lastError"]["providerWithError"], "PROVIDER_WITH_ERROR_SOURCE");
+    let at_fault = stopped.operation()["lastError"]["endpoint"]["address"].as_str().map(str::to_owned);
+    assert!(at_fault.is_some_and(|address| address.ends_with("/A")), "{}", stopped.operation());
     // It was not forgotten by having been seen once.
     stops(&scratch, &a, &b, "100 of 150");
     scratch.sync(&a, &b, &["--allow-mass-delete"]);

@@ -147,6 +147,53 @@ async fn two_rows_with_one_code_become_that_with_the_smaller_key() {
     }
 }
 
+/// The row that arrives collides with two, by a column with each: all three become that with the smallest key. Which two of them
+/// were there makes no difference.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_rows_become_that_with_the_smallest_key() {
+    let schema = "CREATE TABLE parts (name TEXT PRIMARY KEY, code INTEGER UNIQUE, note TEXT UNIQUE, place TEXT)";
+    let row = |name: &str| match name {
+        "bolt" => "('bolt', 7, NULL, 'of bolt')",
+        "gear" => "('gear', NULL, 'n', NULL)",
+        _ => "('nut', 7, 'n', NULL)",
+    };
+    // The rows that collide with both others are those that could be with none of them.
+    for (arrives, bolt) in [("nut", row("bolt")), ("bolt", "('bolt', 7, 'n', 'of bolt')")] {
+        let field = Field::new().await;
+        let (user, endpoint) = field.table("a", schema).await;
+        let a = Table { user, endpoint };
+        let (user, endpoint) = field.table("b", schema).await;
+        let b = Table { user, endpoint };
+        if arrives == "bolt" {
+            b.run(&format!("INSERT INTO parts VALUES ('nut', 7, NULL, NULL), {}", row("gear")));
+            a.run(&format!("INSERT INTO parts VALUES {bolt}"));
+        } else {
+            b.run(&format!("INSERT INTO parts VALUES {bolt}, {}", row("gear")));
+            a.run(&format!("INSERT INTO parts VALUES {}", row("nut")));
+        }
+        let before = b.rows();
+        // Each of the two is met by a session of its own.
+        for _ in 0..2 {
+            let met = session(&field, &a, &b).await;
+            assert_eq!((met.state, met.counters.conflicts_generated), (SyncState::Completed, 1), "{met:?}");
+            assert_eq!(b.rows(), before);
+        }
+        let merged = session(&field, &a, &b).await;
+        assert_eq!((merged.state, merged.counters.conflicts_generated), (SyncState::InSync, 1), "{merged:?}");
+        assert_eq!(b.rows(), of(&[("bolt", 7, Some("n"), Some("of bolt"))]));
+        let back = session(&field, &b, &a).await;
+        assert_eq!((back.state, back.counters.conflicts_generated), (SyncState::InSync, 0), "{back:?}");
+        assert_eq!(a.rows(), b.rows());
+        let (listed, knowledge) = b.metadata().await;
+        let named = listed.iter().filter(|line| line.ends_with("Some(bolt)")).count();
+        assert_eq!((listed.len(), named), (3, 2), "{listed:?}");
+        let (others, knows) = a.metadata().await;
+        assert_eq!(others, listed);
+        assert!(knows.contains(&knowledge) && knowledge.contains(&knows));
+        field.stop().await;
+    }
+}
+
 /// A change of the loser that did not know of the merge is one of a deleted item: it comes back, collides, and is merged anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_edit_of_the_loser_is_not_lost() {
@@ -192,6 +239,25 @@ async fn a_merge_that_fails_changes_nothing() {
     let record = session(&field, &a, &b).await;
     assert_eq!((record.state, record.counters.updates_transferred), (SyncState::Completed, 0), "{record:?}");
     assert_eq!(b.rows(), before);
+    field.stop().await;
+}
+
+/// A file is an item as a whole, whatever is in it: the other side has no units of it, and would be left with another content at the
+/// same version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_without_units_is_not_merged() {
+    let field = Field::new().await;
+    let files = field.directory("files", Default::default()).await;
+    let b = Table::new(&field, "b").await;
+    b.run("INSERT INTO parts VALUES ('nut', 7, NULL, 'here')");
+    files.write("bolt", r#"{"code":7,"note":"of a file","place":null}"#);
+    let before = (files.files(), b.rows());
+    let policies = (Policy::LastWriterWins, Collisions::Merge);
+    for _ in 0..3 {
+        let record = field.session_with(&files.endpoint, &b.endpoint, policies, FullEnumerationAction::Abort).await;
+        assert_eq!((record.state, record.counters.conflicts_generated), (SyncState::Completed, 1), "{record:?}");
+        assert_eq!((files.files(), b.rows()), before);
+    }
     field.stop().await;
 }
 

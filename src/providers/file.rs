@@ -26,6 +26,7 @@ mod overlay;
 mod path;
 mod reading;
 mod scan;
+mod staging;
 mod tree;
 
 #[cfg(test)]

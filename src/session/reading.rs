@@ -100,7 +100,8 @@ impl Sessions {
                 () = parts.closed() => None,
             };
             if let Some(failed) = failed {
-                let _ = parts.send(Err(failed)).await;
+                // Nobody waits for a reader who is slow: neither a session of the replicas nor the shutdown.
+                tokio::spawn(async move { drop(parts.send(Err(failed)).await) });
             }
         };
         self.readings().spawn(read.instrument(debug_span!("reading")));

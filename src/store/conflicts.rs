@@ -5,7 +5,7 @@
 //! constraint conflict, and an item that fails, belong to a direction.
 //!
 //! A row is obsolete (`windows-sync.md` 6.4) when a newer conflict of its item takes its place, when a change of the item was
-//! applied, or when either side knows the other's version.
+//! applied, or when either side knows the other's version. An item that collides with several others has a row for each.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -191,6 +191,18 @@ impl ConflictRecord {
             && self.constraint == met.constraint
     }
 
+    /// True for a collision of the change that was met with yet another item, where the two could be merged: all that keep an item out
+    /// have to be decided about for that, and the destination names one of them at a time.
+    fn is_another_collision(&self, met: &Deferred) -> bool {
+        let with = |constraint: &Option<ConstraintConflict>| constraint.as_ref()?.conflicting_item_id.clone();
+        let (one, other) = (with(&self.constraint), with(&met.constraint));
+        one.is_some()
+            && other.is_some()
+            && one != other
+            && !met.source.change_units.is_empty()
+            && self.source_change.change_units == met.source.change_units
+    }
+
     /// True when one side knows the other's version: then there is no conflict any more.
     fn is_over(&self, replica: &ReplicaId, knowledge: &Knowledge) -> bool {
         let other = if *replica == self.source.replica_id {
@@ -372,7 +384,9 @@ impl Standing {
                 error.source_change.item_id == *item && error.source.replica_id == source.replica_id
             });
             // The same one is put back.
-            drop_conflicts(&mut self.conflicts, &|conflict| of_way(conflict) && !is_same(conflict));
+            drop_conflicts(&mut self.conflicts, &|conflict| {
+                of_way(conflict) && !is_same(conflict) && !conflict.is_another_collision(&met)
+            });
             self.conflicts.retain(|conflict| !is_same(conflict));
             let record = match same {
                 Some(same) => ConflictRecord { operation_id, sync_guid, last_time: time, ..same },

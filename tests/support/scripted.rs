@@ -20,6 +20,9 @@ use tokio::sync::{mpsc, watch};
 
 pub const FORMAT: IdFormat = IdFormat::Variable(4096);
 
+/// Bytes of content in one part.
+const CHUNK: usize = 64 << 10;
+
 /// The calls of a provider, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Call {
@@ -541,9 +544,9 @@ impl Provider for Scripted {
                 Twist::DataTooShort => drop(sent.pop()),
                 _ => {}
             }
-            for part in
-                [DataPart::Header(header), DataPart::Chunk(Bytes::from(sent)), DataPart::End { content_digest: digest }]
-            {
+            let chunks = sent.chunks(CHUNK).map(|chunk| DataPart::Chunk(Bytes::copy_from_slice(chunk)));
+            let end = DataPart::End { content_digest: digest };
+            for part in [DataPart::Header(header)].into_iter().chain(chunks).chain([end]) {
                 if parts.send(Ok(part)).await.is_err() {
                     return;
                 }

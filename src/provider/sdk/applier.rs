@@ -38,6 +38,7 @@ use crate::provider::{
 use crate::types::{ConflictResolutionPolicy, FullEnumerationAction, Hresult};
 
 pub(super) mod absent;
+mod arrival;
 pub(super) mod carry_out;
 pub(super) mod constraint;
 pub(super) mod decisions;

@@ -5,14 +5,13 @@
 //! copies. Nothing in it is of use to a later process.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
-use std::num::NonZeroU64;
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{Advice, AtFlags, CWD, Dir, FallocateFlags, Mode, OFlags, RenameFlags, Timestamps};
+use rustix::fs::{AtFlags, CWD, Dir, FallocateFlags, Mode, OFlags, RenameFlags, Timestamps};
 use rustix::io::Errno;
 
 use super::attributes::{Attributes, MAX_TARGET_BYTES};
@@ -24,14 +23,11 @@ use super::nest::{NEST, Nests, remove_all};
 use super::path::ItemPath;
 use super::reading::read_digest;
 use super::tree::io_error;
-use crate::knowledge::{Digest, ItemDataHeader};
-use crate::provider::sdk::{ItemError, Staged, Staging, StoreError};
+use crate::knowledge::Digest;
+use crate::provider::sdk::{ItemError, Staged, StoreError};
 
 /// Files from this size get their space at once: a full disk shows before the bytes travel.
 const PREALLOCATE_BYTES: u64 = 1024 * 1024;
-
-/// The disk gets a large file in such parts while the rest is on its way.
-const WRITE_BACK_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Begins the names of what could not be given back to the tree.
 const RESCUED: &[u8] = b"rescued-";
@@ -158,23 +154,6 @@ impl Holding {
         Entry { holding: Arc::clone(self), number, name, kept: false }
     }
 
-    /// Begins to stage content with `header`'s properties, for `path`.
-    pub(super) fn stage(
-        self: &Arc<Self>,
-        path: ItemPath<'_>,
-        header: &ItemDataHeader,
-    ) -> Result<Box<dyn Staging>, ItemError> {
-        let attributes = Attributes::of_header(header)?;
-        let size = header.content_size;
-        match attributes.kind {
-            Kind::File => {
-                let (entry, file) = self.create_file(path, size, attributes.mode)?;
-                Ok(Box::new(StagingFile { entry, file, attributes: Some(attributes), size, written: 0 }))
-            }
-            kind => Ok(Box::new(StagingInMemory { holding: Arc::clone(self), kind, size, content: Vec::new() })),
-        }
-    }
-
     /// Stages a copy of `source`, if its content has the digest. The properties are set when it is put.
     pub(super) fn stage_copy(
         self: &Arc<Self>,
@@ -203,7 +182,7 @@ impl Holding {
     }
 
     /// A new file with these permissions, less the umask: in the nest of its container, or by itself.
-    fn create_file(
+    pub(super) fn create_file(
         self: &Arc<Self>,
         path: ItemPath<'_>,
         size: u64,
@@ -358,7 +337,7 @@ impl Holding {
 /// A name in the holding area; what is there is removed when it is dropped.
 #[derive(Debug)]
 pub(super) struct Entry {
-    holding: Arc<Holding>,
+    pub(super) holding: Arc<Holding>,
     number: u64,
     name: Vec<u8>,
     kept: bool,
@@ -418,108 +397,9 @@ impl Drop for Entry {
     }
 }
 
-struct StagingFile {
-    entry: Entry,
-    file: OwnedFd,
-    attributes: Option<Attributes>,
-    size: u64,
-    written: u64,
-}
-
-impl Write for StagingFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.written + bytes.len() as u64 > self.size {
-            return Err(too_long(self.size));
-        }
-        let count = rustix::io::write(&self.file, bytes)?;
-        let before = self.written / WRITE_BACK_BYTES;
-        self.written += count as u64;
-        let full = self.written / WRITE_BACK_BYTES;
-        if full > before {
-            // The wait at the end is shorter for it. What is not written yet stays in the page cache.
-            let (offset, length) = (before * WRITE_BACK_BYTES, NonZeroU64::new((full - before) * WRITE_BACK_BYTES));
-            let _ = rustix::fs::fadvise(&self.file, offset, length, Advice::DontNeed);
-        }
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Staging for StagingFile {
-    fn finish(self: Box<Self>) -> Result<Staged, ItemError> {
-        let Self { entry, file, attributes, size, written } = *self;
-        if written != size {
-            return Err(too_short(written, size));
-        }
-        // Mode and times now, while the file is open: put then needs no more than a rename.
-        let recorded = Time::now();
-        let set = || -> rustix::io::Result<Facts> {
-            let Some(attributes) = &attributes else { return Facts::of(&file) };
-            if let Some(mtime) = attributes.mtime {
-                rustix::fs::futimens(&file, &timestamps(mtime))?;
-            }
-            let facts = Facts::of(&file)?;
-            if facts.permissions() == attributes.mode {
-                return Ok(facts);
-            }
-            // The umask took some of it, or it is more than permissions.
-            rustix::fs::fchmod(&file, mode(attributes.mode))?;
-            Facts::of(&file)
-        };
-        let facts = set().map_err(|error| {
-            ItemError::Failed(format!("cannot set mode and mtime of staged content: {}", io::Error::from(error)))
-        })?;
-        let holding = Arc::clone(&entry.holding);
-        Ok(holding.staged(entry, Content::File { attributes, facts, recorded, moved: false }))
-    }
-}
-
-struct StagingInMemory {
-    holding: Arc<Holding>,
-    kind: Kind,
-    size: u64,
-    content: Vec<u8>,
-}
-
-impl Write for StagingInMemory {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if (self.content.len() + bytes.len()) as u64 > self.size {
-            return Err(too_long(self.size));
-        }
-        self.content.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Staging for StagingInMemory {
-    fn finish(self: Box<Self>) -> Result<Staged, ItemError> {
-        let Self { holding, kind, size, content } = *self;
-        if content.len() as u64 != size {
-            return Err(too_short(content.len() as u64, size));
-        }
-        let content = if kind == Kind::Symlink { Content::Symlink(content) } else { Content::Directory };
-        Ok(holding.staged(holding.reserve(), content))
-    }
-}
-
 /// What was staged cannot become what is asked for.
 pub(super) fn not_of_kind(kind: Kind) -> String {
     format!("the staged content is not that of a {}", kind.name())
-}
-
-pub(super) fn too_long(size: u64) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("more content came than the {size} bytes announced"))
-}
-
-pub(super) fn too_short(written: u64, size: u64) -> ItemError {
-    ItemError::Failed(format!("{written} bytes of content came, {size} were announced"))
 }
 
 fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {

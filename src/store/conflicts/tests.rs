@@ -1,4 +1,5 @@
 use super::*;
+use crate::knowledge::ChangeUnitChange;
 use crate::knowledge::fixtures::{all, version};
 use crate::types::Hresult;
 
@@ -136,4 +137,45 @@ fn what_there_is_no_room_for_is_counted() {
     let findings = Findings { deferred: deferred.collect(), ..Findings::default() };
     let changes = standing.record(session("A", "B", 0, findings));
     assert_eq!((changes.conflicts.len(), changes.left_out), (MAX_PER_PAIR, (3, 0)));
+}
+
+/// What collides with two items is to become one with both, for which both have to be decided about; the second is met last.
+#[test]
+fn of_an_item_with_units_each_collision_stands() {
+    let unit = |version| ChangeUnitChange { change_unit_id: "u".into(), version, modification_time: None };
+    let divided = |item: &str, at: Version| ConflictingChange {
+        change_version: None,
+        change_units: vec![unit(at.clone())],
+        ..change(item, at)
+    };
+    let collision = |at: u64, with: &str| {
+        let constraint =
+            ConstraintConflict { reason: ConstraintConflictReason::Collision, conflicting_item_id: Some(with.into()) };
+        let deferred = Deferred {
+            source: divided("i", version("A", at)),
+            destination: Some(divided(with, version("B", 1))),
+            constraint: Some(constraint),
+        };
+        Findings { deferred: vec![deferred], ..Findings::default() }
+    };
+    let ways = |standing: &Standing| {
+        let with = |it: &ConflictRecord| it.constraint.as_ref().and_then(|it| it.conflicting_item_id.clone());
+        standing.conflicts.iter().filter_map(with).map(|way| way.to_string()).collect::<Vec<_>>()
+    };
+    let mut standing = Standing::default();
+    standing.record(session("A", "B", 0, collision(1, "j")));
+    let action = ConflictDecision::Constraint(ConstraintResolveAction::Merge);
+    standing.conflicts[0].decision = Some((action, at(1)));
+    let changes = standing.record(session("A", "B", 2, collision(1, "k")));
+    assert_eq!((ways(&standing), changes.conflicts_gone.len()), (vec!["j".to_owned(), "k".to_owned()], 0));
+    assert!(standing.conflicts[0].decision.is_some());
+    // Met again it is the same.
+    standing.record(session("A", "B", 3, collision(1, "k")));
+    assert_eq!(ways(&standing), ["j", "k"]);
+    // Another version of the item collides anew.
+    assert_eq!(standing.record(session("A", "B", 4, collision(2, "k"))).conflicts_gone.len(), 2);
+    assert_eq!(ways(&standing), ["k"]);
+    let passed = Findings { passed: vec!["i".into()], ..Findings::default() };
+    standing.record(session("A", "B", 5, passed));
+    assert!(standing.is_empty());
 }

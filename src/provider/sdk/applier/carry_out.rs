@@ -96,19 +96,18 @@ impl Applier<'_> {
             let failed = match failures.get(&action.index) {
                 // Its loser could not be kept, or its container not be brought back.
                 Some(failure) => Some(failure.clone()),
-                None => match std::mem::replace(&mut action.step, Step::None) {
-                    Step::Put(staged) if !action.comes_first => {
-                        together.push((id.clone(), staged));
-                        None
-                    }
-                    Step::MergeInto { winner, content } => {
-                        action.step = Step::Delete;
-                        self.merge_into(&id, (&winner, content), actions)?
-                    }
-                    step => {
-                        action.step = step;
-                        self.change(&id, actions)
-                    }
+                None => match action.take_merge() {
+                    Some(into) => self.merge_into(&id, into, actions)?,
+                    None => match std::mem::replace(&mut action.step, Step::None) {
+                        Step::Put(staged) if !action.comes_first => {
+                            together.push((id.clone(), staged));
+                            None
+                        }
+                        step => {
+                            action.step = step;
+                            self.change(&id, actions)
+                        }
+                    },
                 },
             };
             let Some(failure) = failed else { continue };
@@ -131,21 +130,26 @@ impl Applier<'_> {
         changed.map(|gone| self.gone(id, action, gone)).err().map(|error| (id.clone(), error))
     }
 
-    /// Deletes an item, and saves at once the one that it is merged into; where that fails it comes back. What failed.
+    /// Deletes an item, and saves at once the one that it is merged into, after the others that are; where that fails they come back.
+    /// What failed.
     fn merge_into(
         &self,
         id: &ItemId,
-        (winner, content): (&ItemId, Staged),
+        (winner, content): (ItemId, Staged),
         actions: &mut BTreeMap<ItemId, Action>,
     ) -> Result<Option<(ItemId, ItemError)>, CallError> {
         if let Some(failed) = self.change(id, actions) {
             return Ok(Some(failed));
         }
-        let Some((failed, error)) = self.change(winner, actions) else { return Ok(None) };
-        actions.remove(winner);
+        let failed = match actions.get_mut(&winner).and_then(Action::take_merge) {
+            Some(into) => self.merge_into(&winner, into, actions)?,
+            None => self.change(&winner, actions),
+        };
+        let Some((failed, error)) = failed else { return Ok(None) };
+        actions.remove(&winner);
         if let Some(before) = actions.get(id).and_then(|action| action.before.as_ref()) {
             let back = self.shared.store.put(id, content, &before.item.state, &Replaces::Nothing);
-            back.map_err(|back| not_brought_back(id, winner, &error, &back))?;
+            back.map_err(|back| not_brought_back(id, &winner, &error, &back))?;
         }
         Ok(Some((failed, error)))
     }
@@ -311,6 +315,17 @@ fn replaces(action: &Action) -> Replaces {
 }
 
 impl Action {
+    /// Where this item is to be merged, and its content: what is left is to delete it.
+    fn take_merge(&mut self) -> Option<(ItemId, Staged)> {
+        match std::mem::replace(&mut self.step, Step::Delete) {
+            Step::MergeInto { winner, content } => Some((winner, content)),
+            step => {
+                self.step = step;
+                None
+            }
+        }
+    }
+
     fn done(&mut self, applied: Applied) {
         match applied {
             Applied::Done(fingerprint) => self.after.item.fingerprint = fingerprint,

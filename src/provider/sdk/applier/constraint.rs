@@ -9,11 +9,12 @@
 //! and the source's item is saved as any other. Rename: one of the two goes to a name of its own, as a new item. Merge: the two
 //! become one (R30, `merge_items`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::arrival::Arrival;
 use super::decisions::Decisions;
 use super::keep_both::CopyName;
-use super::plan::{Action, Arrival, Deferral, Ground, Step, Verdict, conflicting, delete, row_of, tombstone_of};
+use super::plan::{Action, Deferral, Ground, Step, Verdict, conflicting, delete, row_of, tombstone_of};
 use super::scrutiny::recoverable;
 use super::settle::{NewVersion, Winner, kind_of};
 use crate::knowledge::{ConstraintConflict, ItemChange, ItemDataHeader, ItemId};
@@ -35,6 +36,10 @@ impl Ground<'_> {
         Ok(match error {
             ItemError::InTheWay(_) if itself => Verdict::Deferred(self.constraint(id, None)?),
             ItemError::Collision(with) if itself => Verdict::Deferred(self.constraint(id, Some(&with))?),
+            // Of two that were to become one it was the other that could not be saved.
+            ItemError::Collision(with) if self.decisions.collisions(item).any(|way| way == id) => {
+                Verdict::Deferred(self.constraint(item, Some(&with))?)
+            }
             // A copy of the loser cannot be kept, so the conflict waits; or goes with a session the other way, where it may be that
             // what this one has to give up first is no one's.
             ItemError::Collision(_) => Verdict::Deferred(Deferral::concurrency(item, (self.rows)(item)?.as_ref())),
@@ -78,7 +83,8 @@ impl Ground<'_> {
         actions: &mut BTreeMap<ItemId, Action>,
         ticks: &mut Ticks,
     ) -> Result<Option<Verdict>, CallError> {
-        let Some((action, way)) = self.decided(change)? else { return Ok(None) };
+        let decided = self.decided(change)?;
+        let Some((action, way)) = decided.first().cloned() else { return Ok(None) };
         let id = &change.item_id;
         let within = (self.within)(id)?;
         let is_within = within.iter().any(|(item, _)| *item == way);
@@ -102,7 +108,14 @@ impl Ground<'_> {
         let Some(state) = arrival.incoming.state() else { return changed() };
         let mut planned = Vec::new();
         if let (ConstraintResolveAction::Merge, Some(way_row)) = (action, &beside) {
-            let merged = self.merge_items(change, (index, row), (arrival, wanted), (&way, way_row), ticks);
+            let mut ways = vec![(way, way_row.clone())];
+            // What else keeps it out, and is to become one with it.
+            let others = decided.into_iter().skip(1).filter(|(action, _)| *action == ConstraintResolveAction::Merge);
+            for (_, other) in others.filter(|(_, other)| !busy(other)) {
+                let row = (self.rows)(&other)?.filter(Row::is_there);
+                ways.extend(row.map(|row| (other, row)));
+            }
+            let merged = self.merge_items(change, (index, row), (arrival, wanted), &ways, ticks);
             let Some(merged) = merged.map_err(|error| error.into_recoverable(id)).transpose() else { return Ok(None) };
             return Ok(Some(match merged {
                 Ok(merged) => {
@@ -174,15 +187,16 @@ impl Ground<'_> {
         Ok(Some(Verdict::Planned { conflict: true }))
     }
 
-    /// The decision about a collision of this change, while the item in the way is as it was.
-    fn decided(&self, change: &ItemChange) -> Result<Option<(ConstraintResolveAction, ItemId)>, CallError> {
-        for way in self.decisions.collisions(&change.item_id) {
+    /// What was decided about the collisions of this change with items that are as they were then.
+    fn decided(&self, change: &ItemChange) -> Result<Vec<(ConstraintResolveAction, ItemId)>, CallError> {
+        let ways: BTreeSet<&ItemId> = self.decisions.collisions(&change.item_id).collect();
+        let mut decided = Vec::new();
+        for way in ways {
             let Some(row) = (self.rows)(way)?.filter(Row::is_there) else { continue };
-            if let Some(action) = self.decisions.collision(change, way, &row) {
-                return Ok(Some((action, way.clone())));
-            }
+            let action = self.decisions.collision(change, way, &row);
+            decided.extend(action.map(|action| (action, way.clone())));
         }
-        Ok(None)
+        Ok(decided)
     }
 
     /// Deletes items, each with a version of its own.

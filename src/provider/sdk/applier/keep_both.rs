@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 
+use super::arrival::{Arrival, Content, stage};
 use super::merge::properties;
-use super::plan::{Action, Arrival, Content, Deferral, Ground, Step, Verdict, row_of, stage};
+use super::plan::{Action, Deferral, Ground, Step, Verdict, row_of};
 use super::settle::NewVersion;
 use crate::knowledge::{Digest, ItemId};
 use crate::mutant::{self, Mutant};

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::plan::{Action, Deferral, Ground, Step, Verdict, stage};
+use super::arrival::stage;
+use super::plan::{Action, Deferral, Ground, Step, Verdict};
 use super::scrutiny::recoverable;
 use super::settle::NewVersion;
 use crate::knowledge::{

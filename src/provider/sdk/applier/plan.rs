@@ -1,15 +1,13 @@
-//! From settlements to actions: what is done to the store, in which rows it results, and where a conflict's loser is kept.
+//! From settlements to actions: what is done to the store, and in which rows it results.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 
-use sha2::{Digest as _, Sha256};
-
+use super::arrival::{Arrival, Content, adopt};
 use super::constraint::may_collide;
 use super::decisions::Decisions;
 use super::fetch::Obtained;
 use super::merge::{Course, course, part_base, undivided};
-use super::settle::{Incoming, NewVersion, Settlement, Winner, kind_of, settle};
+use super::settle::{NewVersion, Settlement, Winner, kind_of, settle};
 use super::{Applier, Section};
 use crate::knowledge::{
     ChangeUnitChange, ChangeUnitId, ConflictingChange, ConstraintConflict, Digest, ItemChange, ItemDataHeader, ItemId,
@@ -19,7 +17,7 @@ use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
 use crate::provider::sdk::metadata::{Row, Unit};
 use crate::provider::sdk::ticks::Ticks;
-use crate::provider::sdk::units::{self, Object};
+use crate::provider::sdk::units;
 use crate::provider::sdk::{Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Staged, metadata_failed};
 use crate::types::ConflictResolutionPolicy;
 
@@ -36,7 +34,7 @@ pub enum Step {
     Delete,
     /// It goes, as what it holds becomes a part of another item, which is saved at once. It comes back when that one cannot be.
     MergeInto {
-        /// The other item.
+        /// The other item; where several go, the next of them, which does the same.
         winner: ItemId,
         /// What is here, to come back.
         content: Staged,
@@ -439,89 +437,6 @@ pub(super) type Planned = (Option<Row>, Row, Step);
 pub(super) fn row_of(state: ItemState, creation: Version, version: Version) -> Row {
     let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: false };
     Row { item, lingering: false, creation, version, units: None, winner: None }
-}
-
-/// What has come of an item.
-pub(super) struct Arrival {
-    pub incoming: Incoming,
-    /// Of an item with change units.
-    pub object: Option<Object>,
-    pub content: Option<Content>,
-    /// The base of an item of which the source gives some units only.
-    pub base: Option<Version>,
-}
-
-impl Arrival {
-    /// The row of the source's item with this version; `own`: the version is this replica's.
-    pub(super) fn row(&self, change: &ItemChange, state: ItemState, version: Version, own: bool) -> Row {
-        let mut after = row_of(state, change.creation_version.clone(), version.clone());
-        if let Some(object) = &self.object {
-            let time = after.item.state.modification_time;
-            let units = if let Some(base) = &self.base {
-                (after.creation, after.version) = (base.clone(), base.clone());
-                let units = units::taken(change, object);
-                let version = |unit| if own { Unit { version: version.clone(), ..unit } } else { unit };
-                units.into_iter().map(|(id, unit)| (id, version(unit))).collect()
-            } else if change.change_units.is_empty() {
-                after.creation = version.clone();
-                object.at(&version, time)
-            } else if own {
-                // Each unit is as old as it was.
-                after.creation = version.clone();
-                let alive = units::taken(change, object).into_iter().filter(|(_, unit)| unit.digest.is_some());
-                alive.map(|(id, unit)| (id, Unit { version: version.clone(), ..unit })).collect()
-            } else {
-                units::taken(change, object)
-            };
-            after.units = Some(units);
-        }
-        after
-    }
-}
-
-/// Content for an item, on its way into the store.
-pub(super) enum Content {
-    Staged(Staged),
-    Bytes(Vec<u8>),
-}
-
-impl Content {
-    pub(super) fn stage(self, store: &dyn ItemStore, id: &ItemId, state: &ItemState) -> Result<Staged, ItemError> {
-        match self {
-            Self::Staged(staged) => Ok(staged),
-            Self::Bytes(content) => stage(store, id, state, &content),
-        }
-    }
-}
-
-/// Stages content that is in memory.
-pub(super) fn stage(
-    store: &dyn ItemStore,
-    id: &ItemId,
-    state: &ItemState,
-    content: &[u8],
-) -> Result<Staged, ItemError> {
-    let header = ItemDataHeader {
-        properties: state.properties.clone(),
-        content_size: state.size,
-        content_digest: Some(state.digest),
-    };
-    let mut staging = store.stage(id, &header)?;
-    staging.write_all(content).map_err(|error| ItemError::Failed(format!("cannot be written: {error}")))?;
-    staging.finish()
-}
-
-/// Takes the canonical form of a divided item as what comes in; false when it came in another one. Properties are not what its
-/// units are about: with the same content nothing is to be decided.
-fn adopt(canonical: &[u8], incoming: &mut Incoming, row: Option<&Row>) -> bool {
-    let digest = Digest(Sha256::digest(canonical).into());
-    let as_it_came = incoming.digest == Some(digest);
-    (incoming.size, incoming.digest) = (Some(canonical.len() as u64), Some(digest));
-    if let Some(row) = row.filter(|row| row.is_there() && row.item.state.digest == digest) {
-        let properties = row.item.state.properties.clone();
-        (incoming.properties, incoming.modification_time) = (Some(properties), row.modification_time());
-    }
-    as_it_came
 }
 
 impl Ground<'_> {

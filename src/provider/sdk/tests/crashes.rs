@@ -1,7 +1,11 @@
-use super::harness::{PLAN, Plan, Replica, settle, sync, sync_decided};
-use crate::knowledge::{Resolution, ResolutionAction};
+use tokio::sync::mpsc;
+
+use super::harness::{PLAN, Plan, Replica, begin, end, key, request, settle, sync, sync_decided};
+use crate::knowledge::{ChangeGroup, GroupKind, ItemId, Resolution, ResolutionAction};
+use crate::provider::sdk::ItemError;
 use crate::provider::sdk::applier::section::CHANGES;
-use crate::types::{ConflictResolutionPolicy as Policy, ConstraintResolveAction};
+use crate::provider::{DataPart, FRAMES_IN_FLIGHT, Load, ProcessInput, ProcessOutput, ProcessStart, Provider as _};
+use crate::types::{ConflictResolutionPolicy as Policy, ConstraintResolveAction, ProviderRole};
 
 /// Everything that a batch can do to a store, at once.
 async fn prepared() -> (Replica, Replica) {
@@ -88,6 +92,71 @@ async fn what_moves_out_of_the_way_is_there_whenever_it_dies() {
             return assert!(step > 10, "every step was tried: {step}");
         }
     }
+}
+
+/// A change of `d/x` fails in one section, and in a later one `d/x` makes way for a file, as was decided. What is recorded before that
+/// says that it goes; it must not teach the change that failed, whenever the destination dies.
+#[tokio::test]
+async fn an_intent_does_not_teach_what_failed_in_an_earlier_section() {
+    let mut gone = 0;
+    for step in 0..8 {
+        let (a, b) = (Replica::new("a"), Replica::new("b"));
+        a.store.make_directory("d");
+        a.store.write("d/x", "as it was", 1);
+        settle(&[&a, &b], PLAN).await;
+        let batch = async |a: &Replica| {
+            let key = key();
+            a.provider.begin_session(begin(ProviderRole::Source, key, true)).await.unwrap();
+            let plan = Plan { batch_size: 2 * CHANGES as u32, ..PLAN };
+            let batch = a.provider.get_change_batch(key, request(b.knowledge(), plan)).await.unwrap();
+            a.provider.end_session(end(key)).await.unwrap();
+            batch
+        };
+        // So large that it is asked for.
+        a.store.write("d/x", "an edit that will not be had", 2);
+        let edit = batch(&a).await;
+        let edit = edit.changes().next().unwrap().1.clone();
+        a.store.remove("d");
+        a.store.write("d", "a file", 3);
+        (1..CHANGES).for_each(|n| a.store.write(&format!("f{n:05}"), "", 1));
+        let mut sent = batch(&a).await;
+        let (made_with, listed) = (sent.groups[0].made_with_knowledge.clone(), sent.groups[0].changes.clone());
+        let (file, rest): (Vec<_>, Vec<_>) = listed.into_iter().partition(|change| change.item_id == "d".into());
+        let rest = rest.into_iter().filter(|change| change.item_id != "d/x".into());
+        let changes: Vec<_> = [edit.clone()].into_iter().chain(rest).chain(file.clone()).collect();
+        assert_eq!(changes.len(), CHANGES + 1, "the file is in the second section");
+        let kind = GroupKind::Unordered { all_changes_for_knowledge: false };
+        sent.groups = vec![ChangeGroup { kind, made_with_knowledge: made_with, changes }];
+
+        let way = ItemId::from("d/x");
+        let decision = Resolution {
+            item_id: "d".into(),
+            change_unit_id: None,
+            source_version: file[0].change_version.clone().unwrap(),
+            destination_version: b.row("d/x").unwrap().version,
+            action: ResolutionAction::Constraint(ConstraintResolveAction::AcceptSourceProvider, way.clone()),
+        };
+        // The first section is durable twice, with two steps each, and puts all but the first.
+        b.store.crash_in(Some((2 * (CHANGES - 1) + 4 + step) as u32));
+        let key = key();
+        b.provider.begin_session(begin(ProviderRole::Destination, key, true)).await.unwrap();
+        let start = ProcessStart { resolutions: vec![decision], ..ProcessStart::new(PLAN.policy) };
+        let (inputs, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
+        let mut outputs = b.provider.process_change_batch(key, start, sent, receiver).await.unwrap();
+        while let Some(Ok(output)) = outputs.recv().await {
+            if let ProcessOutput::Load(Load { load_id, item_id, .. }) = output {
+                let error = ItemError::Changed.into_recoverable(&item_id);
+                inputs.send(ProcessInput::Data { load_id, part: DataPart::Failed(error) }).await.unwrap();
+            }
+        }
+        b.provider.end_session(end(key)).await.unwrap();
+        gone += u32::from(b.store.read("d/x").is_none());
+        let b = b.restart().await;
+        sync(&b, &a, PLAN).await.unwrap();
+        let version = edit.change_version.unwrap();
+        assert!(!b.knowledge().contains_change(&way, &version), "step {step}");
+    }
+    assert!(gone > 0, "it went in one of these");
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
 //! checks         the scenarios, by subject
 //! scenario       bring, update, delete, look: the steps that they are made of
 //! session        one session's calls; what is judged of every batch and every load
+//! session_state  SessionStateService, for providers that call back
 //! conversation   ProcessChangeBatch: answers to loads; what is judged of outcomes and of what is learned
 //! divided        items with change units
 //! partner        the pretended replicas: versions, changes, batches
@@ -24,6 +25,7 @@
 //! The store behind a provider is opaque: the kit makes no local edits. What would be one comes in as a change of a second
 //! pretended partner, which the rules treat alike.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 mod bench;
@@ -39,6 +41,7 @@ mod rule;
 mod sample;
 mod scenario;
 mod session;
+mod session_state;
 mod simple;
 mod suite;
 mod transcript;
@@ -61,12 +64,23 @@ pub struct Options {
     pub properties: Vec<(String, String)>,
     /// Ids of the items that the kit writes, with `{}` for a name of its own; `None`: that name alone.
     pub item_template: Option<String>,
+    /// Where SessionStateService is served to the provider while it is checked; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// What the provider is told of it; `None`: that address, where it is one that the provider can reach.
+    pub advertise: Option<String>,
 }
 
 impl Options {
     /// The usual ones.
     pub fn new(address: impl Into<String>) -> Self {
-        Self { address: address.into(), patience: Duration::from_secs(10), properties: Vec::new(), item_template: None }
+        Self {
+            address: address.into(),
+            patience: Duration::from_secs(10),
+            properties: Vec::new(),
+            item_template: None,
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            advertise: None,
+        }
     }
 }
 
@@ -79,6 +93,9 @@ pub enum SetupError {
     /// Nobody answers there.
     #[error("the provider {0}; start it and give its address")]
     Unreachable(String),
+    /// SessionStateService cannot be served there.
+    #[error("cannot listen on {0}: {1}; stop what uses it, or choose another port with --listen")]
+    Listen(SocketAddr, String),
 }
 
 /// Checks a KnowledgeSyncProviderService.

@@ -17,7 +17,6 @@ use check::store;
 use synclave::check::{Options, Report, Rule, Verdict, knowledge_provider};
 use synclave::provider::Provider;
 use synclave::provider::sdk::{self, ItemStore, ReplicaProvider};
-use synclave::providers::file::FileStore;
 use synclave::providers::memory::MemoryStore;
 use synclave::server::{incoming, serve_provider};
 use tokio::net::TcpListener;
@@ -55,6 +54,18 @@ async fn an_honest_provider_passes() {
     }
 }
 
+/// One that calls SessionStateService in every session, and no more when it is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_honest_provider_that_calls_back_passes() {
+    let (honest, _directory) = store::provider(sdk::Options::default());
+    let report = checked(Arc::new(Mutated::new(M::CallsBack, honest)), Duration::from_secs(20)).await;
+    let text = report.to_text();
+    assert!(report.is_pass(), "{text}");
+    for rule in [Rule::TokenDead, Rule::StateCalls] {
+        assert!(report.verdicts.contains(&(rule, Verdict::Pass)), "{text}");
+    }
+}
+
 /// The stores that are part of the project: a directory, a table, and one in memory whose items have change units.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_built_in_providers_pass() {
@@ -63,16 +74,9 @@ async fn the_built_in_providers_pass() {
         let metadata = directory.path().join(name);
         ReplicaProvider::open(store, &metadata, identity, sdk::Options::default()).expect("opens")
     };
-    let root = directory.path().join("root");
-    std::fs::create_dir(&root).expect("a new directory");
-    let files = FileStore::open(&root, &directory.path().join("files")).expect("opens");
-    let identity = files.identity();
     let (table, _database) = store::table();
-    let providers = [
-        table,
-        open("files", Arc::new(files), &identity),
-        open("memory", Arc::new(MemoryStore::default()), "in memory"),
-    ];
+    let (files, _root) = store::directory();
+    let providers = [table, files, open("memory", Arc::new(MemoryStore::default()), "in memory")];
     // At the same time: much of a check is waiting.
     let running: tokio::task::JoinSet<Report> =
         providers.into_iter().map(|provider| checked(provider, Duration::from_secs(20))).collect();
@@ -210,6 +214,10 @@ const MUTANTS: &[(M, Rule)] = &[
     (M::MergesByDeleting, Rule::MergesItems),
     (M::RenewsLaterEpochs, Rule::EndForgets),
     (M::DigestsAfterTheEnd, Rule::EndForgets),
+    (M::DropsWhatItShouldRename, Rule::RenamesSource),
+    (M::DeletesWhatItShouldRename, Rule::RenamesDestination),
+    (M::UsesDeadTokens, Rule::TokenDead),
+    (M::ReportsAsNobody, Rule::StateCalls),
 ];
 
 /// Those of them that every `cargo test` runs: one of each subject.
@@ -231,6 +239,9 @@ const OF_A_TABLE: &[M] = &[
     M::MergesByDeleting,
 ];
 
+/// Those that are of a directory, as of the stores only it gives what collides another name.
+const OF_A_DIRECTORY: &[M] = &[M::DropsWhatItShouldRename, M::DeletesWhatItShouldRename];
+
 /// Mutants that are checked at the same time: much of a check is waiting for leases and for what must not come.
 const AT_ONCE: usize = 8;
 
@@ -238,9 +249,10 @@ const AT_ONCE: usize = 8;
 async fn run_mutants(asked: impl Fn(M) -> bool) {
     let mutants = MUTANTS.iter().copied().filter(|(mutant, _)| asked(*mutant));
     blame::each_for_its_own_rule(mutants, AT_ONCE, |mutant| async move {
-        let (honest, _directory) = match OF_A_TABLE.contains(&mutant) {
-            true => store::table(),
-            false => store::provider(sdk::Options { filters: vec![wish()], ..sdk::Options::default() }),
+        let (honest, _directory) = match mutant {
+            _ if OF_A_TABLE.contains(&mutant) => store::table(),
+            _ if OF_A_DIRECTORY.contains(&mutant) => store::directory(),
+            _ => store::provider(sdk::Options { filters: vec![wish()], ..sdk::Options::default() }),
         };
         checked(Arc::new(Mutated::new(mutant, honest)), Duration::from_secs(8)).await
     })

@@ -13,6 +13,7 @@ use super::partner::Partner;
 use super::rule::Rule;
 use super::sample::Sample;
 use super::session::Session;
+use super::session_state::SessionStates;
 use super::wire::{Fault, Wire, decoded};
 use super::{Options, SetupError};
 use crate::grpc::convert::provider;
@@ -31,6 +32,7 @@ const END_EPOCH: u64 = 1_000_000;
 #[derive(Debug)]
 pub(super) struct Bench {
     pub(super) wire: Wire,
+    pub(super) states: SessionStates,
     pub(super) book: Book,
     pub(super) options: Options,
     /// Distinguishes the items of this run from those of others.
@@ -49,11 +51,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Bench {
-    pub(super) fn new(options: Options) -> Result<Self, SetupError> {
+    pub(super) async fn new(options: Options) -> Result<Self, SetupError> {
         let wire = Wire::new(&options.address, options.patience)?;
+        let states = SessionStates::serve(&options, wire.transcript().clone()).await?;
         let run = Uuid::new_v4().simple().to_string()[..8].to_owned();
         Ok(Self {
             wire,
+            states,
             book: Book::default(),
             options,
             run,
@@ -164,8 +168,24 @@ impl Bench {
         lock(&self.open).push(key);
     }
 
+    /// It is over, by its EndSession or by its lease.
     pub(super) fn closed(&self, key: SessionKey) {
         lock(&self.open).retain(|open| open.sync_guid != key.sync_guid);
+    }
+
+    /// EndSession, of which the provider hears at SessionStateService too.
+    pub(super) async fn end_session(
+        &self,
+        key: SessionKey,
+    ) -> Result<pb::KnowledgeSyncProviderServiceEndSessionResponse, Fault> {
+        self.states.ending(key.sync_guid, true);
+        let result = self.wire.end_session(Session::end_request(key)).await;
+        self.states.ending(key.sync_guid, result.is_ok());
+        if result.is_ok() {
+            self.states.ended(key.sync_guid);
+            self.closed(key);
+        }
+        result
     }
 
     /// Ends what a check that stopped left open.
@@ -174,7 +194,7 @@ impl Bench {
         for key in open {
             // What becomes of it shows when the next check begins a session.
             let key = SessionKey { epoch: END_EPOCH, ..key };
-            drop(self.wire.end_session(Session::end_request(key)).await);
+            drop(self.end_session(key).await);
         }
     }
 

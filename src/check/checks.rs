@@ -13,6 +13,7 @@ use crate::knowledge::{GroupKind, ItemId, OutcomeKind};
 use crate::types::{ConflictResolutionPolicy as Policy, ProviderRole};
 
 mod application;
+mod calling_back;
 mod collisions;
 mod conflicts;
 mod data;
@@ -98,6 +99,9 @@ checks! {
     collisions::merge_tombstone [WinnerKept];
     collisions::of_names [Constraint, CollisionSource, CollisionDestination];
     collisions::of_values [Constraint, CollisionSource, CollisionDestination];
+    collisions::of_holders [Constraint, CollisionSource, CollisionDestination];
+    collisions::renamed_source [RenamesSource];
+    collisions::renamed_destination [RenamesDestination];
     collisions::merged [MergesItems] after [WinnerKept];
     filters::item_list [FilterOnly, FilterTeaches, FilterFlags, FilterSpan] after [LastBatch, TombstoneStored];
     filters::unit_list [FilterUnits] after [UnitExceptions];
@@ -109,13 +113,15 @@ checks! {
     digests::of_ranges [DigestParts, DigestList];
     digests::of_changes [DigestChanges];
     digests::repair [Repair, RepairLooks];
+    calling_back::well_formed [StateCalls];
+    calling_back::after_end [TokenDead];
     life_cycle::identity [Instance];
 }
 
 /// Runs every check, deletes what was written, and reports.
 pub(super) async fn run(options: Options) -> Result<Report, SetupError> {
     let begun = Instant::now();
-    let bench = Bench::new(options)?;
+    let bench = Bench::new(options).await?;
     if let Err(fault) = bench.wire.get_id_parameters(crate::pb::GetIdParametersRequest {}).await
         && matches!(fault, super::wire::Fault::Silent(_))
     {

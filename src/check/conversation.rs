@@ -17,15 +17,15 @@ use super::wire::{Application, Call, Fault, decoded};
 use crate::grpc::convert::knowledge::ReplicaKeys;
 use crate::grpc::convert::{batch as batch_codec, exchange};
 use crate::knowledge::{
-    ChangeBatch, ChangeOutcome, ChangeUnitId, Digest, ItemChange, ItemDataHeader, ItemId, Knowledge, OutcomeKind,
-    RecoverableError,
+    ChangeBatch, ChangeOutcome, ChangeUnitId, Digest, GroupKind, ItemChange, ItemDataHeader, ItemId, Knowledge,
+    OutcomeKind, RecoverableError,
 };
 use crate::pb;
 use crate::provider::{
     CHUNK_BYTES, DataPart, Load, MAX_OUTSTANDING_LOADS, ProcessInput, ProcessOutput, ProcessResult, ProcessStart,
     RefusalCode,
 };
-use crate::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction, Hresult};
+use crate::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction, Hresult, SyncGuid};
 
 mod learning;
 
@@ -68,6 +68,7 @@ impl Applied {
 #[derive(Debug)]
 pub(super) struct Conversation<'s> {
     bench: &'s Bench,
+    guid: SyncGuid,
     call: Call,
     start: ProcessStart,
     frames: Application,
@@ -180,6 +181,11 @@ impl Session<'_> {
         batch: ChangeBatch,
     ) -> Held<Conversation<'_>> {
         let rpc = call.rpc();
+        if let (Call::FullEnumeration, Some(group)) = (call, batch.groups.first())
+            && let GroupKind::Ordered { lower_bound, upper_bound } = &group.kind
+        {
+            self.bench.states.recovering(self.key.sync_guid, lower_bound.clone(), upper_bound.clone());
+        }
         let (encoded, keys) = batch_codec::encode_batch(&batch, None, None).map_err(|_| Stop::Blocked)?;
         let (sender, receiver) = mpsc::channel(FRAMES);
         for frame in self.head(&start, encoded) {
@@ -191,6 +197,7 @@ impl Session<'_> {
         let listed = batch.changes().map(|(_, change)| (change.item_id.clone(), change.clone())).collect();
         Ok(Conversation {
             bench: self.bench,
+            guid: self.key.sync_guid,
             call,
             start,
             frames,
@@ -257,6 +264,7 @@ impl Conversation<'_> {
     /// Sends cancel.
     pub(super) fn cancel(&mut self) {
         self.canceled = true;
+        self.bench.states.renewed(self.guid, true);
         self.send(ProcessInput::Cancel);
     }
 

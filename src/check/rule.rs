@@ -71,6 +71,8 @@ rules! {
     BeginTwice = "R3", "windows-sync.md R3, E8", "BeginSession of a session that has begun is SYNC_E_INVALID_OPERATION";
     EndWithoutBegin = "R4", "windows-sync.md R4, E8", "EndSession without its BeginSession is SYNC_E_INVALID_OPERATION";
     EndForgets = "R5", "windows-sync.md R5", "after EndSession calls of the session are SYNC_E_INVALID_OPERATION";
+    TokenDead = "R5-TOKEN", "windows-sync.md R5; proto, SessionStateService", "once EndSession is answered the session's token is not used any more";
+    StateCalls = "D-STATE-CALLS", "proto, SessionStateService", "calls of SessionStateService are well-formed, and name a session by the token that it was given";
     OneDirection = "R6", "windows-sync.md R6", "calls of the other role are SYNC_E_INVALID_OPERATION";
     EndOfOther = "E8-OTHER", "windows-sync.md E8", "EndSession of another session leaves this one alone";
     StaleEpoch = "D-EPOCH", "design 2; proto", "an epoch lower than the highest seen is ABORTED";
@@ -175,6 +177,8 @@ rules! {
     Constraint = "WS-6.3", "windows-sync.md 6.3, E8", "what another item keeps from being saved is deferred, with the reason and that item";
     CollisionSource = "WS-6.3-SOURCE", "windows-sync.md 6.3", "decided for the source what is in the way is deleted, and the source's item is saved";
     CollisionDestination = "WS-6.3-DESTINATION", "windows-sync.md 6.3", "decided for the destination the source's item gets a tombstone, and what is in the way stays";
+    RenamesSource = "WS-6.3-RENAME-SOURCE", "windows-sync.md 6.3", "decided to rename the source's item it is saved under another name, and what is in the way stays";
+    RenamesDestination = "WS-6.3-RENAME-DESTINATION", "windows-sync.md 6.3", "decided to rename what is in the way it is kept under another name, and the source's item is saved";
     MergesItems = "R30", "windows-sync.md R30, 5.7", "of two that are merged the smaller id stays, and the other is a merge tombstone that names it";
 
     // Optional features.

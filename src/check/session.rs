@@ -93,9 +93,9 @@ impl<'b> Session<'b> {
             role: self.role,
             session: SessionRef {
                 key: self.key,
-                token: "synclave-check".to_owned(),
+                token: self.bench.states.token(self.key.sync_guid, self.lease),
                 lease: self.lease,
-                coordinator_address: None,
+                coordinator_address: self.bench.states.address().map(str::to_owned),
             },
             // What the kit deletes is its own; on a replica with few other items that may be most of them.
             allow_mass_delete: true,
@@ -152,9 +152,12 @@ impl<'b> Session<'b> {
     // --- calls, as they come ---
 
     pub(super) async fn try_begin(&self) -> Result<pb::KnowledgeSyncProviderServiceBeginSessionResponse, Fault> {
-        let result = self.bench.wire.begin_session(self.begin_request()).await;
+        let request = self.begin_request();
+        let result = self.bench.wire.begin_session(request.clone()).await;
+        let refused = matches!(result, Err(Fault::Refused(_)));
+        self.bench.states.begun(self.key.sync_guid, &request, !refused);
         // A call without an answer may have begun it all the same.
-        if !matches!(result, Err(Fault::Refused(_))) {
+        if !refused {
             self.bench.opened(self.key);
         }
         result
@@ -164,7 +167,11 @@ impl<'b> Session<'b> {
         &self,
         canceled: bool,
     ) -> Result<pb::KnowledgeSyncProviderServiceRenewSessionResponse, Fault> {
-        self.bench.wire.renew_session(self.renew_request(canceled)).await
+        let result = self.bench.wire.renew_session(self.renew_request(canceled)).await;
+        if result.is_ok() {
+            self.bench.states.renewed(self.key.sync_guid, canceled);
+        }
+        result
     }
 
     pub(super) async fn try_parameters(&self) -> Result<pb::GetSyncBatchParametersResponse, Fault> {
@@ -172,11 +179,7 @@ impl<'b> Session<'b> {
     }
 
     pub(super) async fn try_end(&self) -> Result<pb::KnowledgeSyncProviderServiceEndSessionResponse, Fault> {
-        let result = self.bench.wire.end_session(Self::end_request(self.key)).await;
-        if result.is_ok() {
-            self.bench.closed(self.key);
-        }
-        result
+        self.bench.end_session(self.key).await
     }
 
     // --- calls that are in order ---

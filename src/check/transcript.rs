@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::Value;
 
 use crate::grpc::json;
+use crate::types::Hresult;
 
 /// Lines that are kept of one check; of a longer one the first go.
 const MAX_LINES: usize = 60;
@@ -19,7 +20,14 @@ const MAX_ELEMENTS: usize = 6;
 
 /// The calls of one check. What they said is written out only when somebody wants to read it: most checks hold.
 #[derive(Default)]
-pub(super) struct Transcript(Mutex<VecDeque<Line>>);
+pub(super) struct Transcript(Mutex<Lines>);
+
+#[derive(Default)]
+struct Lines {
+    kept: VecDeque<Line>,
+    /// Those that went.
+    gone: usize,
+}
 
 enum Line {
     Text(String),
@@ -49,15 +57,16 @@ impl fmt::Debug for Transcript {
 impl Transcript {
     fn add(&self, line: Line) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == MAX_LINES {
-            lines.pop_front();
+        if lines.kept.len() == MAX_LINES {
+            lines.kept.pop_front();
+            lines.gone += 1;
         }
-        lines.push_back(line);
+        lines.kept.push_back(line);
     }
 
     fn message<M: prost::Message + prost::Name + Clone + 'static>(&self, head: String, message: &M) {
         let message = message.clone();
-        self.add(Line::Message { head, value: Box::new(move || json::to_value(&message)) });
+        self.add(Line::Message { head, value: Box::new(move || json::to_readable(&message)) });
     }
 
     /// The kit sent a message.
@@ -70,6 +79,16 @@ impl Transcript {
         self.message(format!("<- {rpc}"), message);
     }
 
+    /// The provider called the kit.
+    pub(super) fn called<M: prost::Message + prost::Name + Clone + 'static>(&self, rpc: &str, message: &M) {
+        self.message(format!("provider -> {rpc}"), message);
+    }
+
+    /// And was answered.
+    pub(super) fn answered<M: prost::Message + prost::Name + Clone + 'static>(&self, rpc: &str, message: &M) {
+        self.message(format!("provider <- {rpc}"), message);
+    }
+
     /// Anything else: a status, the end of a stream, what the kit does between calls.
     pub(super) fn note(&self, text: String) {
         self.add(Line::Text(text));
@@ -77,12 +96,14 @@ impl Transcript {
 
     /// Begins anew.
     pub(super) fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Lines::default();
     }
 
-    /// The lines.
+    /// The lines; where some went, the first one says how many.
     pub(super) fn lines(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Line::text).collect()
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = (lines.gone > 0).then(|| format!("… after {} lines that are not kept", lines.gone));
+        gone.into_iter().chain(lines.kept.iter().map(Line::text)).collect()
     }
 }
 
@@ -120,6 +141,12 @@ fn shorten(value: &mut Value) {
         }
         Value::Object(fields) => {
             fields.retain(|_, value| !says_nothing(value));
+            // As everybody writes them, and as the rules do.
+            if let Some(value) = fields.get_mut("hresult")
+                && let Some(code) = value.as_u64().and_then(|code| u32::try_from(code).ok())
+            {
+                *value = Value::String(format!("{:?}", Hresult(code)));
+            }
             fields.values_mut().for_each(shorten);
         }
         _ => {}
@@ -139,9 +166,10 @@ mod tests {
             transcript.sent("GetSyncBatchParameters", &pb::GetSyncBatchParametersRequest { sync_guid, epoch });
         }
         let lines = transcript.lines();
-        assert_eq!(lines.len(), MAX_LINES);
-        assert!(lines[0].starts_with("-> GetSyncBatchParameters {"), "{}", lines[0]);
-        assert!(lines[0].contains("(200 characters)") && lines[0].len() < 200, "{}", lines[0]);
-        assert!(lines[59].contains("69"));
+        assert_eq!(lines.len(), MAX_LINES + 1);
+        assert_eq!(lines[0], "… after 10 lines that are not kept");
+        assert!(lines[1].starts_with("-> GetSyncBatchParameters {"), "{}", lines[1]);
+        assert!(lines[1].contains("(200 characters)") && lines[1].len() < 200, "{}", lines[1]);
+        assert!(lines[60].contains("69"));
     }
 }

@@ -1,6 +1,7 @@
 //! The provider, as the kit talks to it, and what it means when a call has no answer.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::{Message, Name};
@@ -66,12 +67,12 @@ impl Fault {
 
     /// The rule that is broken when a call that is in order comes to this; `refused` when it was refused.
     pub(super) fn breaks(self, rpc: &str, refused: Rule) -> Stop {
-        let message = format!("{rpc}: {}", self.words());
-        let rule = match self {
-            Self::Refused(_) => refused,
+        let words = self.words();
+        let (rule, message) = match self {
+            Self::Refused(_) => (refused, format!("{rpc} is to be answered, and was {words}")),
             // E_NOTIMPL of a bare server: the service, or the call, is not there.
-            Self::Bare(_) => refused,
-            Self::Silent(_) => Rule::Answers,
+            Self::Bare(_) => (refused, format!("{rpc} is to be answered, and {words}")),
+            Self::Silent(_) => (Rule::Answers, format!("{rpc}: {words}")),
         };
         Stop::Broken { rule, message }
     }
@@ -130,7 +131,7 @@ impl Wire {
         Ok(Self { connection, client })
     }
 
-    pub(super) fn transcript(&self) -> &Transcript {
+    pub(super) fn transcript(&self) -> &Arc<Transcript> {
         self.connection.transcript()
     }
 

@@ -1,5 +1,6 @@
 //! `synclave provider check`: the conformance kit.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
 use super::output::{self, Output};
+use super::serve::check_reach;
 use crate::check::{self, Report, SetupError};
 use crate::grpc::address;
 
@@ -31,6 +33,7 @@ Examples:
   synclave provider check http://127.0.0.1:7001 --template kind=file --template mode=0644
   synclave provider check http://127.0.0.1:7001 --item-template 'notes/{}.json'
   synclave provider check http://127.0.0.1:7001 --simple
+  synclave provider check http://oslo.example:7001 --listen 0.0.0.0:7999 --insecure --advertise http://ci.example:7999
 
 What it writes is made after an item that the provider has: its properties, and, where its content is a JSON object, \
 that object with one text member changed. On an empty replica it tries items without properties, then kind=file. Say \
@@ -52,6 +55,15 @@ pub(super) struct CheckArgs {
     /// What the ids of these items look like; {} stands for a name of the kit's own
     #[arg(long, value_name = "TEXT", value_parser = item_template)]
     item_template: Option<String>,
+    /// Where SessionStateService is served to the provider meanwhile; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT", conflicts_with = "simple")]
+    listen: SocketAddr,
+    /// Where the provider reaches it, for those that call back [default: the address of --listen, if it can be reached there]
+    #[arg(long, value_name = "URL", conflicts_with = "simple")]
+    advertise: Option<String>,
+    /// Listen on an address that others can reach, without TLS
+    #[arg(long)]
+    insecure: bool,
     /// Seconds that an answer may take
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=600))]
     timeout: u64,
@@ -70,11 +82,16 @@ fn item_template(text: &str) -> Result<String, String> {
 }
 
 pub(super) async fn run(args: CheckArgs, output: Output, stop: CancellationToken) -> Result<Exit, Failure> {
-    address::parse(&args.address).map_err(|error| Failure::usage(error.to_string()))?;
+    check_reach(args.listen, args.insecure)?;
+    for address in args.advertise.iter().chain([&args.address]) {
+        address::parse(address).map_err(|error| Failure::usage(error.to_string()))?;
+    }
     let options = check::Options {
         patience: Duration::from_secs(args.timeout),
         properties: args.template,
         item_template: args.item_template,
+        listen: args.listen,
+        advertise: args.advertise,
         ..check::Options::new(args.address.clone())
     };
     let checked = async {
@@ -92,6 +109,7 @@ pub(super) async fn run(args: CheckArgs, output: Output, stop: CancellationToken
     let report = report.map_err(|error| match error {
         SetupError::Address(error) => Failure::usage(error.to_string()),
         SetupError::Unreachable(_) => Failure::failed(format!("{}: {error}", args.address)),
+        SetupError::Listen(..) => Failure::failed(error.to_string()),
     })?;
     if let Some(file) = &args.junit {
         write_junit(file, &report)?;

@@ -2,7 +2,11 @@
 
 use std::sync::LazyLock;
 
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, SerializeOptions};
+use serde_json::Value;
+use uuid::Uuid;
 
 use crate::pb;
 
@@ -21,6 +25,44 @@ pub fn to_value<M: prost::Message + prost::Name>(message: &M) -> serde_json::Val
     dynamic
         .serialize_with_options(serde_json::value::Serializer, &OPTIONS)
         .unwrap_or_else(|error| serde_json::Value::String(format!("not to be told in JSON: {error}")))
+}
+
+/// The same for people alone: bytes that are text are shown as text, 16 bytes that are none as a GUID, and others in base64 as ever.
+pub fn to_readable<M: prost::Message + prost::Name>(message: &M) -> Value {
+    let mut value = to_value(message);
+    if let Some(descriptor) = DESCRIPTORS.get_message_by_name(&M::full_name()) {
+        make_readable(&mut value, &descriptor);
+    }
+    value
+}
+
+fn make_readable(value: &mut Value, descriptor: &MessageDescriptor) {
+    // Spans and times are written as texts.
+    let Value::Object(fields) = value else { return };
+    for field in descriptor.fields() {
+        let each: &dyn Fn(&mut Value) = match field.kind() {
+            Kind::Bytes => &bytes_readable,
+            Kind::Message(message) => &move |value| make_readable(value, &message),
+            _ => continue,
+        };
+        match fields.get_mut(field.json_name()) {
+            Some(Value::Array(list)) => list.iter_mut().for_each(each),
+            Some(value) => each(value),
+            None => {}
+        }
+    }
+}
+
+fn bytes_readable(value: &mut Value) {
+    let Some(bytes) = value.as_str().and_then(|text| STANDARD.decode(text).ok()) else { return };
+    match std::str::from_utf8(&bytes) {
+        Ok(text) if !text.chars().any(char::is_control) => *value = Value::String(text.to_owned()),
+        _ => {
+            if let Ok(guid) = Uuid::from_slice(&bytes) {
+                *value = Value::String(guid.to_string());
+            }
+        }
+    }
 }
 
 /// One message of ours on one line.
@@ -49,6 +91,20 @@ mod tests {
         assert_eq!(value["startTime"], "1970-01-01T00:00:00Z");
         assert!(value.get("endTime").is_none(), "{value}");
         assert!(value.get("conflictsGenerated").is_none(), "{value}");
+    }
+
+    #[test]
+    fn bytes_are_readable_where_they_say_something() {
+        let versions = [pb::ChangeUnitChange { change_unit_id: "mail".into(), ..Default::default() }];
+        let change =
+            pb::ItemChange { item_id: "notes/1".into(), change_units: versions.to_vec(), ..Default::default() };
+        let group = pb::ChangeGroup { changes: vec![change], ..Default::default() };
+        let guid = Uuid::from_u128(0xff << 120);
+        let replica_ids = vec![bytes::Bytes::copy_from_slice(guid.as_bytes()), vec![0xff, 0].into()];
+        let value = to_readable(&pb::ChangeBatch { replica_ids, groups: vec![group], ..Default::default() });
+        assert_eq!(value["groups"][0]["changes"][0]["itemId"], "notes/1");
+        assert_eq!(value["groups"][0]["changes"][0]["changeUnits"][0]["changeUnitId"], "mail");
+        assert_eq!(value["replicaIds"], serde_json::json!([guid.to_string(), "/wA="]));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use synclave::types::SyncGuid;
 use tokio::sync::mpsc;
 
 mod batch;
+mod calling_back;
 mod decisions;
 mod digests;
 mod filters;
@@ -30,7 +31,7 @@ mod units;
 
 pub use filters::wish;
 
-/// What is wrong with a provider.
+/// What is wrong with a provider; or, of `CallsBack`, what an honest one may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {
     NewInstanceEachTime,
@@ -157,6 +158,11 @@ pub enum Mutant {
     MergesByDeleting,
     RenewsLaterEpochs,
     DigestsAfterTheEnd,
+    CallsBack,
+    UsesDeadTokens,
+    ReportsAsNobody,
+    DropsWhatItShouldRename,
+    DeletesWhatItShouldRename,
 }
 
 use Mutant as M;
@@ -189,6 +195,7 @@ struct Memory {
     filters: HashMap<SyncGuid, FilterRequest>,
     /// That of the session that ended last.
     left_over: Option<FilterRequest>,
+    coordinators: HashMap<SyncGuid, calling_back::Coordinator>,
 }
 
 /// The calls by which a batch is applied.
@@ -281,11 +288,14 @@ impl Provider for Mutated {
             _ => {}
         }
         let (key, role) = (request.session.key, request.role);
+        let coordinator = calling_back::Coordinator::new(&request.session, role);
         self.inner.begin_session(request).await?;
+        self.call_at_begin(coordinator.as_ref()).await?;
         if role == synclave::types::ProviderRole::Source {
             self.filter_again(key).await;
         }
         let mut memory = self.memory();
+        memory.coordinators.extend(coordinator.map(|coordinator| (guid, coordinator)));
         memory.live.insert(guid);
         memory.begun.insert(guid);
         Ok(())
@@ -504,7 +514,13 @@ impl Provider for Mutated {
             M::EndsWhileWorking if working && !self.memory().canceled.contains(&guid) => return Ok(()),
             _ => {}
         }
+        if live.is_some_and(|live| live == guid) {
+            self.call_at_end(guid).await?;
+        }
         let result = self.inner.end_session(request).await;
+        if result.is_ok() {
+            self.call_after_end(guid);
+        }
         let mut memory = self.memory();
         memory.live.remove(&guid);
         memory.left_over = memory.filters.remove(&guid);

@@ -10,6 +10,7 @@ use synclave::provider::sdk::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Options, Replaces,
     ReplicaProvider, Staged, Staging, StoreError,
 };
+use synclave::providers::file::FileStore;
 use synclave::providers::sqlite::SqliteStore;
 
 #[derive(Debug)]
@@ -48,6 +49,18 @@ pub fn table() -> (Arc<ReplicaProvider>, tempfile::TempDir) {
     let identity = table.identity();
     let metadata = directory.path().join("metadata");
     let provider = ReplicaProvider::open(Arc::new(table), &metadata, &identity, Options::default());
+    (provider.expect("opens"), directory)
+}
+
+/// An honest provider over a directory, and the directory that has both.
+pub fn directory() -> (Arc<ReplicaProvider>, tempfile::TempDir) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let root = directory.path().join("root");
+    std::fs::create_dir(&root).expect("a new directory");
+    let state = directory.path().join("state");
+    let files = FileStore::open(&root, &state).expect("opens");
+    let identity = files.identity();
+    let provider = ReplicaProvider::open(Arc::new(files), &state, &identity, Options::default());
     (provider.expect("opens"), directory)
 }
 

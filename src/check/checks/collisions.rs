@@ -3,6 +3,8 @@
 //! Which items collide only the store knows. Two ways are common: two rows with one value where each is to have its own, and an
 //! item where others are below its name. A store that saves both has no collisions for the kit to look at.
 
+use std::collections::BTreeMap;
+
 use crate::check::bench::Bench;
 use crate::check::book::{Held, Stop};
 use crate::check::conversation::{Applied, start};
@@ -11,12 +13,18 @@ use crate::check::partner::{Change, Written, batch};
 use crate::check::rule::Rule;
 use crate::check::scenario::{Seen, kind_of, of_item};
 use crate::check::wire::Call;
-use crate::knowledge::{ChangeUnitId, ConflictingChange, ItemId, OutcomeKind, Resolution, ResolutionAction, Version};
+use crate::knowledge::{
+    ChangeUnitId, ConflictingChange, ItemId, Knowledge, OutcomeKind, Resolution, ResolutionAction, Version,
+};
 use crate::provider::ProcessStart;
 use crate::types::{
     ConflictResolutionPolicy as Policy, ConstraintConflictReason as Reason, ConstraintResolveAction as Action,
     ProviderRole,
 };
+
+mod renames;
+
+pub(super) use renames::{of_holders, renamed_destination, renamed_source};
 
 /// A merge tombstone of another replica's.
 pub(super) async fn merge_tombstone(bench: &Bench) -> Held {
@@ -41,16 +49,24 @@ pub(super) async fn merge_tombstone(bench: &Bench) -> Held {
 /// A change of the source that the store cannot save, as another item is in the way.
 struct Collision {
     change: Change,
+    /// What its source has heard of.
+    heard: Knowledge,
     way: ItemId,
     here: ConflictingChange,
 }
 
 /// Brings the change alone, with these decisions.
-async fn bring(bench: &Bench, rule: Rule, change: &Change, resolutions: Vec<Resolution>) -> Held<Applied> {
+async fn bring(
+    bench: &Bench,
+    rule: Rule,
+    change: &Change,
+    heard: &Knowledge,
+    resolutions: Vec<Resolution>,
+) -> Held<Applied> {
     let changes = std::slice::from_ref(change);
     let session = bench.begin(ProviderRole::Destination).await?;
     let known = session.parameters().await?;
-    let batch = batch(&known, bench.own_versions(changes)?, kind_of(changes), changes);
+    let batch = batch(&known, heard.clone(), kind_of(changes), changes);
     let start = ProcessStart { resolutions, ..start(Policy::None) };
     let applied = session.apply_by(Call::Changes, rule, start, &known, batch, changes).await?;
     session.end().await?;
@@ -70,7 +86,8 @@ async fn beside(bench: &Bench, smaller_is_here: bool) -> Held<(Collision, Divide
     there.versions.values_mut().for_each(|version| *version = creation.clone());
     let there = there.with(two, "of the one that comes", &creation);
     let change = bench.change_of_units(&there, there.versions.keys())?;
-    Ok((meet(bench, change, &here.item).await?, here, there))
+    let heard = bench.own_versions(std::slice::from_ref(&change))?;
+    Ok((meet(bench, change, heard, &here.item).await?, here, there))
 }
 
 /// An item that is to be below the name of another one.
@@ -85,14 +102,16 @@ async fn below(bench: &Bench) -> Held<(Collision, Written, Written)> {
     let content = bench.sample()?.content(&of_item("below another", &item));
     bench.came_about(item.clone());
     let there = Written { item, creation: version.clone(), version, content };
-    Ok((meet(bench, bench.as_change(&there)?, &here.item).await?, here, there))
+    let change = bench.as_change(&there)?;
+    let heard = bench.own_versions(std::slice::from_ref(&change))?;
+    Ok((meet(bench, change, heard, &here.item).await?, here, there))
 }
 
 /// The change comes for the first time.
-async fn meet(bench: &Bench, change: Change, way: &ItemId) -> Held<Collision> {
+async fn meet(bench: &Bench, change: Change, heard: Knowledge, way: &ItemId) -> Held<Collision> {
     let rule = Rule::Constraint;
     let item = &change.change.item_id;
-    let applied = bring(bench, rule, &change, Vec::new()).await?;
+    let applied = bring(bench, rule, &change, &heard, Vec::new()).await?;
     let outcome = applied.outcome(item)?;
     match outcome.kind {
         OutcomeKind::Deferred => {}
@@ -111,7 +130,10 @@ async fn meet(bench: &Bench, change: Change, way: &ItemId) -> Held<Collision> {
         format!("item {item} collides with {way}, and is deferred for {reason:?} with {named:?}")
     })?;
     let seen = bench.look(&[item]).await?;
-    bench.require(rule, !seen.contains_key(item), || format!("item {item} collides with {way}, and is there"))?;
+    let came = |seen: &Seen| seen.change.versions().any(|shown| change.change.versions().any(|came| came == shown));
+    bench.require(rule, !seen.get(item).is_some_and(came), || {
+        format!("item {item} collides with {way}, and is there as it came")
+    })?;
     let Some(here) = outcome.destination.as_deref().cloned() else {
         let message = "a collision is not said what the destination has, and so cannot be decided about";
         return Err(Stop::NotOffered(message.to_owned()));
@@ -120,7 +142,7 @@ async fn meet(bench: &Bench, change: Change, way: &ItemId) -> Held<Collision> {
         format!("item {item} collides with {way}, and what the destination is said to have is {}", here.item_id)
     })?;
     let way = way.clone();
-    Ok(Collision { change, way, here })
+    Ok(Collision { change, heard, way, here })
 }
 
 impl Collision {
@@ -145,8 +167,8 @@ impl Collision {
         units.into_iter().filter_map(|unit| Some((Some(unit.clone()), theirs(&unit)?, here(&unit)?))).collect()
     }
 
-    /// The change comes again, decided about; the two items as they are then, the one that came and the one in the way.
-    async fn settle(&self, bench: &Bench, rule: Rule, action: Action) -> Held<(Option<Seen>, Option<Seen>)> {
+    /// The change comes again, decided about.
+    async fn bring(&self, bench: &Bench, rule: Rule, action: Action) -> Held<Applied> {
         let item = &self.change.change.item_id;
         let decision = |(unit, theirs, here)| Resolution {
             item_id: item.clone(),
@@ -155,16 +177,35 @@ impl Collision {
             destination_version: here,
             action: ResolutionAction::Constraint(action, self.way.clone()),
         };
-        let applied = bring(bench, rule, &self.change, self.versions().into_iter().map(decision).collect()).await?;
+        let decisions = self.versions().into_iter().map(decision).collect();
+        bring(bench, rule, &self.change, &self.heard, decisions).await
+    }
+
+    /// The same, where the decision is to be carried out.
+    async fn decide(&self, bench: &Bench, rule: Rule, action: Action) -> Held<Applied> {
+        let item = &self.change.change.item_id;
+        let applied = self.bring(bench, rule, action).await?;
         let outcome = applied.outcome(item)?;
         if outcome.kind == OutcomeKind::Deferred {
             return Err(Stop::NotOffered(format!("a collision that is decided with {action:?} stays deferred")));
         }
         bench.require(rule, outcome.kind == OutcomeKind::Applied, || {
-            format!("a collision of item {item} that is decided with {action:?} came to {:?}", outcome.kind)
+            let (kind, error) = (outcome.kind, &outcome.error);
+            format!("a collision of item {item} that is decided with {action:?} came to {kind:?}: {error:?}")
         })?;
-        let mut seen = bench.look(&[item, &self.way]).await?;
-        Ok((seen.remove(item), seen.remove(&self.way)))
+        Ok(applied)
+    }
+
+    /// The two items, and whatever is not known to `before`.
+    async fn seen(&self, bench: &Bench, before: &Knowledge) -> Held<BTreeMap<ItemId, Seen>> {
+        bench.look_with(before, &[&self.change.change.item_id, &self.way]).await
+    }
+
+    /// It is decided about; the two items as they are then, the one that came and the one in the way.
+    async fn settle(&self, bench: &Bench, rule: Rule, action: Action) -> Held<(Option<Seen>, Option<Seen>)> {
+        let known = self.decide(bench, rule, action).await?.knowledge;
+        let mut seen = self.seen(bench, &known).await?;
+        Ok((seen.remove(&self.change.change.item_id), seen.remove(&self.way)))
     }
 }
 

@@ -51,8 +51,10 @@ pub(super) async fn unknown_fields(bench: &Bench) -> Held {
         call_with_extra(bench, "RenewSession", &session.renew_request(false)).await?;
     let _: pb::GetSyncBatchParametersResponse =
         call_with_extra(bench, "GetSyncBatchParameters", &session.parameters_request()).await?;
+    bench.states.ending(session.key.sync_guid, true);
     let _: pb::KnowledgeSyncProviderServiceEndSessionResponse =
         call_with_extra(bench, "EndSession", &Session::end_request(session.key)).await?;
+    bench.states.ended(session.key.sync_guid);
     bench.closed(session.key);
     let session = bench.begin(ProviderRole::Source).await?;
     let request = session.batch_request(&bench.nothing_known()?, Ask { size: 1, ..Ask::default() })?;

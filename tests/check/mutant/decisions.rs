@@ -26,6 +26,8 @@ pub(super) fn spoil(mutant: M, start: &mut ProcessStart) {
         M::SettlesCollisionsForTheDestination => instead(start, Constraint::AcceptSourceProvider),
         M::SettlesCollisionsForTheSource => instead(start, Constraint::AcceptDestinationProvider),
         M::MergesByDeleting => instead(start, Constraint::Merge),
+        M::DropsWhatItShouldRename => instead(start, Constraint::RenameSource),
+        M::DeletesWhatItShouldRename => instead(start, Constraint::RenameDestination),
         _ => {}
     }
 }
@@ -34,7 +36,7 @@ pub(super) fn spoil(mutant: M, start: &mut ProcessStart) {
 fn instead(start: &mut ProcessStart, decided: Constraint) {
     let other = match decided {
         Constraint::AcceptSourceProvider => Constraint::AcceptDestinationProvider,
-        Constraint::AcceptDestinationProvider => Constraint::AcceptSourceProvider,
+        Constraint::AcceptDestinationProvider | Constraint::RenameDestination => Constraint::AcceptSourceProvider,
         // The one that is the smaller stays, and is all that is left.
         _ => Constraint::AcceptDestinationProvider,
     };

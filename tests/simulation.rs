@@ -47,7 +47,7 @@ const DEFAULT_SEEDS: u64 = 300;
 /// Seeds beyond those of most runs that have found something.
 const KEPT_SEEDS: &[u64] = &[
     5586, 6312, 6641, 12519, 21352, 23897, 33632, 1_000_348, 1_021_453, 1_029_416, 1_036_588, 1_036_629, 1_039_918,
-    2_002_263, 2_007_973,
+    2_002_263, 2_007_973, 3_011_883, 3_015_072, 4_000_317, 4_000_862, 4_006_705,
 ];
 
 fn number(variable: &str) -> Option<u64> {

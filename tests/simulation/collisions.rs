@@ -60,13 +60,14 @@ impl Collision {
         let about = |id| actions.get(id).is_some_and(|action| action.index == self.index);
         matches!(verdicts[self.index], Verdict::Planned { conflict: true })
             && about(&self.item)
-            && (self.keeps_destination() || about(&self.way))
-    }
-
-    /// What is in the way stays as it is.
-    fn keeps_destination(&self) -> bool {
-        use ConstraintResolveAction::{AcceptDestinationProvider, RenameSource};
-        matches!(self.action, AcceptDestinationProvider | RenameSource)
+            && match self.action {
+                ConstraintResolveAction::AcceptDestinationProvider => true,
+                // Else it was a matter of what both have under the one name.
+                ConstraintResolveAction::RenameSource => {
+                    actions.values().any(|action| action.index == self.index && action.keeps_loser)
+                }
+                _ => about(&self.way),
+            }
     }
 
     /// What is in the way goes to another name.

@@ -10,14 +10,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use synclave::operation::course::{Course, Flow};
-use synclave::provider::{CallError, DataPart, ProcessStart};
+use synclave::provider::{CallError, DataPart};
 use synclave::referee::Referee;
 use synclave::session::admission::{Admission, Permit, Seat};
 use synclave::session::machine::{Answer, Commit, Effect, Event, Machine, Relayed, Timer};
 use synclave::session::outbox::delivery::Delivery;
 use synclave::session::recovery::{end_left_behind, notice_left_behind};
-use synclave::session::task::found;
-use synclave::session::unwritten::{TRANSITION_DELAY, Unwritten};
+use synclave::session::unwritten::Unwritten;
 use synclave::store::conflicts::Standing;
 use synclave::store::{OperationState, OwedEnd, SessionRecord, SyncDirection, Write};
 use synclave::sync_info::Hub;
@@ -26,13 +25,13 @@ use synclave::types::{
     ProviderRole, SyncGuid,
 };
 
-use super::checks::Check;
 use super::mutants::Fault;
-use super::provider::Reach;
-use super::world::{Body, Call, Frame, Happening, Payload, TIMING, World, name, short};
+use super::world::{Body, Call, Frame, Happening, Payload, World, short};
 
 #[path = "coordinator/commits.rs"]
 mod commits;
+#[path = "coordinator/effects.rs"]
+mod effects;
 #[path = "coordinator/observer.rs"]
 mod observer;
 #[path = "coordinator/operations.rs"]
@@ -290,176 +289,6 @@ impl World {
             let Some(event) = session.answer.take().or_else(|| session.inbox.pop_front()) else { return };
             let effects = session.machine.handle(event, now);
             session.effects.extend(effects);
-        }
-    }
-
-    fn carry_out(&mut self, guid: SyncGuid, effect: Effect) {
-        let deadline = TIMING.call_deadline;
-        if matches!(effect, Effect::Commit(..))
-            && let Some(session) = self.session(guid)
-            && session.publishing
-        {
-            session.effects.push_front(effect);
-            session.blocked = true;
-            return;
-        }
-        match effect {
-            Effect::SpecifyFilter => {
-                self.call(guid, ProviderRole::Destination, Kind::SpecifyFilter, Body::SpecifyFilter, deadline);
-            }
-            Effect::AddFilter(request) => {
-                self.call(guid, ProviderRole::Source, Kind::AddFilter, Body::AddFilter(request), deadline);
-            }
-            Effect::Identify(role) => self.call(guid, role, Kind::Identify, Body::Identify, deadline),
-            Effect::Admit => self.admit(guid),
-            Effect::Begin(role) => {
-                self.may_begin(guid, role);
-                self.call(guid, role, Kind::Begin, Body::Begin { role }, TIMING.begin_deadline);
-            }
-            Effect::Renew { role, canceled } => self.call(guid, role, Kind::Renew, Body::Renew { canceled }, deadline),
-            Effect::GetParameters => {
-                self.call(guid, ProviderRole::Destination, Kind::Parameters, Body::Parameters, deadline);
-            }
-            Effect::GetBatch(request) => {
-                self.call(guid, ProviderRole::Source, Kind::Batch, Body::Batch(request), deadline);
-            }
-            Effect::GetFullEnumerationBatch(request, lower_bound) => {
-                let body = Body::FullBatch(request, lower_bound);
-                self.call(guid, ProviderRole::Source, Kind::Batch, body, deadline);
-            }
-            Effect::Record(findings) => {
-                let wall = self.clock().wall;
-                let Some(session) = self.session(guid) else { return };
-                let found = found(session.machine.record(), *findings, TIMING.item_retry, wall);
-                session.unwritten.found(found);
-            }
-            Effect::Process { batch, full_enumeration, referee, resolutions } => {
-                let stream = self.id();
-                let (life, now) = (self.life(), self.instant());
-                let Some(session) = self.session(guid) else { return };
-                let record = session.machine.record();
-                let start = ProcessStart {
-                    conflict_resolution_policy: record.conflict_resolution_policy,
-                    full_enumeration_action: record.full_enumeration_action,
-                    collision_conflict_resolution_policy: record.collision_conflict_resolution_policy,
-                    resolutions,
-                };
-                let epoch = record.epoch;
-                let to = session.ends[1];
-                let (loads, totals) = (VecDeque::new(), Relayed::default());
-                session.relay = Some(Relay { stream, referee, loads, totals, told: false, heard: now });
-                let changes = batch.changes().count();
-                self.history.add(self.now, || format!("{} a batch of {changes} → {}", short(guid), name(to)));
-                self.queue_in(TIMING.stream_idle, Happening::Idle { coordinator: life, stream });
-                if !self.providers[to].up || self.providers[to].reach == Reach::Refused {
-                    let output = Err(CallError::Unreachable("connection refused".to_owned()));
-                    let delay = self.delay();
-                    return self.queue_in(delay, Happening::Output { coordinator: life, stream, output });
-                }
-                self.send_frame(
-                    to,
-                    stream,
-                    Frame::Start { sync_guid: guid, epoch, start, full_enumeration, batch: Box::new(batch) },
-                );
-            }
-            Effect::CancelWork => {
-                let Some(session) = self.session(guid) else { return };
-                let to = session.ends[1];
-                let Some(relay) = &mut session.relay else { return };
-                relay.told = true;
-                relay.referee.cancel();
-                relay.loads.clear();
-                let stream = relay.stream;
-                self.send_frame(to, stream, Frame::Cancel);
-            }
-            Effect::AbortWork => {
-                let Some(coordinator) = &mut self.coordinator else { return };
-                coordinator.calls.retain(|_, waiting| {
-                    waiting.sync_guid != guid || matches!(waiting.kind, Kind::End | Kind::Delivery)
-                });
-                let Some(session) = coordinator.sessions.get_mut(&guid) else { return };
-                session.timers.retain(|timer, _| matches!(timer, Timer::EndGrace | Timer::RetryEnd(_)));
-                session.admitting = None;
-                let to = session.ends[1];
-                if let Some(relay) = session.relay.take() {
-                    self.send_frame(to, relay.stream, Frame::Closed);
-                }
-            }
-            Effect::End(role, _) => {
-                if !self.ghost.outcomes_committed.contains(&guid) && self.scenario.weather.bad_commit == 0 {
-                    self.fail(
-                        Check::OutcomeFirst,
-                        format!("{} sends EndSession before its outcome is durable", short(guid)),
-                    );
-                }
-                self.call(guid, role, Kind::End, Body::End, deadline);
-            }
-            Effect::HandOver { role, since } => {
-                self.figures.handed_over += 1;
-                let owed =
-                    self.session(guid).and_then(|session| session.owed.iter().find(|owed| owed.role == role).cloned());
-                if let Some(owed) = owed {
-                    self.deliver(owed, since);
-                }
-            }
-            Effect::Settle(role) => {
-                if let Some(session) = self.session(guid) {
-                    session.unwritten.settle(guid, role);
-                }
-            }
-            Effect::Commit(commit, owed) => {
-                let Some(session) = self.session(guid) else { return };
-                session.becomes_visible = false;
-                let mut writes = session.unwritten.take(&mut session.machine);
-                writes.extend(owed.iter().map(|owed| Write::Owe(Box::new(owed.clone()))));
-                if !owed.is_empty() {
-                    session.owed = owed;
-                }
-                self.begin_commit(Committer::Session(guid, Some(commit)), writes);
-            }
-            Effect::Publish => self.publish(guid),
-            Effect::Release => {
-                if let Some(session) = self.session(guid) {
-                    session.permit = None;
-                }
-            }
-            Effect::SetTimer(timer, after) => {
-                let (set, coordinator) = (self.id(), self.life());
-                if let Some(session) = self.session(guid) {
-                    session.timers.insert(timer, set);
-                    self.queue_in(after, Happening::Timer { coordinator, sync_guid: guid, timer, set });
-                }
-            }
-            Effect::Finish => self.finish_session(guid),
-        }
-    }
-
-    fn publish(&mut self, guid: SyncGuid) {
-        let Some(session) = self.session(guid) else { return };
-        if session.unwritten.note(&mut session.machine) {
-            if !std::mem::replace(&mut session.becomes_visible, true) {
-                self.becomes_visible(guid);
-            }
-            return;
-        }
-        let record = session.machine.record().clone();
-        if let (Some(published), Some(coordinator)) = (self.database.progress(record), &self.coordinator) {
-            coordinator.hub.publish(vec![published]);
-        }
-    }
-
-    fn becomes_visible(&mut self, sync_guid: SyncGuid) {
-        let coordinator = self.life();
-        self.queue_in(TRANSITION_DELAY, Happening::Visible { coordinator, sync_guid });
-    }
-
-    fn call(&mut self, guid: SyncGuid, role: ProviderRole, kind: Kind, body: Body, deadline: Duration) {
-        let sent = self.instant();
-        let Some(session) = self.session(guid) else { return };
-        let (to, epoch) = (session.ends[role as usize], session.machine.record().epoch);
-        let id = self.send(to, guid, epoch, body, deadline);
-        if let Some(coordinator) = &mut self.coordinator {
-            coordinator.calls.insert(id, Waiting { sync_guid: guid, to, role, sent, kind });
         }
     }
 

@@ -277,6 +277,11 @@ impl World {
             if conflict && theirs.replica == own && theirs != ours {
                 let kept = |value: &String| self.has_value(index, value);
                 let whole = made.version != row.version;
+                // Someone may have decided about this unit, and about no other one.
+                let item = part(id, unit);
+                let about = |it: &&Decided| it.item == item && (it.source == *ours || it.destination == *ours);
+                let policy = self.ghost.decided.iter().find(about).map_or(policy, |_| Policy::None);
+                let both = both && policy != Policy::None;
                 match before.get(unit) {
                     Some(_) if both && (made.item.deleted || !whole && !after.contains_key(unit)) => {
                         self.fail(Check::KeepBoth, format!("{who}: a deletion beats the edit"));
@@ -330,9 +335,8 @@ impl World {
             };
             let decided: Vec<&Decided> = self.ghost.decided.iter().filter(about).collect();
             // What users wrote alike on both sides stays, whoever wins.
-            let mut rows = self.providers.iter().filter_map(|provider| provider.replica.rows.get(id));
-            let there = rows.find(|there| there.units.is_some() && version(there, unit) == theirs);
-            let same = there.is_some_and(|there| row.units.is_some() && value_of(row, unit) == value_of(there, unit));
+            let there = self.providers.iter().find_map(|provider| provider.replica.value_at(id, unit, theirs));
+            let same = row.units.is_some() && there == Some(value_of(row, unit));
             let is_so = |it: &&Decided| same || it.winner().is_none_or(|winner| (winner == ours) == stays);
             if !decided.iter().any(is_so) {
                 let message = format!(
@@ -391,6 +395,18 @@ impl World {
         let (before, after) = (values(before.as_deref()), values(after));
         let gone = before.into_iter().filter(|(unit, value)| after.get(unit) != Some(value));
         self.ghost.superseded.extend(gone.map(|(_, value)| (index, value.into_bytes())));
+    }
+}
+
+impl Replica {
+    /// Something that is equal for equal values of a unit, where the item has it in this version here; `None` where it has not.
+    fn value_at(&self, id: &ItemId, unit: &str, wanted: &Version) -> Option<Option<synclave::knowledge::Digest>> {
+        let row = self.rows.get(id).filter(|row| version(row, unit) == wanted)?;
+        if row.units.is_some() {
+            return Some(value_of(row, unit));
+        }
+        let content = self.store.content(id).filter(|content| digest(content) == row.item.state.digest)?;
+        Some(values(Some(&content)).get(unit).map(|value| digest(value.as_bytes())))
     }
 }
 

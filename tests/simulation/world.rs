@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use synclave::knowledge::{ChangeBatch, FilterRequest, ItemId};
-use synclave::provider::sdk::ItemState;
 use synclave::provider::{
     CallError, ChangeBatchRequest, DataPart, Load, ProcessOutput, ProcessStart, ProviderInfo, Renewal,
     SyncBatchParameters,
@@ -20,15 +19,23 @@ use synclave::types::{
 use super::checks::{Check, Ghost, Violation};
 use super::coordinator::{Coordinator, Operation};
 use super::database::Database;
-use super::filters::Wish;
 use super::history::History;
 use super::mutants::Fault;
 use super::provider::{Provider, Reach};
 use super::random::Random;
-use super::replica::{Replica, containers};
-use super::scenario::{NESTED, Scenario, Step, Time, Weather};
-use super::units::{self, UNITS};
+use super::scenario::{Scenario, Step, Time, Weather};
 use super::watcher::Watcher;
+
+#[path = "world/convergence.rs"]
+mod convergence;
+#[path = "world/figures.rs"]
+mod figures;
+#[path = "world/network.rs"]
+mod network;
+#[path = "world/users.rs"]
+mod users;
+
+pub(crate) use figures::Figures;
 
 /// Events in one history; more means that it does not end.
 const MAX_EVENTS: u32 = 300_000;
@@ -238,72 +245,6 @@ pub(crate) struct World {
     pub(crate) figures: Figures,
 }
 
-/// What came to pass, to see that the histories are not dull.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Figures {
-    pub(crate) events: u64,
-    pub(crate) sessions: u64,
-    pub(crate) in_sync: u64,
-    pub(crate) applied: u64,
-    pub(crate) conflicts: u64,
-    pub(crate) copies: u64,
-    pub(crate) handed_over: u64,
-    pub(crate) lapsed: u64,
-    pub(crate) adopted: u64,
-    pub(crate) reconnects: u64,
-    /// Tombstones that were cleaned up.
-    pub(crate) forgotten: u64,
-    /// Batches of full enumerations, items that went by them, and items that they found contested.
-    pub(crate) recoveries: u64,
-    pub(crate) gone: u64,
-    pub(crate) contested: u64,
-    /// Batches of partial syncs.
-    pub(crate) partial: u64,
-    pub(crate) taken_over: u64,
-    pub(crate) stale: u64,
-    pub(crate) found_busy: u64,
-    /// Batches through a filter.
-    pub(crate) filtered: u64,
-    /// Items that went through a list of change units.
-    pub(crate) in_part: u64,
-    /// Conflicts that were settled as people had decided.
-    pub(crate) decided: u64,
-    /// Items that could not be saved because of another one's name, and of these those that became one with it.
-    pub(crate) collisions: u64,
-    pub(crate) merged: u64,
-    /// And those of which one got another name.
-    pub(crate) renamed: u64,
-}
-
-impl std::ops::AddAssign for Figures {
-    fn add_assign(&mut self, other: Self) {
-        self.events += other.events;
-        self.sessions += other.sessions;
-        self.in_sync += other.in_sync;
-        self.applied += other.applied;
-        self.conflicts += other.conflicts;
-        self.copies += other.copies;
-        self.handed_over += other.handed_over;
-        self.lapsed += other.lapsed;
-        self.adopted += other.adopted;
-        self.reconnects += other.reconnects;
-        self.forgotten += other.forgotten;
-        self.recoveries += other.recoveries;
-        self.gone += other.gone;
-        self.contested += other.contested;
-        self.partial += other.partial;
-        self.taken_over += other.taken_over;
-        self.stale += other.stale;
-        self.found_busy += other.found_busy;
-        self.filtered += other.filtered;
-        self.in_part += other.in_part;
-        self.decided += other.decided;
-        self.collisions += other.collisions;
-        self.merged += other.merged;
-        self.renamed += other.renamed;
-    }
-}
-
 impl World {
     pub(crate) fn new(scenario: Scenario, fault: Option<Fault>, record: bool) -> Self {
         let providers = (0..scenario.replicas).map(|index| Provider::new(index, &scenario)).collect();
@@ -486,137 +427,6 @@ impl World {
         }
     }
 
-    fn step(&mut self, step: Step) {
-        self.history.add(self.now, || format!("* {step:?}"));
-        let seconds = 1_000 + self.now.as_secs().cast_signed();
-        match step {
-            Step::Write { replica, item, same } => {
-                self.edits += 1;
-                let content = if same { b"the same".to_vec() } else { format!("edit {}", self.edits).into_bytes() };
-                let item = self.item(replica, item);
-                if self.scenario.nested {
-                    self.make_way(replica, &item);
-                }
-                // What the store refuses its user, a name that another item has, is a change of that one.
-                let item = self.providers[replica].replica.store.in_the_way(&item).unwrap_or(item);
-                let content = match self.scenario.units {
-                    0 => content,
-                    _ => {
-                        let before = self.providers[replica].replica.store.content(&item);
-                        // Of one unit, equal values are rare enough.
-                        let content = if self.random.below(3) == 0 { b"the same".to_vec() } else { content };
-                        let is_row = self.scenario.names != 0;
-                        units::edited(before.as_deref(), &String::from_utf8_lossy(&content), is_row, &mut self.random)
-                    }
-                };
-                self.supersede(replica, &item, Some(&content));
-                // What is equal is so with its time, or it would be told apart by that.
-                let modified = if same && !self.scenario.ring.is_empty() { 1_000 } else { seconds };
-                self.providers[replica].replica.store.write(&item, content, modified);
-            }
-            Step::SetMode { replica, item } => {
-                self.edits += 1;
-                let (item, mode) = (self.item(replica, item), format!("mode {}", self.edits));
-                self.providers[replica].replica.store.set_mode(&item, mode, seconds);
-            }
-            Step::Delete { replica, item } => {
-                let item = self.item(replica, item);
-                self.delete_within(replica, &item);
-                self.supersede(replica, &item, None);
-                self.providers[replica].replica.store.delete_by_user(&item);
-            }
-            Step::Decide { index, action } => self.decide(index, action),
-            Step::Unwritable { replica, item } => {
-                let item = self.item(replica, item);
-                self.providers[replica].replica.store.shelf().unwritable.insert(item);
-            }
-            Step::Writable { replica } => self.providers[replica].replica.store.shelf().unwritable.clear(),
-            Step::Operate { a, b, direction, policy, collisions, action, max_attempts } => {
-                self.operate([a, b], direction, (policy, collisions), action, max_attempts)
-            }
-            Step::WantUnits { replica, units } => self.providers[replica].wants = Wish::of_units(units),
-            Step::Forget { replica, at_once } => self.forget(replica, at_once),
-            Step::Cancel { index } => self.cancel_operation(index),
-            Step::CrashProvider { replica, down } => {
-                if self.providers[replica].up {
-                    self.crash_provider(replica);
-                    self.queue_in(down, Happening::ProviderUp { provider: replica });
-                }
-            }
-            Step::CrashCoordinator { down } => {
-                if self.coordinator.is_some() {
-                    self.crash_coordinator();
-                    self.queue_in(down, Happening::CoordinatorUp);
-                }
-            }
-            Step::TakeOver { late } => self.take_over(late),
-            Step::BusyElsewhere { replica, span } => {
-                let elsewhere = self.id();
-                let provider = &mut self.providers[replica];
-                if provider.up && provider.sessions.is_empty() && provider.elsewhere.is_none() {
-                    provider.elsewhere = Some(elsewhere);
-                    self.queue_in(span, Happening::Free { provider: replica, elsewhere });
-                }
-            }
-            Step::Partition { replica, silent, span } => {
-                let provider = &mut self.providers[replica];
-                provider.reach = if silent { Reach::Silent } else { Reach::Refused };
-                provider.cut += 1;
-                let cut = provider.cut;
-                self.queue_in(span, Happening::Reachable { provider: replica, cut });
-            }
-            Step::Slow { replica, by, span } => {
-                self.providers[replica].slow = by;
-                self.queue_in(span, Happening::Quick { provider: replica });
-            }
-            Step::Watch { watcher, reconnect } => self.watch(watcher, reconnect),
-        }
-    }
-
-    /// A user who needs a place for an item deletes what is in its way, and makes what it is within.
-    fn make_way(&mut self, replica: usize, item: &ItemId) {
-        for holder in containers(item).into_iter().rev() {
-            if !self.providers[replica].replica.store.holds_items(&holder) {
-                self.supersede(replica, &holder, None);
-                self.providers[replica].replica.store.make_holder(&holder);
-            }
-        }
-        self.delete_within(replica, item);
-    }
-
-    fn delete_within(&mut self, replica: usize, item: &ItemId) {
-        for inner in self.providers[replica].replica.store.within(item) {
-            self.supersede(replica, &inner, None);
-            self.providers[replica].replica.store.delete_by_user(&inner);
-        }
-    }
-
-    /// Now and then a user touches a conflict copy.
-    fn item(&mut self, replica: usize, item: u8) -> ItemId {
-        let item = match self.scenario.nested {
-            true => ItemId::from(NESTED[usize::from(item) % NESTED.len()]),
-            false => ItemId::from(&*format!("f{item}")),
-        };
-        if self.random.below(6) != 0 {
-            return item;
-        }
-        let copy = ItemId::from(&*format!("{item}~1"));
-        if self.providers[replica].replica.store.content(&copy).is_some() || self.random.below(4) == 0 {
-            copy
-        } else {
-            item
-        }
-    }
-
-    fn supersede(&mut self, replica: usize, item: &ItemId, after: Option<&[u8]>) {
-        if self.scenario.units != 0 {
-            return self.supersede_values(replica, item, after);
-        }
-        if let Some(content) = self.providers[replica].replica.store.own_content(item) {
-            self.ghost.superseded.insert((replica, content));
-        }
-    }
-
     pub(crate) fn fail(&mut self, check: Check, message: String) {
         if self.violation.is_none() {
             self.history.add(self.now, || format!("!!! {check}: {message}"));
@@ -652,196 +462,6 @@ impl World {
         self.queue.insert((at.max(self.now), self.sequence), happening);
     }
 
-    pub(crate) fn delay(&mut self) -> Duration {
-        if self.random.per_mille(self.weather.slow) {
-            let longest = self.weather.longest_delay.as_millis() as u64;
-            return Duration::from_millis(self.random.between(1, longest.max(2)));
-        }
-        Duration::from_micros(self.random.between(200, 8_000))
-    }
-
-    /// What becomes of a message to or from a provider.
-    fn fate(&mut self, provider: usize) -> Fate {
-        match self.providers[provider].reach {
-            Reach::Refused => return Fate::Lost { told: true },
-            Reach::Silent => return Fate::Lost { told: false },
-            Reach::Open => {}
-        }
-        if self.random.per_mille(self.weather.drop) {
-            return Fate::Lost { told: self.random.below(3) != 0 };
-        }
-        Fate::Arrives(self.delay())
-    }
-
-    /// Sends a call; its answer, or why there is none, comes as a `Reply`.
-    pub(crate) fn send(&mut self, to: usize, sync_guid: SyncGuid, epoch: u64, body: Body, deadline: Duration) -> u64 {
-        let id = self.id();
-        let coordinator = self.lives;
-        self.history.add(self.now, || format!("{} {} → {}", short(sync_guid), body.name(), name(to)));
-        let call = Call { id, coordinator, sync_guid, epoch, body, duplicate: false };
-        self.epoch_is_sent(&call);
-        let provider = &self.providers[to];
-        let life = provider.life;
-        let unreachable = !provider.up || provider.reach == Reach::Refused;
-        if unreachable {
-            let delay = self.delay();
-            let result = Err(CallError::Unreachable("connection refused".to_owned()));
-            self.queue_in(delay, Happening::Reply { coordinator, call: id, result });
-            return id;
-        }
-        match self.fate(to) {
-            Fate::Lost { told: true } => self.lose(id, coordinator),
-            Fate::Lost { told: false } => {}
-            Fate::Arrives(delay) => {
-                if self.random.per_mille(self.weather.duplicate) {
-                    let later = delay + self.delay();
-                    let call = Call { duplicate: true, ..call.clone() };
-                    self.queue_in(later, Happening::Arrive { to, life, call });
-                }
-                self.queue_in(delay, Happening::Arrive { to, life, call });
-            }
-        }
-        self.queue_in(deadline, Happening::Reply { coordinator, call: id, result: Err(CallError::Deadline(deadline)) });
-        id
-    }
-
-    /// A session that was taken over is of a higher epoch than before.
-    fn epoch_is_sent(&mut self, call: &Call) {
-        if matches!(call.body, Body::Identify) {
-            return;
-        }
-        let sent = (call.coordinator, call.epoch);
-        let before = self.ghost.epochs.insert(call.sync_guid, sent).unwrap_or(sent);
-        if before.0 < sent.0 && before.1 >= sent.1 {
-            let message =
-                format!("{} of epoch {} is taken over with epoch {}", short(call.sync_guid), before.1, sent.1);
-            self.fail(Check::Epoch, message);
-        }
-    }
-
-    fn lose(&mut self, call: u64, coordinator: u64) {
-        let delay = self.delay();
-        let result = Err(CallError::ConnectionLost("connection reset".to_owned()));
-        self.queue_in(delay, Happening::Reply { coordinator, call, result });
-    }
-
-    /// A provider answers. Of a duplicate the answer finds nobody.
-    pub(crate) fn reply(&mut self, from: usize, call: &Call, result: Result<Payload, CallError>) {
-        if call.duplicate {
-            return;
-        }
-        let slow = self.providers[from].slow;
-        match self.fate(from) {
-            Fate::Lost { told: true } => self.lose(call.id, call.coordinator),
-            Fate::Lost { told: false } => {}
-            Fate::Arrives(delay) => {
-                let reply = Happening::Reply { coordinator: call.coordinator, call: call.id, result };
-                self.queue_in(delay + slow, reply);
-            }
-        }
-    }
-
-    /// To the destination, on a stream.
-    pub(crate) fn send_frame(&mut self, to: usize, stream: u64, frame: Frame) {
-        let (life, coordinator) = (self.providers[to].life, self.lives);
-        if self.broken.contains(&stream) {
-            return;
-        }
-        match self.fate(to) {
-            Fate::Arrives(delay) => {
-                let at = self.in_order(stream, 0, delay);
-                self.queue_at(at, Happening::Frame { to, life, coordinator, stream, frame });
-            }
-            Fate::Lost { told } => self.break_stream(to, coordinator, stream, told),
-        }
-    }
-
-    /// From the destination, on a stream.
-    pub(crate) fn send_output(
-        &mut self,
-        from: usize,
-        coordinator: u64,
-        stream: u64,
-        output: Result<ProcessOutput, CallError>,
-    ) {
-        if self.broken.contains(&stream) {
-            return;
-        }
-        match self.fate(from) {
-            Fate::Arrives(delay) => {
-                let at = self.in_order(stream, 1, delay + self.providers[from].slow);
-                self.queue_at(at, Happening::Output { coordinator, stream, output });
-            }
-            Fate::Lost { told } => self.break_stream(from, coordinator, stream, told),
-        }
-    }
-
-    fn in_order(&mut self, stream: u64, direction: usize, delay: Duration) -> Time {
-        let at = self.now + delay;
-        let last = &mut self.streams.entry(stream).or_default()[direction];
-        *last = at.max(*last);
-        *last
-    }
-
-    /// A stream with a hole in it is a broken connection, for both ends, sooner or later.
-    fn break_stream(&mut self, provider: usize, coordinator: u64, stream: u64, told: bool) {
-        self.broken.insert(stream);
-        let delay = if told { self.delay() } else { Duration::from_secs(20) };
-        let life = self.providers[provider].life;
-        self.queue_in(delay, Happening::Frame { to: provider, life, coordinator, stream, frame: Frame::Closed });
-        let output = Err(CallError::ConnectionLost("connection reset".to_owned()));
-        self.queue_in(delay, Happening::Output { coordinator, stream, output });
-    }
-
-    fn has_converged(&self) -> bool {
-        let first = &self.providers[0].replica;
-        // Of an item with change units the values are versioned, and nothing else.
-        let versioned = |state: ItemState| match self.scenario.units {
-            0 => state,
-            _ => ItemState { properties: BTreeMap::new(), modification_time: None, ..state },
-        };
-        let held = |replica: &Replica| -> BTreeMap<ItemId, ItemState> {
-            replica.store.contents().into_iter().map(|(id, state)| (id, versioned(state))).collect()
-        };
-        self.providers[1..].iter().all(|other| {
-            let other = &other.replica;
-            held(other) == held(first)
-                && other.versions() == first.versions()
-                && other.agrees_about_winners(first)
-                && other.knowledge.contains(&first.knowledge)
-                && first.knowledge.contains(&other.knowledge)
-        })
-    }
-
-    fn differences(&self) -> String {
-        let held = |provider: &Provider| {
-            let items: Vec<String> = provider
-                .replica
-                .rows
-                .iter()
-                .map(|(id, row)| {
-                    let content = provider
-                        .replica
-                        .store
-                        .content(id)
-                        .map(|content| String::from_utf8_lossy(&content).into_owned());
-                    let winner = row.merged_into().map_or_else(String::new, |winner| format!(" in {winner}"));
-                    format!("{id}={content:?}@{:?}{winner}", UNITS.map(|unit| units::version(row, unit)))
-                })
-                .collect();
-            let replica = &provider.replica;
-            format!(
-                "{}: {} (knows {:?}, forgot {:?})",
-                name(provider.index),
-                items.join(" "),
-                replica.knowledge,
-                replica.forgotten
-            )
-        };
-        let all: Vec<String> = self.providers.iter().map(held).collect();
-        all.join("\n    ")
-    }
-
     fn leases_hold(&mut self) {
         let slack = Duration::from_millis(1);
         let over = self.providers.iter().filter(|provider| provider.up).find_map(|provider| {
@@ -855,11 +475,6 @@ impl World {
             );
         }
     }
-}
-
-enum Fate {
-    Arrives(Duration),
-    Lost { told: bool },
 }
 
 /// People's name of a replica.

@@ -4,29 +4,32 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use synclave::knowledge::{
-    ChangeBatch, ChangeGroup, ChangeUnitChange, GroupKind, ItemChange, ItemDataHeader, ItemId, Knowledge,
-    RecoverableError, Selection, tells_base,
-};
+use synclave::knowledge::{ChangeBatch, ChangeGroup, ChangeUnitChange, ItemChange, ItemId, Knowledge, Selection};
 use synclave::provider::sdk::decision::{
-    Absence, Action, Commit, Course, Decisions, Ground, Incoming, Learning, Obtained, Row, Settlement, Step, Verdict,
-    Winner, absence, change_item, conclusion, course, intents, learned, learns_forgotten, leave_out, order, outcome,
-    settle, wanted,
+    Action, Commit, Decisions, Ground, Incoming, Learning, Obtained, Row, Step, Verdict, change_item, conclusion,
+    intents, learned, learns_forgotten, leave_out, order, outcome,
 };
 use synclave::provider::sdk::{ItemError, ItemStore, Replaces, Staged};
-use synclave::provider::{CallError, DataPart, Load, ProcessOutput, ProcessResult, ProcessStart, Refusal, RefusalCode};
+use synclave::provider::{CallError, Load, ProcessOutput, ProcessResult, ProcessStart, Refusal, RefusalCode};
 use synclave::types::{ConflictResolutionPolicy as Policy, FullEnumerationAction, Hresult, ProviderRole, SyncGuid};
 
 use super::source::parts_of;
 use super::{Live, Phase, Provider, canceled};
-use crate::checks::{Check, Deletion};
+use crate::checks::Check;
 use crate::collisions::Collision;
 use crate::filters::Wish;
 use crate::mutants::Fault;
-use crate::replica::{Replica, digest};
+use crate::replica::Replica;
 use crate::scenario::Time;
-use crate::units::{self, Want};
+use crate::units::Want;
 use crate::world::{Frame, Happening, TIMING, World, name};
+
+#[path = "applying/absence.rs"]
+mod absence;
+#[path = "applying/obtaining.rs"]
+mod obtaining;
+
+use obtaining::{need, take_inline, take_parts};
 
 /// Changes that are applied together at most. Small, so that a batch has several sections.
 const SECTION_CHANGES: usize = 3;
@@ -398,98 +401,6 @@ impl World {
         });
     }
 
-    /// Settles what a full enumeration does not list, and records what is about to go.
-    fn settle_absence(&mut self, index: usize, apply: &mut Apply) {
-        self.providers[index].gate = true;
-        let replica = &self.providers[index].replica;
-        let GroupKind::Ordered { lower_bound, upper_bound } = &apply.group().kind else { return };
-        let rows = replica.rows.range(lower_bound.clone()..);
-        let rows = rows.take_while(|(id, _)| upper_bound.as_ref().is_none_or(|upper| *id <= upper));
-        let rows = rows.map(|(id, row)| (id.clone(), row.clone()));
-        let knowledge = (&apply.known, &*apply.batch.prerequisite_knowledge);
-        let Absence { actions, learned, tick } =
-            absence(rows, apply.group(), knowledge, (&replica.id.clone(), replica.tick));
-        // Of two deletions of an item neither is more than the other.
-        let deleted = replica.rows.iter().filter(|(id, row)| row.item.deleted && !actions.contains_key(*id));
-        let deleted: Vec<_> = deleted.map(|(id, row)| (id.clone(), row.version.clone())).collect();
-        for (id, version) in deleted {
-            self.both_deleted(&id, &version, (&apply.known, &apply.group().made_with_knowledge));
-        }
-        let intents = intents(&actions, &learned);
-        let intended: Vec<ItemId> = intents.iter().map(|(id, _)| id.clone()).collect();
-        if !intents.is_empty() {
-            self.providers[index].replica.commit(Commit { intents, tick, ..Commit::default() });
-        }
-        for (id, action) in &actions {
-            let row = action.before.as_ref().expect("it is there");
-            // The source may have the deletion's version only by what it learned where that was forgotten.
-            let made_with = &apply.group().made_with_knowledge;
-            let forgotten = self.ghost.ever_buried(id);
-            let forgotten: Vec<_> =
-                forgotten.filter(|deletion| made_with.contains_change(id, &deletion.version)).cloned().collect();
-            let descends = |deletion: &&Deletion| self.saw_all_of(id, &deletion.version, row);
-            let deletion = forgotten.iter().find(descends).or(forgotten.first()).cloned();
-            if !action.forgets {
-                self.figures.contested += 1;
-                let seen = forgotten.iter().map(|deletion| &deletion.version);
-                self.ghost.made(id, &action.after.version, [&row.version].into_iter().chain(seen));
-                for unit in units::UNITS {
-                    let seen = forgotten.iter().map(|deletion| &deletion.version);
-                    let parents = [units::version(row, unit)].into_iter().chain(seen);
-                    self.ghost.made(&units::part(id, unit), units::version(&action.after, unit), parents);
-                }
-                continue;
-            }
-            self.figures.gone += 1;
-            let alive = !row.item.deleted;
-            match deletion {
-                Some(deletion) if !alive || self.saw_all_of(id, &deletion.version, row) => {
-                    self.ghost.doomed.insert((index, id.clone()), deletion);
-                }
-                deletion => {
-                    let message = format!(
-                        "{} takes {id} {:?} away, and what its source can have forgotten is {deletion:?}",
-                        name(index),
-                        row.version
-                    );
-                    self.fail(Check::LostEdit, message);
-                }
-            }
-        }
-        apply.carrying = Some(Carrying {
-            verdicts: Vec::new(),
-            order: order(&actions).into(),
-            actions,
-            intended,
-            failures: BTreeMap::new(),
-            merged: Vec::new(),
-            collisions: Vec::new(),
-            tick,
-            absence: Some(learned),
-        });
-    }
-
-    fn conclude_absence(&mut self, index: usize, apply: &mut Apply) {
-        self.providers[index].gate = false;
-        let Some(Carrying { actions, order: _, intended, failures, tick, absence: Some(learned), .. }) =
-            apply.carrying.take()
-        else {
-            return;
-        };
-        if !failures.is_empty() {
-            // Those are not among the actions any more.
-            let failed = intended.iter().filter(|id| !actions.contains_key(*id));
-            failed.for_each(|id| apply.left_out.add_item(id.clone()));
-        }
-        let learned = learned.project_onto_items(actions.keys());
-        let replica = &mut self.providers[index].replica;
-        let knowledge = replica.knowledge.clone();
-        let mut commit = conclusion(actions, intended, (&replica.id.clone(), &knowledge), &learned, tick);
-        commit.forgotten = Some(apply.batch.forgotten_knowledge.intersection(&learned));
-        replica.commit(commit);
-        self.bury_removed(index);
-    }
-
     /// Does what is to be done to one item.
     fn change(&mut self, index: usize, apply: &mut Apply, id: &ItemId) {
         let policy = apply.start.conflict_resolution_policy;
@@ -678,114 +589,4 @@ fn on_ground<T>(replica: &Replica, apply: &Apply, work: impl FnOnce(Ground<'_>) 
 fn section_learned(apply: &Apply) -> Knowledge {
     let prerequisite = (!apply.has_prerequisite).then_some((&*apply.batch.prerequisite_knowledge, &apply.known));
     learned(apply.group(), apply.end, prerequisite, apply.learning)
-}
-
-/// Whether a change's data is needed. (The SDK saves some of it: by its headers, and by copies of what is here already.)
-fn need(
-    replica: &Replica,
-    apply: &Apply,
-    change: &ItemChange,
-    incoming: &Incoming,
-) -> Result<Option<Want>, RecoverableError> {
-    let id = &change.item_id;
-    let is_known = |unit: &ChangeUnitChange| apply.known.contains_change_unit(id, &unit.change_unit_id, &unit.version);
-    let is_known = match &change.change_version {
-        Some(version) => apply.known.contains_change(id, version),
-        None => change.change_units.iter().all(is_known),
-    };
-    let prerequisite = &apply.batch.prerequisite_knowledge;
-    if !apply.has_prerequisite && !is_known && !apply.known.contains_for_item(prerequisite, id) {
-        return Err(RecoverableError {
-            hresult: Hresult::SYNC_E_CHANGE_NEEDS_KNOWLEDGE,
-            item_display_name: id.to_string(),
-            error_description: "an earlier change of it was left out".to_owned(),
-        });
-    }
-    let knowledge = (&*apply.group().made_with_knowledge, &apply.known, &*apply.forgotten);
-    let row = replica.rows.get(id);
-    if change.change_version.is_none() {
-        match course(change, knowledge.0, knowledge.1, row) {
-            // The plan says what is in the way.
-            Course::Obsolete | Course::Undivided => return Ok(None),
-            Course::Units(courses) => {
-                let units = wanted(&courses);
-                return Ok((!units.is_empty()).then_some(Want::Units(units)));
-            }
-            Course::Whole => {}
-        }
-    }
-    let version = change.change_version.as_ref().unwrap_or(&change.creation_version);
-    let divided = change.change_version.is_none() || replica.store.has_change_units();
-    let in_part = !tells_base(change, knowledge.0);
-    let all = || {
-        let listed = change.change_units.iter().filter(|_| in_part).map(|unit| unit.change_unit_id.clone());
-        Some(if divided { Want::Units(listed.collect()) } else { Want::Content })
-    };
-    let policy = apply.decisions.whole(change, row, apply.start.conflict_resolution_policy);
-    match settle(change, version, knowledge, row, incoming, policy) {
-        Settlement::NeedsHeader | Settlement::NeedsContent => Ok(all()),
-        Settlement::Failed(error) => Err(error),
-        Settlement::Obsolete | Settlement::Deferred => Ok(None),
-        Settlement::Settled { winner, .. } => Ok(match winner {
-            Winner::Source | Winner::SourceAndCopy | Winner::DestinationAndCopy => all(),
-            Winner::Destination | Winner::Deletion => None,
-        }),
-    }
-}
-
-fn stage(store: &impl ItemStore, id: &ItemId, header: &ItemDataHeader, content: Vec<u8>, into: &mut Obtained) {
-    let staged = store.stage(id, header).and_then(|mut staging| {
-        staging.write_all(&content).map_err(|error| ItemError::Failed(error.to_string()))?;
-        staging.finish()
-    });
-    match staged {
-        Ok(staged) => {
-            into.staged = Some(staged);
-            into.incoming.digest = Some(digest(&content));
-        }
-        Err(error) => into.error = Some(error.into_recoverable(id)),
-    }
-}
-
-/// Takes what came with a change; false when it is not what is wanted.
-fn take_inline(
-    store: &impl ItemStore,
-    change: &ItemChange,
-    knowledge: (&Knowledge, &Knowledge),
-    want: &Want,
-    into: &mut Obtained,
-) -> bool {
-    let Some(data) = &change.inline_data else { return false };
-    match want {
-        Want::Content => stage(store, &change.item_id, &data.header, data.content.to_vec(), into),
-        Want::Units(wanted) => match units::inline(change, knowledge, wanted) {
-            Some(units) => units::take(&change.item_id, &data.content, units, into),
-            None => return false,
-        },
-    }
-    true
-}
-
-fn take_parts(store: &impl ItemStore, id: &ItemId, want: Want, into: &mut Obtained, parts: Vec<DataPart>) {
-    let mut header = None;
-    let mut content = Vec::new();
-    for part in parts {
-        match part {
-            DataPart::Header(of) => header = Some(of),
-            DataPart::Chunk(chunk) => content.extend_from_slice(&chunk),
-            DataPart::Failed(error) => into.error = Some(error),
-            DataPart::End { .. } => {
-                let Some(header) = header.take() else { continue };
-                into.incoming.size = Some(header.content_size);
-                into.incoming.properties = Some(header.properties.clone());
-                match &want {
-                    Want::Content => stage(store, id, &header, std::mem::take(&mut content), into),
-                    Want::Units(units) => {
-                        let units = (!units.is_empty()).then(|| units.iter().cloned().collect());
-                        units::take(id, &content, units, into);
-                    }
-                }
-            }
-        }
-    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use synclave::knowledge::{
     ChangeBatch, ChangeFlags, ChangeGroup, ChangeUnitChange, ChangeUnitId, FilterFlags, GroupKind, ItemChange,
-    ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError, Version,
+    ItemData, ItemDataHeader, ItemId, Knowledge, RecoverableError, Version, tells_anew,
 };
 use synclave::provider::sdk::decision::{Row, waiting};
 use synclave::provider::sdk::{ItemError, ItemStore as _};
@@ -88,10 +88,13 @@ impl World {
             }];
         }
         let settled = self.ghost.settled.get(&guid);
-        let again = batch
-            .changes()
-            .flat_map(|(_, change)| parts_of(change))
-            .find(|of| settled.is_some_and(|it| it.contains(of)));
+        let again = batch.changes().find_map(|(_, change)| {
+            let (parts, settled) = (parts_of(change), settled?);
+            let mut again = parts.iter().filter(|of| settled.contains(*of));
+            // A base that has changed since brings all units with it.
+            let is_news = tells_anew(change, &made_with, known) && !parts.iter().all(|of| settled.contains(of));
+            again.next().filter(|_| change.change_units.is_empty() || !is_news).cloned()
+        });
         if let Some((item, version)) = again {
             self.fail(
                 Check::SkippedAgain,

@@ -98,7 +98,9 @@ impl Ground<'_> {
             // their values do, and what was decided would be about two that are no conflict.
             return Ok(None);
         }
-        let busy = |item: &ItemId| actions.contains_key(item) || comes(item);
+        // What is listed and known already, as a full enumeration lists everything, is no change.
+        let listed = |item: &ItemId| self.changes.iter().any(|it| it.item_id == *item && !it.is_known_by(self.known));
+        let busy = |item: &ItemId| actions.contains_key(item) || listed(item);
         if within.iter().any(|(item, _)| busy(item)) || busy(&way) {
             let description =
                 "another change that comes with it is about the item in its way; it comes with the next session";
@@ -111,7 +113,7 @@ impl Ground<'_> {
             let mut ways = vec![(way, way_row.clone())];
             // What else keeps it out, and is to become one with it.
             let others = decided.into_iter().skip(1).filter(|(action, _)| *action == ConstraintResolveAction::Merge);
-            for (_, other) in others.filter(|(_, other)| !busy(other)) {
+            for (_, other) in others.filter(|(_, other)| !busy(other) && !comes(other)) {
                 let row = (self.rows)(&other)?.filter(Row::is_there);
                 ways.extend(row.map(|row| (other, row)));
             }

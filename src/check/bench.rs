@@ -180,10 +180,11 @@ impl Bench {
     ) -> Result<pb::KnowledgeSyncProviderServiceEndSessionResponse, Fault> {
         self.states.ending(key.sync_guid, true);
         let result = self.wire.end_session(Session::end_request(key)).await;
-        self.states.ending(key.sync_guid, result.is_ok());
         if result.is_ok() {
             self.states.ended(key.sync_guid);
             self.closed(key);
+        } else {
+            self.states.ending(key.sync_guid, false);
         }
         result
     }

@@ -158,9 +158,10 @@ impl<'b> Session<'b> {
 
     pub(super) async fn try_begin(&self) -> Result<pb::KnowledgeSyncProviderServiceBeginSessionResponse, Fault> {
         let request = self.begin_request();
-        let result = self.bench.wire.begin_session(request.clone()).await;
+        self.bench.states.beginning(self.key.sync_guid, &request);
+        let result = self.bench.wire.begin_session(request).await;
         let refused = matches!(result, Err(Fault::Refused(_)));
-        self.bench.states.begun(self.key.sync_guid, &request, !refused);
+        self.bench.states.begun(self.key.sync_guid, !refused);
         // A call without an answer may have begun it all the same.
         if !refused {
             self.bench.opened(self.key);

@@ -145,15 +145,14 @@ impl SessionStates {
         self.desk.states().of.entry(guid).or_insert_with(new).token.clone()
     }
 
-    /// BeginSession was answered so, or refused: then the token is worth nothing, unless the session had begun before.
-    pub(super) fn begun(
-        &self,
-        guid: SyncGuid,
-        request: &pb::KnowledgeSyncProviderServiceBeginSessionRequest,
-        taken: bool,
-    ) {
+    /// BeginSession is on its way.
+    pub(super) fn beginning(&self, guid: SyncGuid, request: &pb::KnowledgeSyncProviderServiceBeginSessionRequest) {
+        self.with(guid, |state| state.calls.sent("BeginSession", request));
+    }
+
+    /// BeginSession was taken, or refused: then the token is worth nothing, unless the session had begun before.
+    pub(super) fn begun(&self, guid: SyncGuid, taken: bool) {
         self.with(guid, |state| {
-            state.calls.sent("BeginSession", request);
             state.calls.note(format!("<- BeginSession {}", if taken { "{}" } else { "refused" }));
             if !taken && !state.begun {
                 state.dead.get_or_insert_with(Instant::now);
@@ -178,13 +177,15 @@ impl SessionStates {
 
     /// EndSession is on its way, or was refused.
     pub(super) fn ending(&self, guid: SyncGuid, is_ending: bool) {
-        self.with(guid, |state| state.concluded = is_ending);
+        self.with(guid, |state| {
+            state.calls.note(if is_ending { "-> EndSession" } else { "<- EndSession refused" }.to_owned());
+            state.concluded = is_ending;
+        });
     }
 
     /// EndSession was answered.
     pub(super) fn ended(&self, guid: SyncGuid) {
         self.with(guid, |state| {
-            state.calls.note("-> EndSession".to_owned());
             state.calls.note("<- EndSession {}".to_owned());
             state.dead.get_or_insert_with(Instant::now);
         });

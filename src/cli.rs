@@ -21,6 +21,7 @@ mod errors;
 mod exit;
 mod follow;
 mod health;
+mod left_out;
 mod local;
 mod operation;
 mod options;

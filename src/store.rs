@@ -195,7 +195,7 @@ pub struct RecoveredSession {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// Another process has the data directory.
-    #[error("{} is held by another process: stop it, or use another data directory", path.display())]
+    #[error("{} is held by another process: stop it, or name another data directory with --data-dir", path.display())]
     InUse {
         /// The lock file.
         path: PathBuf,

@@ -102,6 +102,8 @@ fn a_directory_is_no_address_of_a_provider() {
     for command in [["session", "begin"], ["operation", "start"]] {
         let line = refusal(&[command[0], command[1], "/tmp", "http://127.0.0.1:1"], 2);
         assert!(line.contains("synclave provider file /tmp"), "{line}");
+        let line = refusal(&[command[0], command[1], "127.0.0.1:1", "http://127.0.0.1:1"], 2);
+        assert!(line.contains("write http://127.0.0.1:1,"), "{line}");
     }
 }
 
@@ -154,6 +156,7 @@ fn roots_are_checked_before_anything_is_made() {
         (path("a/inner"), path("a"), "inside"),
         (path("a"), path("a/new"), "inside"),
         ("http://127.0.0.1:1".to_owned(), "http://127.0.0.1:1".to_owned(), "twice"),
+        (path("a"), "127.0.0.1:1".to_owned(), "looks like an address"),
     ];
     for (a, b, word) in cases {
         let line = refusal(&["sync", &a, &b, "--data-dir", &data], 2);

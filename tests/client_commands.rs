@@ -116,7 +116,7 @@ impl OperationService for Script {
         &self,
         _: Request<pb::RetryItemErrorsRequest>,
     ) -> Result<Response<pb::RetryItemErrorsResponse>, Status> {
-        Err(Status::unimplemented(""))
+        Ok(Response::new(pb::RetryItemErrorsResponse { retried: 0 }))
     }
 
     type SynchronizeStream = Pin<Box<dyn Stream<Item = Result<pb::SynchronizeResponse, Status>> + Send>>;
@@ -280,6 +280,7 @@ fn script(state: pb::SyncState, operation_state: pb::OperationState) -> Script {
             provider_with_error: pb::ProviderWithError::Source.into(),
             hresult: 0x8007_06BA,
             message: "nobody\nanswers".to_owned(),
+            endpoint: Some(pb::Endpoint { target: Some(pb::endpoint::Target::Address(ENDS[0].to_owned())) }),
         });
     }
     drop(operation);
@@ -339,7 +340,46 @@ async fn the_end_is_told_in_words() {
     let words = String::from_utf8(output.stdout.clone()).unwrap();
     assert!(words.contains("the sync failed") && words.contains("moved 3 items (2.0 KiB)"), "{words}");
     let last = stderr(&output).lines().last().unwrap().to_owned();
-    assert!(last.contains("source: E_UNREACHABLE (0x800706BA): nobody answers"), "{last}");
+    let fault = format!("{} (source of the session): E_UNREACHABLE (0x800706BA): nobody answers", ENDS[0]);
+    assert!(last.contains(&fault), "{last}");
+}
+
+#[tokio::test]
+async fn what_was_left_on_the_way_is_counted_and_pointed_to() {
+    let script = script(pb::SyncState::Completed, pb::OperationState::Ended);
+    {
+        let mut operation = script.operation.lock().unwrap();
+        operation.items_failed = 2;
+        operation.conflicts_deferred = 1;
+    }
+    let output = run(&script, &["operation", "start", ENDS[0], ENDS[0], "--wait"]).await;
+    let words = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(words.contains("2 items failed: see synclave errors list\n"), "{words}");
+    assert!(words.contains("1 conflict is open: see synclave conflict list\n"), "{words}");
+}
+
+#[tokio::test]
+async fn ids_of_no_item_error_are_refused() {
+    let script = Script::default();
+    let output = run(&script, &["errors", "retry", GUID]).await;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("synclave errors list"), "{output:?}");
+    assert_eq!(run(&script, &["errors", "retry"]).await.status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_provider_is_no_coordinator() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (_reporter, health) = tonic_health::server::health_reporter();
+    let server = tonic::transport::Server::builder().add_service(health);
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    for arguments in [&["session", "list"][..], &["operation", "list"], &["watch"]] {
+        let output = synclave(&address, arguments).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let line = stderr(&output);
+        assert!(line.contains(&address) && line.contains("is not a coordinator"), "{line}");
+    }
 }
 
 #[tokio::test]
@@ -440,4 +480,7 @@ async fn health_is_0_only_when_it_serves() {
     assert_eq!((output.status.code(), json(&output)["status"].as_str()), (Some(0), Some("SERVING")));
     let output = synclave(&server, &["health", "--service", "busy"]).output().await.unwrap();
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b"NOT_SERVING\n"[..]));
+    let output = synclave(&server, &["health", "--service", "nope"]).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("nope"), "{output:?}");
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use processes::content::Random;
+use processes::services::FileProvider;
 use processes::tree::{self, Entry, STATE, Tree, assert_equal, assert_same, conflict_copies};
 use processes::{Scratch, Synced};
 
@@ -344,4 +345,37 @@ fn an_emptied_root_stops_until_it_is_allowed() {
     scratch.sync(&a, &b, &[]);
     assert_equal(&a, &b);
     assert_eq!(tree::read(&a).len(), 1);
+}
+
+#[test]
+fn what_is_left_out_at_a_provider_elsewhere_is_told_with_its_reason() {
+    let scratch = Scratch::new();
+    let (a, b) = (scratch.directory("A"), scratch.directory("B"));
+    fs::write(a.join("both"), "of A").expect("writable");
+    fs::write(b.join("both"), "of B").expect("writable");
+    let provider = FileProvider::start(&b);
+    // Upwards only, so that no provider of this process meets the conflict.
+    let synced = scratch.try_sync(&a, Path::new(&provider.address), &["--one-way", "--conflict", "none"]);
+    let answer = synced.ended.expect_code(3).json();
+    let left_out = answer["leftOut"].as_array().expect("a list");
+    assert_eq!(left_out.len(), 1, "{answer}");
+    assert_eq!(left_out[0]["item"], "both");
+    assert!(left_out[0]["reason"].as_str().is_some_and(|reason| reason.contains("--conflict")), "{answer}");
+}
+
+#[test]
+fn what_cannot_be_read_is_not_in_sync() {
+    if rustix::process::geteuid().is_root() {
+        return; // Root reads everything.
+    }
+    let scratch = Scratch::new();
+    let (a, b) = (scratch.directory("A"), scratch.directory("B"));
+    fs::write(a.join("secret"), "x").expect("writable");
+    tree::set_mode(&a.join("secret"), 0);
+    let answer = scratch.try_sync(&a, &b, &[]).ended.expect_code(3).json();
+    assert_eq!(answer["operation"]["state"], "OPERATION_STATE_IN_SYNC");
+    assert_eq!(answer["unreadable"][0]["item"], "secret");
+    tree::set_mode(&a.join("secret"), 0o600);
+    scratch.sync(&a, &b, &[]);
+    assert_equal(&a, &b);
 }

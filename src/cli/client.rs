@@ -109,6 +109,14 @@ impl Server {
                 root_cause(status)
             ));
         }
+        if status.code() == Code::Unimplemented {
+            return Failure::failed(format!(
+                "{} is not a coordinator, or of a release that does not know this call ({}): name one that `synclave \
+                 serve` runs with --server",
+                self.address,
+                describe(status)
+            ));
+        }
         Failure::failed(format!("{} refused: {}", self.address, describe(status)))
     }
 }

@@ -279,7 +279,7 @@ fn show(conflict: &pb::Conflict) -> String {
 }
 
 /// `both changed`, `changed here, deleted there`, or why an item cannot be saved.
-fn kind(conflict: &pb::Conflict) -> String {
+pub(super) fn kind(conflict: &pb::Conflict) -> String {
     match conflict.constraint_conflict_reason.map(pb::ConstraintConflictReason::try_from) {
         Some(Ok(pb::ConstraintConflictReason::Collision)) => "collision",
         Some(Ok(pb::ConstraintConflictReason::NoParent)) => "no parent",

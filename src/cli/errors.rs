@@ -1,5 +1,7 @@
 //! `synclave errors`: items that could not be carried over.
 
+use std::collections::BTreeSet;
+
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
@@ -9,7 +11,7 @@ use super::exit::{Exit, Failure};
 use super::options::Page;
 use super::output::Output;
 use super::render;
-use super::table::Table;
+use super::table::{Table, count};
 use crate::pb;
 
 /// List items that could not be carried over, and have them tried again
@@ -67,9 +69,17 @@ pub(super) async fn run(
             }
         }
         ErrorsCommand::Retry(RetryArgs { item_error_ids, operation }) => {
+            let asked: BTreeSet<_> = item_error_ids.iter().cloned().collect();
             let request = pb::RetryItemErrorsRequest { item_error_ids, operation_id: operation };
             let response = server.answer(server.operations().retry_item_errors(unary(request)), &stop).await?;
             output.print(&response, |response| format!("tried again with the next session: {}\n", response.retried))?;
+            let unknown = (asked.len() as u64).saturating_sub(response.retried);
+            if unknown > 0 {
+                return Err(Failure::failed(format!(
+                    "{} of no item that fails: see synclave errors list",
+                    count(unknown, "id")
+                )));
+            }
         }
     }
     Ok(Exit::Done)
@@ -79,14 +89,12 @@ fn list(errors: &[pb::ItemError]) -> String {
     let mut table = Table::new(["ERROR", "ITEM", "AT", "FAILURES", "LAST", "NEXT ATTEMPT", "WHY"]);
     for error in errors {
         let said = error.recoverable_error.clone().unwrap_or_default();
-        let side =
-            if error.side == Some(pb::SyncProviderRole::Source.into()) { &error.source } else { &error.destination };
         let next =
             if error.set_aside { "set aside".to_owned() } else { render::time(error.next_attempt_time.as_ref()) };
         table.row([
             error.item_error_id.clone(),
             said.item_display_name.clone(),
-            render::endpoint(side.as_ref()),
+            render::endpoint(render::side(error)),
             error.attempts.to_string(),
             render::time(error.last_time.as_ref()),
             next,

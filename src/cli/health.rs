@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio_util::sync::CancellationToken;
-use tonic::Request;
+use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -38,10 +38,17 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) -> Result<Exit, Failure> {
     let check = async {
-        let server = Server::connect_within(server, TIMEOUT).await?;
-        let mut request = Request::new(HealthCheckRequest { service: args.service });
+        let connection = Server::connect_within(server, TIMEOUT).await?;
+        let mut request = Request::new(HealthCheckRequest { service: args.service.clone() });
         request.set_timeout(TIMEOUT);
-        server.answer(HealthClient::new(server.channel()).check(request), &stop).await
+        let answer = HealthClient::new(connection.channel()).check(request).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| match status.code() {
+            Code::NotFound => Failure::failed(format!(
+                "{server} has no service {:?}: give its full name, such as synclave.v1.SessionService, or none",
+                args.service
+            )),
+            _ => connection.refused(&status),
+        })
     };
     let status = match stop.run_until_cancelled(check).await {
         Some(answer) => answer?.status(),

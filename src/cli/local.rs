@@ -20,7 +20,7 @@ use super::summary::{ConflictCopy, Findings, LeftOut};
 use super::sync::{SyncEnd, SyncPlan};
 use crate::coordinator::{Coordinator, OpenedStore, Options, Providers};
 use crate::grpc::provider::DialOptions;
-use crate::provider::sdk::{self, ReplicaProvider, Report};
+use crate::provider::sdk::{self, ReplicaProvider, Report, Skipped};
 use crate::server;
 use crate::session::{Dial, Timing};
 use crate::types::Endpoint;
@@ -138,9 +138,9 @@ pub(super) fn findings(reports: Vec<Report>) -> Findings {
                 .map(|copy| ConflictCopy { item: copy.item.to_string(), copy: copy.copy.to_string() }),
         );
         findings.left_out.extend(report.left_out.into_iter().map(|(name, reason)| LeftOut { name, reason }));
-        findings.skipped.extend(
-            report.skipped.into_iter().map(|skipped| LeftOut { name: skipped.display_name, reason: skipped.reason }),
-        );
+        let left_out = |it: Skipped| LeftOut { name: it.display_name, reason: it.reason };
+        findings.skipped.extend(report.skipped.into_iter().map(left_out));
+        findings.unreadable.extend(report.unreadable.into_iter().map(left_out));
     }
     findings
 }

@@ -9,7 +9,7 @@ use super::client::{Server, unary};
 use super::exit::{Exit, Failure};
 use super::options::{Collision, Conflict, Direction, FullEnumeration, Page};
 use super::output::Output;
-use super::summary::{Findings, Summary};
+use super::summary::{Findings, Summary, left_behind};
 use super::wait::{self, OnStop};
 use super::{endpoint, render};
 use crate::pb;
@@ -22,10 +22,10 @@ use crate::pb;
 #[command(after_help = "\
 Examples:
   synclave operation start http://127.0.0.1:7001 http://127.0.0.1:7002 --wait
-  synclave operation start member:oslo member:rome --direction upload
+  synclave operation start http://127.0.0.1:7001 http://127.0.0.1:7002 --direction upload
   synclave operation list
 
-A SOURCE or DESTINATION is the address of a provider (http://HOST:PORT) or member:NAME.")]
+A SOURCE or DESTINATION is the address of a provider (http://HOST:PORT); `synclave provider` prints it.")]
 pub(super) struct OperationArgs {
     #[command(subcommand)]
     command: OperationCommand,
@@ -45,7 +45,7 @@ enum OperationCommand {
 
 #[derive(Debug, Args)]
 struct StartArgs {
-    /// The first provider: http://HOST:PORT or member:NAME
+    /// The first provider: http://HOST:PORT
     source: OsString,
     /// The second provider
     destination: OsString,
@@ -173,9 +173,10 @@ async fn ended(
     let ended = wait::operation(server, &operation.operation_id, stop, OnStop::Leave).await?;
     let ends = [&ended.operation.source, &ended.operation.destination].map(|end| render::endpoint(end.as_ref()));
     let summary = Summary::new(&ended.operation, &ended.sync_infos, ends, Findings::default());
+    let words = summary.words() + &left_behind(&ended.operation);
     let response = pb::GetOperationResponse { operation: Some(ended.operation) };
-    output.print(&response, |_| summary.words())?;
-    summary.failure().map_or(Ok(summary.end.into()), Err)
+    output.print(&response, |_| words)?;
+    summary.failure().map_or(Ok(summary.exit()), Err)
 }
 
 fn show(operation: Option<&pb::Operation>) -> String {

@@ -13,7 +13,7 @@ use super::summary::{End, LeftOut, Moved, moved};
 use super::table::{bytes, count};
 use crate::knowledge::ItemId;
 use crate::pb;
-use crate::provider::sdk::Report;
+use crate::provider::sdk::{Report, Skipped};
 use crate::providers::file::{Effect, OverlaidChange};
 
 /// What a sync would do.
@@ -31,6 +31,8 @@ pub(super) struct Plan {
     directions: Vec<Direction>,
     /// What A, then B, never carries.
     skipped: [Vec<LeftOut>; 2],
+    /// What cannot be read at A, then at B.
+    unreadable: [Vec<LeftOut>; 2],
 }
 
 /// What would become of the items of one end.
@@ -74,8 +76,11 @@ impl Plan {
             direction(changes, reports.get(destination), moved)
         });
         let directions = directions.collect();
-        let skipped = [0, 1].map(|end| reports.get(end).map_or_else(Vec::new, skipped));
-        Self { end, state: operation.state().as_str_name(), error, ends, directions, skipped }
+        let state = operation.state().as_str_name();
+        let skipped = [0, 1].map(|end| reports.get(end).map_or_else(Vec::new, |report| left_out(&report.skipped)));
+        let unreadable =
+            [0, 1].map(|end| reports.get(end).map_or_else(Vec::new, |report| left_out(&report.unreadable)));
+        Self { end, state, error, ends, directions, skipped, unreadable }
     }
 
     /// 0: nothing to do. 3: something. (Of one that would fail there is [`failure`](Self::failure).)
@@ -117,10 +122,12 @@ impl Plan {
                 json!({ "leftOut": { "source": from, "destination": to, "item": name, "reason": reason } })
             }));
         }
-        for (end, skipped) in self.ends.iter().zip(&self.skipped) {
-            lines.extend(skipped.iter().map(
-                |LeftOut { name, reason }| json!({ "skipped": { "replica": end, "item": name, "reason": reason } }),
-            ));
+        for (kind, items) in [("skipped", &self.skipped), ("unreadable", &self.unreadable)] {
+            for (end, items) in self.ends.iter().zip(items) {
+                lines.extend(items.iter().map(
+                    |LeftOut { name, reason }| json!({ kind: { "replica": end, "item": name, "reason": reason } }),
+                ));
+            }
         }
         lines.extend(self.directions.iter().map(|direction| {
             let Moved { from, to, updates, bytes, deleted, conflicts } = &direction.moved;
@@ -167,10 +174,12 @@ impl Plan {
                 let _ = writeln!(text, "  leave out  {}", one_line(&format!("{name}: {reason}")));
             }
         }
-        for (end, skipped) in self.ends.iter().zip(&self.skipped).filter(|(_, skipped)| !skipped.is_empty()) {
-            let _ = writeln!(text, "Never carried from {end}:");
-            for LeftOut { name, reason } in skipped {
-                let _ = writeln!(text, "  {}", one_line(&format!("{name}: {reason}")));
+        for (heading, items) in [("Cannot be read at", &self.unreadable), ("Never carried from", &self.skipped)] {
+            for (end, items) in self.ends.iter().zip(items).filter(|(_, items)| !items.is_empty()) {
+                let _ = writeln!(text, "{heading} {end}:");
+                for LeftOut { name, reason } in items {
+                    let _ = writeln!(text, "  {}", one_line(&format!("{name}: {reason}")));
+                }
             }
         }
         if !self.error.is_empty() {
@@ -201,9 +210,8 @@ fn direction(changes: &[OverlaidChange], report: Option<&Report>, moved: Moved) 
     Direction { items: items.into_values().collect(), left_out: left_out.collect(), moved }
 }
 
-fn skipped(report: &Report) -> Vec<LeftOut> {
-    let skipped = report.skipped.iter();
-    skipped.map(|it| LeftOut { name: it.display_name.clone(), reason: it.reason.clone() }).collect()
+fn left_out(skipped: &[Skipped]) -> Vec<LeftOut> {
+    skipped.iter().map(|it| LeftOut { name: it.display_name.clone(), reason: it.reason.clone() }).collect()
 }
 
 impl Direction {
@@ -290,6 +298,7 @@ mod tests {
                 Direction { items: Vec::new(), left_out: Vec::new(), moved: moved("b", "a") },
             ],
             skipped: [Vec::new(), vec![LeftOut { name: "pipe".into(), reason: "is a FIFO".into() }]],
+            unreadable: [vec![LeftOut { name: "secret".into(), reason: "cannot be read".into() }], Vec::new()],
         }
     }
 
@@ -312,14 +321,16 @@ mod tests {
              change  n (2.0 KiB), in conflict: the other is kept as n.conflict-1\n  \
              delete  old\n\
              b → a: nothing to do.\n\
+             Cannot be read at a:\n  secret: cannot be read\n\
              Never carried from b:\n  pipe: is a FIFO\n"
         );
         let lines = plan.lines();
         assert_eq!(lines[0]["change"]["effect"], "CHANGED");
         assert_eq!(lines[0]["change"]["itemId"], "bg==");
         assert_eq!(lines[2]["skipped"]["replica"], "b");
-        assert_eq!(lines[3]["totals"]["deleted"], "1");
-        assert_eq!(lines[5]["end"]["state"], "OPERATION_STATE_IN_SYNC");
+        assert_eq!(lines[3]["unreadable"]["item"], "secret");
+        assert_eq!(lines[4]["totals"]["deleted"], "1");
+        assert_eq!(lines[6]["end"]["state"], "OPERATION_STATE_IN_SYNC");
     }
 
     #[test]

@@ -164,13 +164,24 @@ fn counted(count: u64) -> String {
     if count == 0 { String::new() } else { count.to_string() }
 }
 
-/// The last failure of an operation; empty when there was none.
+/// The last failure of an operation; empty when there was none. The side at fault is told by its address, where the server
+/// tells it: the session's source may be the operation's destination.
 pub(super) fn operation_fault(operation: &pb::Operation) -> String {
-    operation
-        .last_error
-        .as_ref()
-        .map(|error| fault(error.provider_with_error, error.hresult, &error.message))
-        .unwrap_or_default()
+    let Some(error) = &operation.last_error else { return String::new() };
+    let address = endpoint(error.endpoint.as_ref());
+    let role = match error.provider_with_error() {
+        _ if address.is_empty() => return fault(error.provider_with_error, error.hresult, &error.message),
+        pb::ProviderWithError::Source => " (source of the session)",
+        pb::ProviderWithError::Destination => " (destination of the session)",
+        pb::ProviderWithError::Coordinator | pb::ProviderWithError::Unspecified => "",
+    };
+    format!("{address}{role}: {}", fault(0, error.hresult, &error.message))
+}
+
+/// The end of the side at which an item failed.
+pub(super) fn side(error: &pb::ItemError) -> Option<&pb::Endpoint> {
+    let is_source = error.side == Some(pb::SyncProviderRole::Source.into());
+    if is_source { error.source.as_ref() } else { error.destination.as_ref() }
 }
 
 /// Operations, one a line.
@@ -248,6 +259,23 @@ mod tests {
     fn a_fault_names_the_side_the_code_and_the_words() {
         assert_eq!(fault(1, 0x8004_1001, "gone"), "source: SYNC_E_INVALID_OPERATION (0x80041001): gone");
         assert_eq!(fault(0, 0, ""), "");
+    }
+
+    #[test]
+    fn the_fault_of_an_operation_names_the_end_and_not_only_its_role() {
+        let address = pb::endpoint::Target::Address("http://b:1".into());
+        let mut error = pb::OperationError {
+            provider_with_error: pb::ProviderWithError::Source.into(),
+            hresult: 0x8007_06BA,
+            message: "nobody answers".into(),
+            endpoint: Some(pb::Endpoint { target: Some(address) }),
+        };
+        let of = |error: &pb::OperationError| {
+            operation_fault(&pb::Operation { last_error: Some(error.clone()), ..Default::default() })
+        };
+        assert_eq!(of(&error), "http://b:1 (source of the session): E_UNREACHABLE (0x800706BA): nobody answers");
+        error.endpoint = None;
+        assert_eq!(of(&error), "source: E_UNREACHABLE (0x800706BA): nobody answers");
     }
 
     #[test]

@@ -28,8 +28,8 @@ Examples:
 
   synclave session begin member:oslo member:rome --external --lease 30s
 
-A SOURCE or DESTINATION is the address of a provider (http://HOST:PORT) or member:NAME. A member of an external session is not
-dialled: who began the session speaks for it, with the token that is printed.")]
+A SOURCE or DESTINATION is the address of a provider (http://HOST:PORT). An external session may also have member:NAME, which
+is not dialled: who began the session speaks for it, with the token that is printed.")]
 pub(super) struct SessionArgs {
     #[command(subcommand)]
     command: SessionCommand,
@@ -55,7 +55,7 @@ enum SessionCommand {
 
 #[derive(Debug, Args)]
 struct BeginArgs {
-    /// The provider that changes come from: http://HOST:PORT or member:NAME
+    /// The provider that changes come from: http://HOST:PORT; of an external session also member:NAME
     source: OsString,
     /// The provider that they go to
     destination: OsString,

@@ -97,15 +97,28 @@ pub(super) struct LeftOut {
     pub(super) reason: String,
 }
 
-/// What only the providers of this very process know about a sync.
+/// What only this very process knows about a sync: its providers, and its coordinator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Findings {
     /// Conflicts that were settled by keeping both.
     pub(super) conflict_copies: Vec<ConflictCopy>,
     /// Items that failed or wait for a decision: while there are any, the replicas are not in sync.
     pub(super) left_out: Vec<LeftOut>,
+    /// What could not be read, or not be listed, at the last look.
+    pub(super) unreadable: Vec<LeftOut>,
     /// What a provider never carries, such as sockets.
     pub(super) skipped: Vec<LeftOut>,
+}
+
+impl Findings {
+    /// Adds what the coordinator knows to have been left out. What a provider said of an item already, it says better.
+    pub(super) fn add_left_out(&mut self, items: Vec<LeftOut>) {
+        for item in items {
+            if !self.left_out.iter().any(|said| said.name == item.name) {
+                self.left_out.push(item);
+            }
+        }
+    }
 }
 
 /// What a sync did.
@@ -147,15 +160,27 @@ impl Summary {
         })
     }
 
+    /// How the command ends: what cannot be read at a directory of this process is not in sync.
+    pub(super) fn exit(&self) -> Exit {
+        match self.end {
+            End::InSync if !self.findings.unreadable.is_empty() => Exit::NotInSync,
+            end => end.into(),
+        }
+    }
+
     /// The summary as a text of some lines.
     pub(super) fn words(&self) -> String {
         let [a, b] = &self.ends;
         let mut text = String::new();
+        let unreadable = self.findings.unreadable.len() as u64;
         let verdict = match self.end {
-            End::InSync => "are in sync",
-            End::NotInSync => "are not in sync yet",
-            End::Failed => "are not in sync: the sync failed",
-            End::Canceled => "are not in sync: the sync was cancelled; what was applied stays",
+            End::InSync if unreadable > 0 => {
+                format!("are in sync but for {} that cannot be read", count(unreadable, "item"))
+            }
+            End::InSync => "are in sync".to_owned(),
+            End::NotInSync => "are not in sync yet".to_owned(),
+            End::Failed => "are not in sync: the sync failed".to_owned(),
+            End::Canceled => "are not in sync: the sync was cancelled; what was applied stays".to_owned(),
         };
         let _ = writeln!(text, "{a} and {b} {verdict}.");
         for moved in &self.moved {
@@ -167,12 +192,31 @@ impl Summary {
             items.iter().map(|item| format!("{}: {}", item.name, item.reason)).collect::<Vec<_>>().into_iter()
         };
         list(&mut text, "Left out, so try again when it is resolved:", reasons(&self.findings.left_out));
+        list(&mut text, "Cannot be read:", reasons(&self.findings.unreadable));
         list(&mut text, "Never carried:", reasons(&self.findings.skipped));
         if !self.error.is_empty() {
             let _ = writeln!(text, "Last failure: {}", one_line(&self.error));
         }
         text
     }
+}
+
+/// What an operation has left on its way, and where to look; nothing when nothing is left.
+pub(super) fn left_behind(operation: &pb::Operation) -> String {
+    let mut text = String::new();
+    let (failed, set_aside) = (operation.items_failed, operation.items_set_aside);
+    if failed > 0 {
+        let aside = if set_aside > 0 { format!(" ({set_aside} set aside)") } else { String::new() };
+        let _ = writeln!(text, "{} failed{aside}: see synclave errors list", count(failed, "item"));
+    }
+    match operation.conflicts_deferred {
+        0 => {}
+        1 => text.push_str("1 conflict is open: see synclave conflict list\n"),
+        many => {
+            let _ = writeln!(text, "{many} conflicts are open: see synclave conflict list");
+        }
+    }
+    text
 }
 
 impl Moved {
@@ -278,6 +322,7 @@ mod tests {
         summary.findings = Findings {
             conflict_copies: vec![ConflictCopy { item: "n.txt".into(), copy: "n.conflict-1.txt".into() }],
             left_out: vec![LeftOut { name: "x".into(), reason: "permission denied".into() }],
+            unreadable: vec![LeftOut { name: "secret".into(), reason: "cannot be read".into() }],
             skipped: vec![LeftOut { name: "pipe".into(), reason: "a FIFO".into() }],
         };
         summary.error = "destination: no space".into();
@@ -287,9 +332,38 @@ mod tests {
              a → b: moved 4 items (2.0 KiB), passed on 1 deletion, met 1 conflict.\n\
              Kept both of\n  n.txt, the other as n.conflict-1.txt\n\
              Left out, so try again when it is resolved:\n  x: permission denied\n\
+             Cannot be read:\n  secret: cannot be read\n\
              Never carried:\n  pipe: a FIFO\n\
              Last failure: destination: no space\n"
         );
+    }
+
+    #[test]
+    fn what_a_server_has_left_on_the_way_is_counted_and_pointed_to() {
+        assert_eq!(left_behind(&pb::Operation::default()), "");
+        let operation =
+            pb::Operation { items_failed: 2, items_set_aside: 1, conflicts_deferred: 2, ..Default::default() };
+        assert_eq!(
+            left_behind(&operation),
+            "2 items failed (1 set aside): see synclave errors list\n\
+             2 conflicts are open: see synclave conflict list\n"
+        );
+        let operation = pb::Operation { items_failed: 1, conflicts_deferred: 1, ..Default::default() };
+        assert_eq!(
+            left_behind(&operation),
+            "1 item failed: see synclave errors list\n1 conflict is open: see synclave conflict list\n"
+        );
+    }
+
+    #[test]
+    fn in_sync_but_for_what_cannot_be_read() {
+        let mut summary = summary(End::InSync);
+        summary.findings.unreadable = vec![LeftOut { name: "d".into(), reason: "cannot be listed".into() }];
+        assert_eq!(
+            summary.words(),
+            "a and b are in sync but for 1 item that cannot be read.\nCannot be read:\n  d: cannot be listed\n"
+        );
+        assert_eq!(summary.exit(), Exit::NotInSync);
     }
 
     #[test]

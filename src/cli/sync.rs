@@ -11,13 +11,14 @@ use super::client::{Server, unary};
 use super::dry_run::DryRun;
 use super::endpoint::{self, Target};
 use super::exit::{Exit, Failure};
+use super::left_out;
 use super::local::{self, LocalCoordinator};
 use super::options::{Collision, Conflict, FullEnumeration, TombstoneAge};
 use super::output::{self, Output};
 use super::plan::Plan;
 use super::replica;
 use super::roots::{self, Root};
-use super::summary::Summary;
+use super::summary::{Findings, LeftOut, Summary};
 use super::wait::{self, EndedOperation, OnStop};
 use crate::grpc::json::to_value;
 use crate::knowledge::FilterRequest;
@@ -37,14 +38,15 @@ Examples:
   synclave sync ~/photos /mnt/backup/photos --dry-run
   synclave sync ~/photos http://nas.local:7001 --conflict last-writer-wins
 
-An argument with :// or member: is the address of a provider, anything else a directory. B is \
+An argument with :// is the address of a provider, anything else a directory. B is \
 made if it is not there but its parent is. Neither may be, or hold, the other.
 
 With --dry-run nothing is created, written or locked for longer than the command runs, and both ends must be \
 directories. What it tells is what a sync would do as long as nobody changes them; what only an attempt shows, such as a full \
-disk or a missing permission, it cannot tell. With --output json it prints one object a line: change, leftOut, skipped, totals, end.
+disk or a missing permission, it cannot tell. With --output json it prints one object a line: change, leftOut, skipped, unreadable, totals, end.
 
-Exit codes: 0 in sync, 1 failed, 2 wrong command line, 3 ended but not in sync, or Ctrl-C. Of a dry run: 0 nothing to \
+Exit codes: 0 in sync, 1 failed, 2 wrong command line, 3 ended but not in sync, \
+or something cannot be read, or Ctrl-C. Of a dry run: 0 nothing to \
 do, 1 the sync would fail, 3 there is something to do.")]
 pub(super) struct SyncArgs {
     /// First directory or provider
@@ -149,11 +151,11 @@ fn name_of(ends: &[SyncEnd; 2]) -> String {
 
 impl SyncArgs {
     fn plan(&self) -> Result<SyncPlan, Failure> {
-        let a = match Target::parse(&self.a) {
+        let a = match Target::parse(&self.a)? {
             Target::Directory(path) => SyncEnd::Directory(Root::existing(&path)?),
             Target::Provider(endpoint) => SyncEnd::Provider(endpoint),
         };
-        let b = match Target::parse(&self.b) {
+        let b = match Target::parse(&self.b)? {
             Target::Directory(path) => SyncEnd::Directory(Root::existing_or_new(&path)?),
             Target::Provider(endpoint) => SyncEnd::Provider(endpoint),
         };
@@ -199,16 +201,22 @@ pub(super) async fn run(args: SyncArgs, output: Output, stop: CancellationToken)
     let local = LocalCoordinator::start(&plan).await?;
     let server = Server::over(local.channel.clone(), "this process");
     let ended = operate(&server, args.request(&local.endpoints), &stop).await;
+    let left_out = match &ended {
+        Ok(ended) => left_out::of_operation(&server, &ended.operation, &stop).await,
+        Err(_) => Ok(Vec::new()),
+    };
     // Whatever became of the operation, locks are given back and providers told.
     let reports = local.stop().await;
-    let (ended, reports) = (ended?, reports?);
-    let summary = Summary::new(&ended.operation, &ended.sync_infos, args.ends(), local::findings(reports));
+    let (ended, left_out, reports) = (ended?, left_out?, reports?);
+    let mut findings = local::findings(reports);
+    findings.add_left_out(left_out);
+    let summary = Summary::new(&ended.operation, &ended.sync_infos, args.ends(), findings);
     if output.is_json() {
-        output::line(&json(&ended).to_string())?;
+        output::line(&json(&ended, &summary.findings).to_string())?;
     } else {
         output::text(&summary.words())?;
     }
-    summary.failure().map_or(Ok(summary.end.into()), Err)
+    summary.failure().map_or(Ok(summary.exit()), Err)
 }
 
 /// The same over copies and overlays: what it would do.
@@ -239,10 +247,18 @@ pub(super) async fn operate(
     wait::operation(server, &operation.operation_id, stop, OnStop::Cancel).await
 }
 
-/// `{"operation":…,"syncInfos":[…]}`.
-fn json(ended: &EndedOperation) -> serde_json::Value {
+/// `{"operation":…,"syncInfos":[…],"leftOut":[{"item":…,"reason":…}],"unreadable":[…]}`.
+fn json(ended: &EndedOperation, findings: &Findings) -> serde_json::Value {
     let sync_infos: Vec<_> = ended.sync_infos.iter().map(to_value).collect();
-    serde_json::json!({ "operation": to_value(&ended.operation), "syncInfos": sync_infos })
+    let items = |items: &[LeftOut]| -> Vec<_> {
+        items.iter().map(|LeftOut { name, reason }| serde_json::json!({ "item": name, "reason": reason })).collect()
+    };
+    serde_json::json!({
+        "operation": to_value(&ended.operation),
+        "syncInfos": sync_infos,
+        "leftOut": items(&findings.left_out),
+        "unreadable": items(&findings.unreadable),
+    })
 }
 
 #[cfg(test)]
@@ -255,7 +271,9 @@ mod tests {
             operation: pb::Operation { operation_id: "o".into(), ..Default::default() },
             sync_infos: vec![pb::SyncInfo { revision: 9, ..Default::default() }],
         };
-        let json = json(&ended);
+        let left_out = vec![LeftOut { name: "x".into(), reason: "busy".into() }];
+        let json = json(&ended, &Findings { left_out, ..Findings::default() });
+        assert_eq!(json["leftOut"], serde_json::json!([{ "item": "x", "reason": "busy" }]));
         assert_eq!(json["operation"]["operationId"], "o");
         assert_eq!(json["operation"]["state"], "OPERATION_STATE_UNSPECIFIED");
         assert_eq!(json["syncInfos"][0]["revision"], "9");

@@ -62,7 +62,7 @@ pub(super) struct VerifyArgs {
 
 impl VerifyArgs {
     fn plan(&self) -> Result<SyncPlan, Failure> {
-        let end = |argument: &OsString| match Target::parse(argument) {
+        let end = |argument: &OsString| match Target::parse(argument)? {
             Target::Directory(path) => Root::existing(&path).map(SyncEnd::Directory),
             Target::Provider(endpoint) => Ok(SyncEnd::Provider(endpoint)),
         };

@@ -12,7 +12,7 @@ use super::follow::{Follower, News};
 use super::progress::{Progress, ProgressView};
 use super::render;
 use super::summary::End;
-use super::table::duration;
+use super::table::{count, duration};
 use crate::pb;
 use crate::pb::watch_sync_info_response::Event;
 
@@ -111,7 +111,13 @@ fn next_attempt(operation: &pb::Operation) -> String {
         return String::new();
     }
     let time = render::time(operation.next_attempt_time.as_ref());
-    format!("failed: {}; the next attempt begins at {time}", render::operation_fault(operation))
+    // Items that fail make no session fail; a failure from before them is no news.
+    let why = match render::operation_fault(operation) {
+        fault if operation.attempt > 0 && !fault.is_empty() => format!("failed: {fault}"),
+        _ if operation.items_failed > 0 => format!("{} failed", count(operation.items_failed, "item")),
+        _ => "not in sync yet".to_owned(),
+    };
+    format!("{why}; the next attempt begins at {time}")
 }
 
 /// Shows the sessions of `filter` until `ask` has an end. `stopped` says what Ctrl-C does, and whether the wait goes on.
@@ -212,6 +218,19 @@ fn progress(info: &pb::SyncInfo) -> Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_operation_waits_for_is_said() {
+        let mut operation = pb::Operation { items_failed: 2, ..Default::default() };
+        assert_eq!(next_attempt(&operation), "");
+        operation.set_state(pb::OperationState::Waiting);
+        operation.next_attempt_time = Some(prost_types::Timestamp { seconds: 0, nanos: 0 });
+        assert_eq!(next_attempt(&operation), "2 items failed; the next attempt begins at 1970-01-01T00:00:00Z");
+        operation.last_error = Some(pb::OperationError { message: "gone".into(), ..Default::default() });
+        assert!(next_attempt(&operation).starts_with("2 items failed;"), "the failure is over");
+        operation.attempt = 1;
+        assert_eq!(next_attempt(&operation), "failed: gone; the next attempt begins at 1970-01-01T00:00:00Z");
+    }
 
     #[test]
     fn progress_names_the_phase_and_counts_what_is_known() {

@@ -154,6 +154,7 @@ impl Operations {
                         provider_with_error: None,
                         hresult: Hresult::E_ABORT,
                         message: "the process that ran it ended; start it again if it is still wanted".to_owned(),
+                        endpoint: None,
                     };
                     let record = OperationRecord {
                         state: OperationState::Canceled,

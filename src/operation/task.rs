@@ -120,6 +120,7 @@ impl OperationTask {
             provider_with_error: Some(ProviderWithError::Coordinator),
             hresult: Hresult::E_FAIL,
             message,
+            endpoint: None,
         });
         Ended {
             state: SyncState::InError,
@@ -218,6 +219,11 @@ fn take_in(operation: &mut OperationRecord, finished: &Finished) -> Ended {
             provider_with_error: record.provider_with_error,
             hresult: record.hresult,
             message: record.error_message.clone(),
+            endpoint: match record.provider_with_error {
+                Some(ProviderWithError::Source) => Some(record.source.endpoint.clone()),
+                Some(ProviderWithError::Destination) => Some(record.destination.endpoint.clone()),
+                Some(ProviderWithError::Coordinator) | None => None,
+            },
         });
     }
     Ended {

@@ -251,18 +251,26 @@ fn lock_state(state_dir: &Path) -> Result<File, StoreError> {
     use std::os::unix::fs::DirBuilderExt;
 
     let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(state_dir).map_err(|error| {
-        let mut error = io_error("create the state directory", state_dir, error);
-        error.message.push_str("; name a writable one with --state-dir");
+    let refused = |action: &str, error: std::io::Error| {
+        let mut error = io_error(action, state_dir, error);
+        error.message.push_str(
+            "; make that place writable, or have state kept elsewhere: synclave provider file DIRECTORY --state-dir \
+             WRITABLE, and sync with the address that it prints",
+        );
         error
-    })?;
+    };
+    builder
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir)
+        .map_err(|error| refused("create the state directory", error))?;
     let path = state_dir.join(LOCK_FILE_NAME);
     let file = File::options()
         .create(true)
         .truncate(false)
         .write(true)
         .open(&path)
-        .map_err(|error| io_error("write in the state directory", state_dir, error))?;
+        .map_err(|error| refused("write in the state directory", error))?;
     take_lock(file, state_dir)
 }
 

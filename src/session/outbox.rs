@@ -83,11 +83,16 @@ impl Outbox {
             let answer = sending.unwrap_or(Err(CallError::Deadline(self.timing.call_deadline)));
             match delivery.sent(&answer, Instant::now().into_std()) {
                 Next::Settled => {
-                    info!(?answer, "EndSession answered");
+                    match &answer {
+                        Ok(()) => info!("EndSession answered"),
+                        Err(error) => info!(%error, "EndSession answered with a refusal"),
+                    }
                     break;
                 }
                 Next::SendAt(at) => {
-                    debug!(?answer, "EndSession not answered");
+                    if let Err(error) = &answer {
+                        debug!(%error, "EndSession not answered");
+                    }
                     sleep_until(Instant::from_std(at)).await;
                 }
                 Next::LapseAt(at) => {

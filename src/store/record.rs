@@ -247,6 +247,9 @@ pub struct LastError {
     pub hresult: Hresult,
     /// What that side said.
     pub message: String,
+    /// The end at fault, of whichever role; `None` when no provider is.
+    #[serde(default)]
+    pub endpoint: Option<Endpoint>,
 }
 
 /// An operation.

@@ -38,5 +38,6 @@ fn encode_last_error(error: &LastError) -> pb::OperationError {
         provider_with_error: enums::encode_provider_with_error(error.provider_with_error),
         hresult: error.hresult.0,
         message: error.message.clone(),
+        endpoint: error.endpoint.as_ref().map(encode_endpoint),
     }
 }

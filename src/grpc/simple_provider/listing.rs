@@ -77,12 +77,12 @@ pub(super) fn detect(calls: &Calls, schema: &Schema, known: &dyn Known) -> Resul
             }
             Err(failure @ Failure::Broken { finished: false, .. }) => return Err(fail(failure)),
             Err(failure) => {
-                detection.skipped.push(Skipped { display_name: id.to_string(), reason: failure.words() });
+                detection.unreadable.push(Skipped { display_name: id.to_string(), reason: failure.words() });
             }
         }
     }
     detection.observations.sort_unstable_by(|a, b| a.id().cmp(b.id()));
-    detection.anchor = anchor.filter(|_| schema.supports_anchors && detection.skipped.is_empty());
+    detection.anchor = anchor.filter(|_| schema.supports_anchors && detection.unreadable.is_empty());
     Ok(detection)
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::metadata::{Commit, Intent, Row, Snapshot, Unit};
 use super::ticks::Ticks;
 use super::{
-    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Observation, Shared, lock,
+    Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, KnownItem, Observation, Shared, Skipped, lock,
     metadata_failed, store_failed, units,
 };
 use crate::knowledge::{ChangeUnitId, ClockVector, Digest, ItemId, Knowledge, ReplicaId, Selection, Version};
@@ -28,6 +28,9 @@ const MASS_DELETE_FROM: u64 = 100;
 
 /// A replica with more items than this that is found empty is taken for one that cannot be seen.
 const EMPTIED_FROM: u64 = 10;
+
+/// Names of items that cannot be read which a line of the log has at most.
+const NAMES_LOGGED: usize = 5;
 
 /// However young an operation says that it is old, a look is not taken for a new one for longer: what users change while a
 /// long first direction runs goes with the second.
@@ -74,7 +77,8 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
     for skipped in &detection.skipped {
         tracing::debug!(item = %skipped.display_name, reason = %skipped.reason, "not carried");
     }
-    lock(&shared.report).skipped(&detection.skipped);
+    warn_of_unreadable(&detection.unreadable);
+    lock(&shared.report).looked(&detection);
     if !allow_mass_delete {
         let missing = |observation: &&Observation| matches!(observation, Observation::Missing { .. });
         let gone = detection.observations.iter().filter(missing).count() as u64;
@@ -115,6 +119,16 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
     }
     *lock(&shared.looked) = Some(began);
     Ok(alive.saturating_add_signed(gained))
+}
+
+/// One line a look, however much it is: nothing of it is carried until somebody mends that.
+fn warn_of_unreadable(unreadable: &[Skipped]) {
+    if unreadable.is_empty() {
+        return;
+    }
+    let first: Vec<_> =
+        unreadable.iter().take(NAMES_LOGGED).map(|it| format!("{}: {}", it.display_name, it.reason)).collect();
+    tracing::warn!(count = unreadable.len(), first = ?first, "items cannot be read, and are not carried");
 }
 
 /// What the metadata says before a detection.

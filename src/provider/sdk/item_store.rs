@@ -111,8 +111,10 @@ pub struct Skipped {
 pub struct Detection {
     /// Differences, in ascending order of the item id.
     pub observations: Vec<Observation>,
-    /// What is left out, with reasons.
+    /// What is never carried, with reasons.
     pub skipped: Vec<Skipped>,
+    /// What would be carried, and could not be read or listed this time, with reasons. It stays as it is recorded.
+    pub unreadable: Vec<Skipped>,
     /// Where the next look may begin, in the store's own terms. Recorded in the transaction that records the observations, so
     /// that it is never ahead of them. `None` leaves the one that is recorded: for a look that left out what may be seen later.
     pub anchor: Option<Vec<u8>>,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::item_store::Skipped;
+use super::item_store::{Detection, Skipped};
 use crate::knowledge::ItemId;
 
 /// Entries of one kind that are kept unless more are asked for.
@@ -30,6 +30,8 @@ pub struct Report {
     pub left_out: BTreeMap<String, String>,
     /// What the last look for local changes found that is never carried.
     pub skipped: Vec<Skipped>,
+    /// What the last look for local changes could not read.
+    pub unreadable: Vec<Skipped>,
 }
 
 impl Report {
@@ -40,6 +42,7 @@ impl Report {
             conflict_copies: Vec::new(),
             left_out: BTreeMap::new(),
             skipped: Vec::new(),
+            unreadable: Vec::new(),
         }
     }
 
@@ -48,8 +51,10 @@ impl Report {
         self.left_out.clear();
     }
 
-    pub(super) fn skipped(&mut self, skipped: &[Skipped]) {
-        self.skipped = skipped.iter().take(self.max_entries).cloned().collect();
+    /// A look for local changes has left out something, or nothing.
+    pub(super) fn looked(&mut self, detection: &Detection) {
+        self.skipped = detection.skipped.iter().take(self.max_entries).cloned().collect();
+        self.unreadable = detection.unreadable.iter().take(self.max_entries).cloned().collect();
     }
 
     pub(super) fn left_out(&mut self, name: String, reason: String) {

@@ -70,8 +70,10 @@ pub(super) fn detect(tree: &Tree, known: &dyn Known) -> Result<Detection, StoreE
     }
     observations.extend(missing);
     observations.sort_unstable_by(|a, b| a.id().cmp(b.id()));
-    found.skipped.sort_unstable_by(|a, b| a.display_name.cmp(&b.display_name));
-    Ok(Detection { observations, skipped: found.skipped, anchor: None })
+    for left_out in [&mut found.skipped, &mut found.unreadable] {
+        left_out.sort_unstable_by(|a, b| a.display_name.cmp(&b.display_name));
+    }
+    Ok(Detection { observations, skipped: found.skipped, unreadable: found.unreadable, anchor: None })
 }
 
 /// A last look at one name: a listing can miss an entry that is being replaced.
@@ -135,6 +137,7 @@ pub(super) struct Found {
     present: Vec<Observation>,
     unread: Vec<UnreadFile>,
     skipped: Vec<Skipped>,
+    unreadable: Vec<Skipped>,
     /// Places that were looked into, and whether completely. What is below one that was not may still be there.
     pub(super) looked_into: HashMap<Vec<u8>, bool>,
     root_error: Option<Errno>,
@@ -145,12 +148,19 @@ impl Found {
         self.present.extend(other.present);
         self.unread.extend(other.unread);
         self.skipped.extend(other.skipped);
+        self.unreadable.extend(other.unreadable);
         self.looked_into.extend(other.looked_into);
         self.root_error = self.root_error.or(other.root_error);
     }
 
+    /// It is never carried.
     fn skip(&mut self, path: &[u8], reason: impl Into<String>) {
         self.skipped.push(Skipped { display_name: ItemId::from(path).to_string(), reason: reason.into() });
+    }
+
+    /// It would be carried, and cannot be read now.
+    fn cannot_read(&mut self, path: &[u8], reason: impl Into<String>) {
+        self.unreadable.push(Skipped { display_name: ItemId::from(path).to_string(), reason: reason.into() });
     }
 
     /// `path` was not met: is that because it is not there?
@@ -202,8 +212,10 @@ impl Scan<'_> {
             Ok(()) => {}
             Err(error) if path.is_empty() => found.root_error = Some(error),
             Err(Errno::XDEV) => found.skip(path, "is on another file system"),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => found.skip(path, "changed while it was looked at"),
-            Err(error) => found.skip(path, format!("cannot be listed: {}", std::io::Error::from(error))),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                found.cannot_read(path, "changed while it was looked at")
+            }
+            Err(error) => found.cannot_read(path, format!("cannot be listed: {}", std::io::Error::from(error))),
         }
         children
     }
@@ -241,7 +253,7 @@ impl Scan<'_> {
                 Err(Errno::NOENT) => {}
                 Err(error) => {
                     found.looked_into.insert(child.clone(), false);
-                    found.skip(&child, format!("cannot be looked at: {}", std::io::Error::from(error)));
+                    found.cannot_read(&child, format!("cannot be looked at: {}", std::io::Error::from(error)));
                 }
             }
         }
@@ -290,7 +302,7 @@ impl Scan<'_> {
                     let digest = content::digest(target);
                     found.present.push(self.present(path, kind, &facts, target.len() as u64, digest));
                 }
-                Err(error) => found.skip(path, format!("cannot be read: {}", std::io::Error::from(error))),
+                Err(error) => found.cannot_read(path, format!("cannot be read: {}", std::io::Error::from(error))),
             },
         }
     }
@@ -318,16 +330,16 @@ impl Scan<'_> {
                     Some(Kind::File) => {
                         found.present.push(self.present(path, Kind::File, &facts, facts.size, digest));
                     }
-                    _ => found.skip(path, "changed while it was read"),
+                    _ => found.cannot_read(path, "changed while it was read"),
                 },
-                Ok(None) => found.skip(path, "changed while it was read"),
+                Ok(None) => found.cannot_read(path, "changed while it was read"),
                 Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {
                     // Deleted since it was listed: not seen, if its name is still free at the end.
                     if let Some(known) = self.by_path.get(path.as_slice()) {
                         known.seen.store(false, Ordering::Relaxed);
                     }
                 }
-                Err(error) => found.skip(path, format!("cannot be read: {error}")),
+                Err(error) => found.cannot_read(path, format!("cannot be read: {error}")),
             }
         }
         found

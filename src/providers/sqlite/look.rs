@@ -89,7 +89,7 @@ impl SqliteStore {
         inner.reported = reported;
         let mut observations = look.observations;
         observations.sort_unstable_by(|a, b| a.id().cmp(b.id()));
-        Ok(Detection { observations, skipped: look.skipped, anchor: None })
+        Ok(Detection { observations, skipped: look.skipped, ..Detection::default() })
     }
 
     fn look_within<'a>(&self, inner: &Inner, known: &'a dyn Known) -> rusqlite::Result<(Look<'a>, Option<i64>)> {

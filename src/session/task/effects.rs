@@ -19,7 +19,7 @@ use crate::session::relay::{Relay, within};
 use crate::session::unwritten::TRANSITION_DELAY;
 use crate::store::conflicts::{End, Findings};
 use crate::store::{OwedEnd, SessionFindings, SessionRecord, Standing, Write};
-use crate::types::{ProviderRole, SessionKind};
+use crate::types::{ProviderRole, SessionKind, SyncState};
 
 impl SessionTask {
     /// Carries out one effect; a commit's answer is the next event.
@@ -278,8 +278,19 @@ impl SessionTask {
         self.visible_at = None;
         let writes = self.unwritten.take(&mut self.machine);
         for write in &writes {
-            if let Write::Session(_, Some(event)) = write {
+            if let Write::Session(record, Some(event)) = write {
                 info!(from = ?event.from_state, to = ?event.to_state, cause = %event.cause, message = %event.message, "transition");
+                if event.to_state == SyncState::InError {
+                    warn!(
+                        source = %record.source.endpoint,
+                        destination = %record.destination.endpoint,
+                        at_fault = ?record.provider_with_error,
+                        hresult = ?record.hresult,
+                        cause = %event.cause,
+                        message = %record.error_message,
+                        "the session failed"
+                    );
+                }
             }
         }
         writes

@@ -1,7 +1,7 @@
 //! The program as a process: help, exit codes, one line for what is wrong, and what goes to which stream.
 
 use std::ffi::OsStr;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 
@@ -197,4 +197,25 @@ fn a_reader_that_goes_away_is_no_error() {
     child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
     assert!(child.wait().unwrap().success(), "{stderr}");
     assert_eq!(stderr, "");
+}
+
+/// Each has a place of its own for its state, though nobody was told one.
+#[test]
+fn two_are_synced_while_a_coordinator_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).into_os_string();
+    std::fs::create_dir(path("a")).unwrap();
+    std::fs::write(dir.path().join("a/letter"), "dear").unwrap();
+    let mut serve = command(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut serving =
+        serve.env("XDG_STATE_HOME", path("state")).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut address = String::new();
+    BufReader::new(serving.stdout.take().unwrap()).read_line(&mut address).unwrap();
+    let synced = command(&["sync".into(), path("a"), path("b")]).env("XDG_STATE_HOME", path("state")).output();
+    serving.kill().unwrap();
+    serving.wait().unwrap();
+    let synced = synced.unwrap();
+    assert!(address.starts_with("http://"), "{address}");
+    assert!(synced.status.success(), "{}", String::from_utf8_lossy(&synced.stderr));
+    assert_eq!(std::fs::read(dir.path().join("b/letter")).unwrap(), b"dear");
 }

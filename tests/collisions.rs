@@ -320,6 +320,39 @@ async fn an_exchange_that_is_cut_in_two_is_made_good_by_the_next_session() {
     }
 }
 
+/// The code that a new row is to have is given up by one that cannot yet, far behind it. They are no conflict, whatever collisions
+/// become: nothing is merged, and neither of them goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_becomes_of_collisions_is_not_asked_of_a_row_that_is_to_be_another() {
+    for collisions in [Collisions::Merge, Collisions::SourceProviderWins, Collisions::DestinationProviderWins] {
+        let field = Field::new().await;
+        let (a, b) = (Table::new(&field, "a").await, Table::new(&field, "b").await);
+        let session = async |from: &Table, to: &Table| {
+            let policies = (Policy::LastWriterWins, collisions);
+            field.session_with(&from.endpoint, &to.endpoint, policies, FullEnumerationAction::Abort).await
+        };
+        a.run(
+            "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 3500)
+             INSERT INTO parts SELECT printf('m%04d', n), n, NULL, NULL FROM numbers;
+             INSERT INTO parts VALUES ('m1500b', 5001, 'in between', NULL), ('z', 5002, 'last', NULL)",
+        );
+        session(&a, &b).await;
+        a.run(
+            "BEGIN; UPDATE parts SET code = 5003 WHERE name = 'z'; UPDATE parts SET code = 5002 WHERE name = 'm1500b';
+             INSERT INTO parts VALUES ('a', 5001, 'new', NULL); UPDATE parts SET note = 'changed' WHERE name LIKE 'm____'; COMMIT",
+        );
+        session(&a, &b).await;
+        // Cut apart again.
+        a.run("UPDATE parts SET note = 'again' WHERE name LIKE 'm____'");
+        session(&a, &b).await;
+        session(&a, &b).await;
+        assert_eq!(b.rows(), a.rows(), "{collisions:?}");
+        let back = session(&b, &a).await;
+        assert_eq!((back.state, back.counters.updates_transferred), (SyncState::InSync, 0), "{collisions:?}: {back:?}");
+        field.stop().await;
+    }
+}
+
 /// One session that keeps both sides of a conflict.
 async fn keep_both(field: &Field, source: &Table, destination: &Table) -> SessionRecord {
     let policies = (Policy::KeepBoth, Collisions::None);

@@ -326,6 +326,7 @@ impl Conversation<'_> {
     }
 
     fn judged(&mut self, frame: pb::ProcessChangeBatchResponse) -> Held<Said> {
+        self.bench.states.renewed(self.guid, false);
         let schema = self.bench.schema()?;
         if let Some(pb::process_change_batch_response::Frame::Load(load)) = &frame.frame {
             let named = load.version.is_some_and(|version| self.keys.id(version.replica_key).is_some());

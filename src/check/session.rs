@@ -86,6 +86,11 @@ impl<'b> Session<'b> {
         Session { bench, key: self.key, role: self.role, lease: self.lease }
     }
 
+    /// A call of the session was answered, which renews its lease.
+    fn heard(&self) {
+        self.bench.states.renewed(self.key.sync_guid, false);
+    }
+
     // --- requests ---
 
     pub(super) fn begin_request(&self) -> pb::KnowledgeSyncProviderServiceBeginSessionRequest {
@@ -176,7 +181,11 @@ impl<'b> Session<'b> {
     }
 
     pub(super) async fn try_parameters(&self) -> Result<pb::GetSyncBatchParametersResponse, Fault> {
-        self.bench.wire.get_sync_batch_parameters(self.parameters_request()).await
+        let result = self.bench.wire.get_sync_batch_parameters(self.parameters_request()).await;
+        if result.is_ok() {
+            self.heard();
+        }
+        result
     }
 
     pub(super) async fn try_end(&self) -> Result<pb::KnowledgeSyncProviderServiceEndSessionResponse, Fault> {
@@ -220,6 +229,7 @@ impl<'b> Session<'b> {
     ) -> Held<Given> {
         let rpc = "GetChangeBatch";
         let response = self.bench.answered(Rule::SizeIsAWish, rpc, self.bench.wire.get_change_batch(request).await)?;
+        self.heard();
         let size = response.batch.as_ref().map_or(0, |batch| batch.encoded_len() as u64);
         let schema = self.bench.schema()?;
         let (batch, keys) = decoded(rpc, |violations| {
@@ -329,6 +339,7 @@ impl<'b> Session<'b> {
         let mut content = BytesMut::new();
         loop {
             let frame = bench.answered(rule, rpc, wire.next(&mut frames, wire.patience()).await)?;
+            self.heard();
             let frame = frame.ok_or_else(|| broken("the stream ended before its end".to_owned()))?;
             match (decoded(rpc, |violations| exchange::data_part(frame, violations))?, &header) {
                 (DataPart::Failed(error), _) => return Ok(Loaded::Error(error)),

@@ -52,7 +52,7 @@ impl LocalCoordinator {
     pub(super) async fn start(plan: &SyncPlan) -> Result<Self, Failure> {
         let opened = Coordinator::open(&plan.data_dir).map_err(|error| Failure::failed(error.to_string()))?;
         let mut replicas = Vec::new();
-        let mut providers = Providers::new(DialOptions::default()).speaking_for_simple_stores(&plan.data_dir);
+        let mut providers = Providers::new(DialOptions::default()).speaking_for_simple_stores(&plan.stores_dir);
         let mut endpoints = Vec::new();
         for (end, filters) in plan.ends.iter().zip([&[][..], &plan.filters]) {
             endpoints.push(match end {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
+use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::client::{Server, unary};
@@ -76,7 +77,8 @@ pub(super) struct SyncArgs {
     /// B, a directory, takes only what the patterns in this file do not ignore; they are written as in a .gitignore
     #[arg(long, value_name = "FILE")]
     filter: Option<PathBuf>,
-    /// Where state is kept; one process at a time [default: $XDG_STATE_HOME/synclave or ~/.local/state/synclave]
+    /// Where state is kept; one process at a time [default: below $XDG_STATE_HOME/synclave or ~/.local/state/synclave, a place
+    /// of its own for each two]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 }
@@ -95,8 +97,10 @@ pub(super) enum SyncEnd {
 pub(super) struct SyncPlan {
     /// A, then B.
     pub(super) ends: [SyncEnd; 2],
-    /// Where state is kept; made when it is not there.
+    /// Where the coordinator's state is kept; made when it is not there.
     pub(super) data_dir: PathBuf,
+    /// Below it is what is known of simple stores, which is the same whoever they are synced with.
+    pub(super) stores_dir: PathBuf,
     /// When the directories' providers forget deletions.
     pub(super) tombstone_age: TombstoneAge,
     /// What B takes.
@@ -117,14 +121,32 @@ impl SyncPlan {
             }
             _ => {}
         }
-        let data_dir = roots::data_dir(data_dir)?;
+        let is_chosen = data_dir.is_some();
+        let stores_dir = roots::data_dir(data_dir)?;
         for end in &ends {
             if let SyncEnd::Directory(root) = end {
-                roots::check_outside(&data_dir, root)?;
+                roots::check_outside(&stores_dir, root)?;
             }
         }
-        Ok(Self { ends, data_dir, tombstone_age, filters: Vec::new() })
+        let data_dir = if is_chosen { stores_dir.clone() } else { stores_dir.join("sync").join(name_of(&ends)) };
+        Ok(Self { ends, data_dir, stores_dir, tombstone_age, filters: Vec::new() })
     }
+}
+
+/// The place of two replicas among those of all who are synced by this command: two others can be synced meanwhile, and a coordinator
+/// may serve. It is the same in whichever order they are given.
+fn name_of(ends: &[SyncEnd; 2]) -> String {
+    let mut names = ends.each_ref().map(|end| match end {
+        SyncEnd::Directory(root) => root.path().as_os_str().as_encoded_bytes().to_vec(),
+        SyncEnd::Provider(endpoint) => endpoint.to_string().into_bytes(),
+    });
+    names.sort_unstable();
+    let mut hasher = Sha256::new();
+    for name in names {
+        hasher.update((name.len() as u64).to_le_bytes());
+        hasher.update(name);
+    }
+    hasher.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl SyncArgs {

@@ -54,7 +54,8 @@ pub(super) struct VerifyArgs {
     /// --checksum. Changes that were not synced yet go with it in the same direction
     #[arg(long)]
     repair: bool,
-    /// Where state is kept; one process at a time [default: $XDG_STATE_HOME/synclave or ~/.local/state/synclave]
+    /// Where state is kept; one process at a time [default: below $XDG_STATE_HOME/synclave or ~/.local/state/synclave, a place
+    /// of its own for each two]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 }

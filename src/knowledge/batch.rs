@@ -96,6 +96,24 @@ pub struct ChangeGroup {
     pub changes: Vec<ItemChange>,
 }
 
+impl ChangeGroup {
+    /// True when a destination that knows `known` may be told of a change of `item` in the session of this group: by the group itself,
+    /// or, of what is beyond its bounds, by another batch. Linear in the changes.
+    pub fn may_bring(&self, item: &ItemId, known: &Knowledge) -> bool {
+        // What is listed and known already, as a full enumeration lists everything, is no change.
+        if let Some(listed) = self.changes.iter().find(|change| change.item_id == *item) {
+            return !listed.is_known_by(known);
+        }
+        match &self.kind {
+            GroupKind::Ordered { lower_bound, upper_bound } => {
+                let beyond = item < lower_bound || upper_bound.as_ref().is_some_and(|upper| item > upper);
+                beyond && !known.contains_for_item(&self.made_with_knowledge, item)
+            }
+            GroupKind::Unordered { .. } => false,
+        }
+    }
+}
+
 /// One changed item. An item with change units has versions per unit only: `change_version` is then `None`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ItemChange {
@@ -231,4 +249,25 @@ pub struct RecoverableError {
     pub item_display_name: String,
     /// One line: what went wrong.
     pub error_description: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{all, change, item, ordered, unordered, version};
+
+    #[test]
+    fn what_is_listed_or_beyond_the_bounds_may_come() {
+        let (made_with, before) = (all(&[("A", 9)]), all(&[("A", 4)]));
+        let listed = || vec![change("c", version("A", 5))];
+        let group = ordered("b", Some("d"), &made_with, listed());
+        let comes = |name: &str| group.may_bring(&item(name), &before);
+        assert_eq!(["a", "b", "c", "cc", "d", "e"].map(comes), [true, false, true, false, false, true]);
+        let comes = |name: &str| group.may_bring(&item(name), &made_with);
+        assert_eq!(["a", "c", "e"].map(comes), [false; 3], "all of it is known");
+
+        let last = ordered("b", None, &made_with, listed());
+        assert!(!last.may_bring(&item("e"), &before));
+        let some = unordered(false, &made_with, listed());
+        assert_eq!(["a", "c"].map(|name| some.may_bring(&item(name), &before)), [false, true]);
+    }
 }

@@ -259,8 +259,8 @@ impl<'a> Applier<'a> {
         })
     }
 
-    /// Fetches each section while the one before it is carried out. Returns when nothing of the group is under way, also with
-    /// an error.
+    /// Fetches each section while the one before it is carried out, and tells what that one came to while this one is. Returns when
+    /// nothing of the group is under way, also with an error.
     fn apply_group(
         &self,
         group: &ChangeGroup,
@@ -277,22 +277,29 @@ impl<'a> Applier<'a> {
                 if obtained.is_err() {
                     wire.take_no_more();
                 }
-                // No load is outstanding now, or none is answered any more: outcomes can be sent, see `fetch`. Also of a batch that
-                // stops here what is done is told.
+                let mut done = None;
                 if let Some((section, carrying)) = before.take() {
                     let outcomes: Vec<_>;
-                    (outcomes, left_out) = carrying.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                    (outcomes, left_out) = joined(carrying)?;
+                    done = Some((section, outcomes));
+                }
+                begin = section.end;
+                let go_on = obtained.and_then(|obtained| wire.check().map(|()| obtained)).map(|obtained| {
+                    let left_out = std::mem::take(&mut left_out);
+                    before = Some((section, scope.spawn(move || self.carry_out(&section, obtained, left_out))));
+                });
+                // No load is outstanding now, or none is answered any more: outcomes can be sent, see `fetch`. Also of a batch that
+                // stops here what is done is told.
+                if let Some((section, outcomes)) = done {
                     self.report(&section, outcomes, wire, counts)?;
                 }
-                let obtained = obtained?;
-                wire.check()?;
-                begin = section.end;
-                if begin >= group.changes.len() {
-                    let (outcomes, _) = self.carry_out(&section, obtained, left_out)?;
+                go_on?;
+                if begin >= group.changes.len()
+                    && let Some((section, carrying)) = before.take()
+                {
+                    let (outcomes, _) = joined(carrying)?;
                     return self.report(&section, outcomes, wire, counts);
                 }
-                let left_out = std::mem::take(&mut left_out);
-                before = Some((section, scope.spawn(move || self.carry_out(&section, obtained, left_out))));
             }
         })
     }
@@ -448,6 +455,11 @@ pub fn learns_forgotten(learning: Learning, known: &Knowledge, batch: &ChangeBat
 }
 
 /// R18.
+/// Waits for a section; a panic goes on.
+fn joined<T>(carrying: ScopedJoinHandle<'_, T>) -> T {
+    carrying.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 fn out_of_date() -> Refusal {
     Refusal::winsync(
         RefusalCode::FailedPrecondition,

@@ -1,13 +1,15 @@
 //! Rows that are put together, and exchange what is unique among them.
 //!
-//! SQLite checks UNIQUE with every statement, and never defers it. So of rows that exchange such values none can be written first,
+//! SQLite checks UNIQUE with every statement, and never defers it (what a table says of ON CONFLICT is overruled, see [`Sql`]). So of rows that exchange such values none can be written first,
 //! and where one takes over what another gives up only the other can. Each row is written by itself where that goes. Those that
 //! keep each other out are then written in one savepoint: first each gives up what is unique about it for a passing value, which
 //! no other row has, and then each gets its own. A row that cannot be written stays as it was, and so does one that wanted
 //! what it keeps; the others are written without them.
 //!
 //! No row is deleted and inserted again for that: a foreign key with ON DELETE, or a trigger, would take rows of other tables
-//! along.
+//! along. Nor is a value NULL meanwhile which rows of other tables follow (ON UPDATE): they would not get it back.
+//!
+//! [`Sql`]: super::table::Sql
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -129,9 +131,22 @@ impl SqliteStore {
         let mut given_up = BTreeSet::new();
         for (columns, _) in &self.table.unique {
             let is_free = columns.iter().any(|column| now[*column] == Value::Null || given_up.contains(column));
-            if let Some(column) = columns.iter().find(|column| !is_free && now[**column] != then[**column]) {
-                self.pass(inner, row.id, *column, &now[*column])?;
-                given_up.insert(*column);
+            if is_free || columns.iter().all(|column| now[*column] == then[*column]) {
+                continue;
+            }
+            // One of them will do; which of them takes a value that means nothing only the table knows.
+            let mut refused = None;
+            let passed = columns.iter().find(|column| match self.pass(inner, row.id, **column, &now[**column]) {
+                Ok(()) => true,
+                Err(error) => {
+                    refused.get_or_insert(error);
+                    false
+                }
+            });
+            match (passed, refused) {
+                (Some(column), _) => drop(given_up.insert(*column)),
+                (None, Some(error)) => return Err(error),
+                (None, None) => {}
             }
         }
         Ok(())
@@ -141,14 +156,15 @@ impl SqliteStore {
     fn pass(&self, inner: &Inner, id: &ItemId, column: usize, value: &Value) -> Result<(), ItemError> {
         let key = self.table.key_of(id).map_err(ItemError::Failed)?;
         let mut statement = inner.connection.prepare_cached(&self.table.sql.set_column[column]).map_err(item_failed)?;
+        let name = &self.table.columns[column];
         let mut refused = None;
-        for value in passing(value) {
+        for value in passing(value, !self.table.followed.contains(name)) {
             match statement.execute(params_from_iter(key.iter().chain([&value]))) {
-                Ok(_) => return Ok(()),
+                Ok(1) => return Ok(()),
+                Ok(_) => return Err(ItemError::Changed),
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
-        let name = &self.table.columns[column];
         let why = refused.map(|error| error.to_string()).unwrap_or_default();
         Err(ItemError::Failed(format!(
             "exchanges the value of column {name} with other rows, and can hold no other value meanwhile ({why}); \
@@ -163,9 +179,8 @@ impl NewRow<'_> {
     }
 }
 
-/// Values that no row has, in the order in which they are tried: like the value, as a CHECK may want it, and none. That is the last
-/// one, as a row elsewhere that refers to this one by such a value (ON UPDATE CASCADE) would lose it.
-fn passing(value: &Value) -> Vec<Value> {
+/// Values that no row has, in the order in which they are tried: like the value, as a CHECK may want it, and, where it may be, none.
+fn passing(value: &Value, may_be_null: bool) -> Vec<Value> {
     let random = Uuid::new_v4();
     // 2^61 to 2^62: far from what is counted, and not at the end of the range.
     let number = (random.as_u64_pair().0 >> 3) as i64 | 1 << 61;
@@ -176,5 +191,5 @@ fn passing(value: &Value) -> Vec<Value> {
         Value::Text(text) => vec![Value::Text(format!("{text}{random}")), Value::Text(format!("{random}{text}"))],
         Value::Blob(blob) => vec![Value::Blob([blob.as_slice(), random.as_bytes()].concat())],
     };
-    like.into_iter().chain([Value::Null]).collect()
+    like.into_iter().chain(may_be_null.then_some(Value::Null)).collect()
 }

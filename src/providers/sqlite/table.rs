@@ -29,13 +29,17 @@ pub(super) struct Table {
     pub(super) columns: Vec<String>,
     /// Those that may be NULL.
     pub(super) nullable: BTreeSet<String>,
+    /// Those that rows of other tables follow, by a foreign key with an ON UPDATE: what is NULL for a moment is NULL there for good.
+    pub(super) followed: BTreeSet<String>,
     /// Columns whose values no two rows may share, by their place among `columns`, each set of them with the statement that finds the
     /// key of the row that has such values.
     pub(super) unique: Vec<(Vec<usize>, String)>,
     pub(super) sql: Sql,
 }
 
-/// Statements about the table. Parameters are the key's columns, then, where there are any, the others.
+/// Statements about the table. Parameters are the key's columns, then, where there are any, the others. What writes a row says OR
+/// ABORT, which goes before an ON CONFLICT of the table's own: REPLACE would delete another row, unseen by the feed, and IGNORE and
+/// ROLLBACK would leave a section with less than it believes.
 #[derive(Debug)]
 pub(super) struct Sql {
     /// One row's content.
@@ -111,7 +115,8 @@ impl Table {
         let nullable = content.filter(|(.., not_null)| !not_null).map(|(name, ..)| name.clone()).collect();
         let sql = Sql::of(name, &key, &columns);
         let unique = unique(connection, name, &key, &columns).map_err(failed)?;
-        Ok(Some(Self { name: name.to_owned(), key_form, key, columns, nullable, unique, sql }))
+        let followed = followed(connection, name).map_err(failed)?;
+        Ok(Some(Self { name: name.to_owned(), key_form, key, columns, nullable, followed, unique, sql }))
     }
 
     /// Columns of the key.
@@ -192,6 +197,16 @@ fn unique(
     Ok(unique)
 }
 
+/// The columns of a table that foreign keys of any table refer to, with an action when they change.
+fn followed(connection: &Connection, name: &str) -> rusqlite::Result<BTreeSet<String>> {
+    let mut referring = connection.prepare(
+        "SELECT DISTINCT keys.\"to\" FROM sqlite_schema AS tables, pragma_foreign_key_list(tables.name) AS keys
+         WHERE tables.type = 'table' AND keys.\"table\" = ?1 COLLATE NOCASE AND keys.\"to\" IS NOT NULL
+             AND keys.on_update NOT IN ('NO ACTION', 'RESTRICT')",
+    )?;
+    referring.query_map([name], |row| row.get(0))?.collect()
+}
+
 impl KeyForm {
     /// By the affinity that SQLite derives from a column's declared type.
     fn of(declared: &str) -> Self {
@@ -227,17 +242,17 @@ impl Sql {
         let moved = list(key, |_, column| format!("OLD.{column} IS NOT NEW.{column}"), " OR ");
         let update = (!columns.is_empty()).then(|| {
             let set = list(columns, |at, column| format!("{column} = ?{}", key.len() + at + 1), ", ");
-            format!("UPDATE {name} SET {set} WHERE {matches}")
+            format!("UPDATE OR ABORT {name} SET {set} WHERE {matches}")
         });
         let set_column = |column: &String| {
             let value = key.len() + 1;
-            format!("UPDATE {name} SET {} = ?{value} WHERE {matches}", quoted(column))
+            format!("UPDATE OR ABORT {name} SET {} = ?{value} WHERE {matches}", quoted(column))
         };
         Self {
             set_column: columns.iter().map(set_column).collect(),
             row: format!("SELECT {content} FROM {name} WHERE {matches}"),
             rows: format!("SELECT {keys}, {content} FROM {name}"),
-            insert: format!("INSERT INTO {name} ({names}) VALUES ({numbers})"),
+            insert: format!("INSERT OR ABORT INTO {name} ({names}) VALUES ({numbers})"),
             update,
             delete: format!("DELETE FROM {name} WHERE {matches}"),
             create_feed: format!(

@@ -338,6 +338,70 @@ fn of_rows_that_exchange_values_one_that_cannot_be_written_keeps_its_own() {
     assert_eq!(codes(&fixture)[0], before[0]);
 }
 
+/// Whatever the table says of conflicts: no other row goes, none is skipped, and the section's transaction stays open.
+#[test]
+fn on_conflict_of_the_table_is_overruled() {
+    for clause in ["REPLACE", "IGNORE", "ROLLBACK", "FAIL"] {
+        let fixture = Fixture::new(&format!(
+            "CREATE TABLE things (id TEXT PRIMARY KEY, code INTEGER UNIQUE ON CONFLICT {clause}, label TEXT);
+             INSERT INTO things VALUES ('a', 1, 'x'), ('b', 2, 'y'), ('c', 3, 'z')"
+        ));
+        let store = fixture.open("things");
+        let mut book = Book::default();
+        book.take(store.detect(&book).unwrap().observations);
+        let taken = put(&store, "d", r#"{"code":3,"label":null}"#, &Replaces::Nothing);
+        assert_eq!(taken, Err(ItemError::Collision("c".into())), "{clause}");
+        let exchanged = [("a", r#"{"code":2,"label":"x"}"#), ("b", r#"{"code":1,"label":"y"}"#)];
+        let results = put_together(&store, &book, &exchanged);
+        assert!(results.iter().all(|result| matches!(result, Ok(Applied::Done(_)))), "{clause}: {results:?}");
+        let row = |id: &str, code, label: &str| (id.to_owned(), code, Some(label.to_owned()));
+        assert_eq!(codes(&fixture), [row("a", 2, "x"), row("b", 1, "y"), row("c", 3, "z")], "{clause}");
+    }
+}
+
+/// Rows of another table follow a label; where no other passing value is taken, they must not be left without one.
+#[test]
+fn what_others_follow_is_not_null_meanwhile() {
+    let fixture = Fixture::new(
+        "CREATE TABLE things (id TEXT PRIMARY KEY, code INTEGER, label TEXT UNIQUE CHECK (length(label) <= 8));
+         CREATE TABLE parts (of TEXT, label TEXT REFERENCES things (label) ON UPDATE CASCADE);
+         INSERT INTO things VALUES ('a', 1, 'x'), ('b', 2, 'y');
+         INSERT INTO parts VALUES ('a', 'x'), ('b', 'y')",
+    );
+    let store = fixture.open("things");
+    let mut book = Book::default();
+    book.take(store.detect(&book).unwrap().observations);
+    let results =
+        put_together(&store, &book, &[("a", r#"{"code":1,"label":"y"}"#), ("b", r#"{"code":2,"label":"x"}"#)]);
+    assert!(
+        results.iter().all(|result| matches!(result, Err(ItemError::Failed(why)) if why.contains("in steps"))),
+        "{results:?}"
+    );
+    let parts: String =
+        fixture.user.query_row("SELECT group_concat(of || label, ' ') FROM parts", [], |row| row.get(0)).unwrap();
+    assert_eq!(parts, "ax by");
+}
+
+/// Of several columns that are unique together any may give way.
+#[test]
+fn a_column_that_takes_no_passing_value_leaves_it_to_another() {
+    let fixture = Fixture::new(
+        "CREATE TABLE teams (id INTEGER PRIMARY KEY);
+         CREATE TABLE things (id TEXT PRIMARY KEY, code INTEGER NOT NULL REFERENCES teams, label TEXT NOT NULL,
+             UNIQUE (code, label));
+         INSERT INTO teams VALUES (1), (2);
+         INSERT INTO things VALUES ('a', 1, 'x'), ('b', 2, 'y')",
+    );
+    let store = fixture.open("things");
+    let mut book = Book::default();
+    book.take(store.detect(&book).unwrap().observations);
+    let results =
+        put_together(&store, &book, &[("a", r#"{"code":2,"label":"y"}"#), ("b", r#"{"code":1,"label":"x"}"#)]);
+    assert!(results.iter().all(|result| matches!(result, Ok(Applied::Done(_)))), "{results:?}");
+    let row = |id: &str, code, label: &str| (id.to_owned(), code, Some(label.to_owned()));
+    assert_eq!(codes(&fixture), [row("a", 2, "y"), row("b", 1, "x")]);
+}
+
 #[test]
 fn where_no_passing_value_is_taken_it_is_said_what_to_do() {
     let fixture = Fixture::new(

@@ -578,7 +578,7 @@ fn on_ground<T>(replica: &Replica, apply: &Apply, work: impl FnOnce(Ground<'_>) 
         rows: &|id| Ok(replica.rows.get(id).cloned()),
         within: &|id| Ok(replica.within(id)),
         changes: apply.changes(),
-        made_with: &apply.group().made_with_knowledge,
+        group: apply.group(),
         known: &apply.known,
         forgotten: &apply.forgotten,
         policy: apply.start.conflict_resolution_policy,

@@ -250,8 +250,9 @@ pub fn intents(actions: &BTreeMap<ItemId, Action>, learned: &Knowledge) -> Vec<(
     let to_store = actions.iter().filter(|(_, action)| !matches!(action.step, Step::None));
     let intent = |(id, action): (&ItemId, &Action)| {
         let mut vector = if action.comes_first { Default::default() } else { (**learned.vector_for_item(id)).clone() };
-        // Of an item with units that is its base, which is known here, or within what is learned, or held back.
-        if action.after.units.is_none() || action.comes_first || mutant::is(Mutant::IntentTeachesBase) {
+        // Of an item with units that is its base, which is known here, or within what is learned, or held back. What has a local version
+        // is known by the tick.
+        if action.after.units.is_none() || mutant::is(Mutant::IntentTeachesBase) {
             vector.learn(&action.after.version);
         }
         let (row, left_out) = (action.after.clone(), action.left_out.clone());
@@ -386,4 +387,39 @@ fn not_brought_back(id: &ItemId, winner: &ItemId, error: &ItemError, back: &Item
          what was being applied stays unfinished; look whether {id} is there, and synchronise again"
     );
     store_failed(StoreError { reason: "NOT_BROUGHT_BACK".to_owned(), hresult: Hresult::E_FAIL, message }).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::knowledge::fixtures::{FORMAT, item, version};
+    use crate::provider::sdk::ItemState;
+
+    /// What two items become is put before the rest. Where the one that stays came through a filter of change units, its base is not
+    /// known here, and a crash must not teach it.
+    #[test]
+    fn an_intent_teaches_no_base_that_nothing_was_learned_of() {
+        let after = |units: bool| {
+            let item = KnownItem {
+                state: ItemState {
+                    properties: BTreeMap::new(),
+                    size: 0,
+                    digest: crate::knowledge::Digest([0; 32]),
+                    modification_time: None,
+                },
+                fingerprint: Fingerprint::default(),
+                deleted: false,
+            };
+            let (creation, version) = (version("A", 3), version("A", 3));
+            Row { item, lingering: false, creation, version, units: units.then(BTreeMap::new), winner: None }
+        };
+        for (units, teaches) in [(true, false), (false, true)] {
+            let action = Action { comes_first: true, ..Action::of(0, None, after(units), Step::Delete) };
+            let actions = BTreeMap::from([(item("w"), action)]);
+            let intents = intents(&actions, &Knowledge::new(FORMAT));
+            assert_eq!(intents[0].1.learned.contains(&version("A", 3)), teaches, "{intents:?}");
+        }
+    }
 }

@@ -92,13 +92,15 @@ impl Ground<'_> {
         let beside =
             (!is_within && !self.store.containers(id).contains(&way)).then(|| (self.rows)(&way)).transpose()?;
         let beside = beside.flatten().filter(Row::is_there);
-        // What is listed and known already, as a full enumeration lists everything, is no change.
-        let comes = |item: &ItemId| self.changes.iter().any(|it| it.item_id == *item && !it.is_known_by(self.known));
+        let comes = |item: &ItemId| self.group.may_bring(item, self.known);
         if beside.is_some() && comes(&way) {
-            // It is to be another one: the two may fit then, as rows that exchange their values do.
+            // It is to be another one, with this section, a later one, or another batch: the two may fit then, as rows that exchange
+            // their values do, and what was decided would be about two that are no conflict.
             return Ok(None);
         }
-        let busy = |item: &ItemId| actions.contains_key(item) || comes(item);
+        // What is listed and known already, as a full enumeration lists everything, is no change.
+        let listed = |item: &ItemId| self.changes.iter().any(|it| it.item_id == *item && !it.is_known_by(self.known));
+        let busy = |item: &ItemId| actions.contains_key(item) || listed(item);
         if within.iter().any(|(item, _)| busy(item)) || busy(&way) {
             let description =
                 "another change that comes with it is about the item in its way; it comes with the next session";
@@ -111,7 +113,7 @@ impl Ground<'_> {
             let mut ways = vec![(way, way_row.clone())];
             // What else keeps it out, and is to become one with it.
             let others = decided.into_iter().skip(1).filter(|(action, _)| *action == ConstraintResolveAction::Merge);
-            for (_, other) in others.filter(|(_, other)| !busy(other)) {
+            for (_, other) in others.filter(|(_, other)| !busy(other) && !comes(other)) {
                 let row = (self.rows)(&other)?.filter(Row::is_there);
                 ways.extend(row.map(|row| (other, row)));
             }
@@ -187,7 +189,8 @@ impl Ground<'_> {
         Ok(Some(Verdict::Planned { conflict: true }))
     }
 
-    /// What was decided about the collisions of this change with items that are as they were then.
+    /// What was decided about the collisions of this change with items that are as they were then, in the order in which it is carried
+    /// out, one in each session but for those that are merged.
     fn decided(&self, change: &ItemChange) -> Result<Vec<(ConstraintResolveAction, ItemId)>, CallError> {
         let ways: BTreeSet<&ItemId> = self.decisions.collisions(&change.item_id).collect();
         let mut decided = Vec::new();
@@ -196,6 +199,7 @@ impl Ground<'_> {
             let action = self.decisions.collision(change, way, &row);
             decided.extend(action.map(|action| (action, way.clone())));
         }
+        decided.sort_by_key(|(action, _)| turn(*action));
         Ok(decided)
     }
 
@@ -251,6 +255,17 @@ impl Ground<'_> {
 /// What must be there before the change itself is carried out.
 fn put_first(index: usize, before: Option<Row>, after: Row, staged: Staged, keeps_loser: bool) -> Action {
     Action { comes_first: true, keeps_loser, ..Action::of(index, before, after, Step::Put(staged)) }
+}
+
+/// Of what was decided about several collisions of one item, what makes way comes before what needs it: the one that all become
+/// is saved when nothing else keeps it out. What is to wait holds up nothing.
+fn turn(action: ConstraintResolveAction) -> u8 {
+    match action {
+        ConstraintResolveAction::AcceptDestinationProvider | ConstraintResolveAction::AcceptSourceProvider => 0,
+        ConstraintResolveAction::RenameSource | ConstraintResolveAction::RenameDestination => 1,
+        ConstraintResolveAction::Merge => 2,
+        ConstraintResolveAction::Defer | ConstraintResolveAction::TransferAndDefer => 3,
+    }
 }
 
 /// True for an item that others may be within.

@@ -154,7 +154,7 @@ impl Ground<'_> {
     /// value, and no item is made for that. There is no row to tell in which version they went.
     pub(super) fn known_to_be_gone(&self, change: &ItemChange, row: Option<&Row>) -> Vec<ChangeUnitId> {
         let id = &change.item_id;
-        if row.is_some_and(Row::is_there) || !tells_anew(change, self.made_with, self.known) {
+        if row.is_some_and(Row::is_there) || !tells_anew(change, self.made_with(), self.known) {
             return Vec::new();
         }
         let is_known =
@@ -175,7 +175,7 @@ impl Ground<'_> {
         let id = &change.item_id;
         let failed = |error: ItemError| Ok(Verdict::Failed(error.into_recoverable(id)));
         let base = &change.creation_version;
-        let anew = tells_anew(change, self.made_with, self.known) && row.version != *base;
+        let anew = tells_anew(change, self.made_with(), self.known) && row.version != *base;
         let here = row.units.clone().unwrap_or_default();
         let mut after = here.clone();
         let mut values: BTreeMap<ChangeUnitId, Option<Arc<str>>> = BTreeMap::new();

@@ -10,8 +10,8 @@ use super::merge::{Course, course, part_base, undivided};
 use super::settle::{NewVersion, Settlement, Winner, kind_of, settle};
 use super::{Applier, Section};
 use crate::knowledge::{
-    ChangeUnitChange, ChangeUnitId, ConflictingChange, ConstraintConflict, Digest, ItemChange, ItemDataHeader, ItemId,
-    Knowledge, RecoverableError, ReplicaId, Version, tells_base,
+    ChangeGroup, ChangeUnitChange, ChangeUnitId, ConflictingChange, ConstraintConflict, Digest, ItemChange,
+    ItemDataHeader, ItemId, Knowledge, RecoverableError, ReplicaId, Version, tells_base,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
@@ -178,8 +178,8 @@ pub struct Ground<'a> {
     pub within: &'a dyn Fn(&ItemId) -> Result<Rows, CallError>,
     /// The section's changes.
     pub changes: &'a [ItemChange],
-    /// The knowledge of their group.
-    pub made_with: &'a Knowledge,
+    /// The group that they are a section of.
+    pub group: &'a ChangeGroup,
     /// The destination's knowledge before the batch.
     pub known: &'a Knowledge,
     /// Its forgotten knowledge.
@@ -227,7 +227,7 @@ impl Applier<'_> {
             rows: &|id| self.shared.metadata().row(id).map_err(|error| metadata_failed(error).into()),
             within: &|id| self.within(id),
             changes: section.changes,
-            made_with: &section.group.made_with_knowledge,
+            group: section.group,
             known: &self.known,
             forgotten: &self.forgotten,
             policy: self.start.conflict_resolution_policy,
@@ -245,13 +245,18 @@ impl Applier<'_> {
 }
 
 impl Ground<'_> {
+    /// The source's knowledge that the changes were listed with.
+    pub(super) fn made_with(&self) -> &Knowledge {
+        &self.group.made_with_knowledge
+    }
+
     /// Settles every change of the section against the rows as they are now, and stages copies of losers. `tick` is the last
     /// that `replica` has given out.
     ///
     /// # Errors
     /// Those of `rows`.
     pub fn plan(&self, obtained: Vec<Obtained>, replica: ReplicaId, tick: u64) -> Result<Plan, CallError> {
-        let mut ticks = Ticks::new(replica, tick, [self.known, self.made_with]);
+        let mut ticks = Ticks::new(replica, tick, [self.known, self.made_with()]);
         let mut plan = Plan { verdicts: Vec::with_capacity(obtained.len()), actions: BTreeMap::new(), tick: 0 };
         for (index, obtained) in obtained.into_iter().enumerate() {
             let change = &self.changes[index];
@@ -317,7 +322,7 @@ impl Ground<'_> {
             None => (self.rows)(id)?,
         };
         if change.change_version.is_none() {
-            match (course(change, self.made_with, self.known, row.as_ref()), row.clone()) {
+            match (course(change, self.made_with(), self.known, row.as_ref()), row.clone()) {
                 (Course::Obsolete, _) => return Ok(Verdict::Obsolete),
                 (Course::Units(courses), Some(row)) => {
                     return self.merge(change, index, (row, courses), fetched, actions, ticks);
@@ -327,7 +332,7 @@ impl Ground<'_> {
             }
         }
         let change_version = change.change_version.as_ref().unwrap_or(&change.creation_version);
-        let tells_base = tells_base(change, self.made_with);
+        let tells_base = tells_base(change, self.made_with());
         // The source's item, divided, where it came so or is to be kept so here; as much of it as the source speaks of.
         let mut object = fetched.and_then(|fetched| match &fetched.units {
             None => Some(fetched.object),
@@ -341,7 +346,7 @@ impl Ground<'_> {
             reformed = !adopt(&canonical, &mut incoming, row.as_ref());
             content = Some(Content::Bytes(canonical));
         }
-        let knowledge = (self.made_with, self.known, self.forgotten);
+        let knowledge = (self.made_with(), self.known, self.forgotten);
         let policy = self.decisions.whole(change, row.as_ref(), self.policy);
         let (winner, version, conflict) =
             match settle(change, change_version, knowledge, row.as_ref(), &incoming, policy) {

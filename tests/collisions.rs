@@ -7,7 +7,7 @@ mod content;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use content::Random;
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -227,6 +227,7 @@ async fn a_merge_that_fails_changes_nothing() {
     let (a, b) = (Table::new(&field, "a").await, Table::new(&field, "b").await);
     b.run("CREATE UNIQUE INDEX one_note ON parts (lower(note))");
     b.run("INSERT INTO parts VALUES ('nut', 7, 'n', NULL), ('screw', 8, 'TAKEN', NULL)");
+    later();
     a.run("INSERT INTO parts VALUES ('bolt', 7, 'taken', NULL)");
     let before = b.rows();
     for _ in 0..3 {
@@ -350,6 +351,15 @@ async fn what_becomes_of_collisions_is_not_asked_of_a_row_that_is_to_be_another(
         let back = session(&b, &a).await;
         assert_eq!((back.state, back.counters.updates_transferred), (SyncState::InSync, 0), "{collisions:?}: {back:?}");
         field.stop().await;
+    }
+}
+
+/// Waits until what happens next is later by the clock of the feed, which counts milliseconds and may round one down: of two notes
+/// the later stays.
+fn later() {
+    let began = SystemTime::now();
+    while began.elapsed().is_ok_and(|elapsed| elapsed < Duration::from_millis(3)) {
+        std::hint::spin_loop();
     }
 }
 

@@ -17,6 +17,8 @@ impl World {
             let message = format!("{}: from {before:?}, {event:?}", short(event.sync_guid));
             self.fail(Check::Edge, message);
         }
+        let is_lost = (event.from_state, event.to_state) == (Some(SyncState::InProgress), SyncState::Connecting);
+        self.figures.reconnects += u64::from(is_lost);
         self.history.add(self.now, || {
             format!(
                 "{} {:?} → {:?} {} {}",

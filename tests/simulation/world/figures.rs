@@ -12,6 +12,7 @@ pub(crate) struct Figures {
     pub(crate) handed_over: u64,
     pub(crate) lapsed: u64,
     pub(crate) adopted: u64,
+    /// Sessions that lost a provider and looked for it again, each time.
     pub(crate) reconnects: u64,
     /// Tombstones that were cleaned up.
     pub(crate) forgotten: u64,

@@ -219,11 +219,7 @@ impl ItemStore for SimpleStore {
 
     fn put(&self, id: &ItemId, staged: Staged, state: &ItemState, replaces: &Replaces) -> Result<Applied, ItemError> {
         let content = self.spool.take(staged).ok_or(ItemError::Changed)?;
-        let replaces = match replaces {
-            Replaces::Item(known) if !known.deleted => Some(known),
-            Replaces::Item(_) | Replaces::Nothing => None,
-        };
-        self.write(id, &content, state, replaces)
+        self.write(id, &content, state, replaces.known().filter(|known| !known.deleted))
     }
 
     /// The store replaces whole items, so the content goes there and back.

@@ -322,11 +322,7 @@ impl ItemStore for SqliteStore {
 
     fn put(&self, id: &ItemId, staged: Staged, state: &ItemState, replaces: &Replaces) -> Result<Applied, ItemError> {
         let content = self.take_staged(&staged)?;
-        let known = match replaces {
-            Replaces::Nothing => None,
-            Replaces::Item(known) => Some(known),
-        };
-        self.put_row(&NewRow { id, content, state, known })
+        self.put_row(&NewRow { id, content, state, known: replaces.known() })
     }
 
     fn put_all(&self, puts: Vec<Put<'_>>) -> Vec<Result<Applied, ItemError>> {

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use crate::knowledge::ReplicaId;
 use crate::mutant::{self, Mutant};
+use crate::provider::ProviderInfo;
 use crate::types::{ProviderRole, SyncGuid};
 
 /// One end of a session that asks to be admitted.
@@ -22,6 +23,17 @@ pub struct Seat {
     pub role: ProviderRole,
     /// Of `ProviderLimits`: 2 and more allow so many sessions as source beside one as destination.
     pub max_source_sessions: u32,
+}
+
+impl Seat {
+    /// That of the provider which told this of itself.
+    pub fn of(role: ProviderRole, info: Option<&ProviderInfo>) -> Self {
+        Self {
+            replica_id: info.map(|info| info.replica_id.clone()).unwrap_or_default(),
+            role,
+            max_source_sessions: info.map_or(0, |info| info.limits.max_source_sessions),
+        }
+    }
 }
 
 /// Who is in which session. Cheap to clone.

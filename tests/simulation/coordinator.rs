@@ -313,14 +313,7 @@ impl World {
             return session.inbox.push_back(Event::Admitted(None));
         }
         session.permit = None;
-        let seats = ProviderRole::BOTH.map(|role| {
-            let info = session.machine.info(role);
-            Seat {
-                replica_id: info.map(|info| info.replica_id.clone()).unwrap_or_default(),
-                role,
-                max_source_sessions: info.map_or(0, |info| info.limits.max_source_sessions),
-            }
-        });
+        let seats = ProviderRole::BOTH.map(|role| Seat::of(role, session.machine.info(role)));
         let waiting = session.waiting.clone();
         session.admitting = Some(Box::pin(async move {
             let hear = move |reason| *waiting.borrow_mut() = Some(reason);

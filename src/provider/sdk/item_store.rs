@@ -171,6 +171,16 @@ pub enum Replaces {
     Item(KnownItem),
 }
 
+impl Replaces {
+    /// The item that must be there; `None` where there must be none.
+    pub fn known(&self) -> Option<&KnownItem> {
+        match self {
+            Self::Nothing => None,
+            Self::Item(known) => Some(known),
+        }
+    }
+}
+
 /// Content on its way in. Dropped without `finish`, it leaves nothing behind.
 pub trait Staging: Write + Send {
     /// All content was written.

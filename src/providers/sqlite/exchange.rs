@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{Inner, SqliteStore, fingerprint, item_failed};
 use crate::knowledge::ItemId;
-use crate::provider::sdk::{Applied, ItemError, ItemState, KnownItem, Put, Replaces};
+use crate::provider::sdk::{Applied, ItemError, ItemState, KnownItem, Put};
 
 /// A row as it is to be.
 pub(super) struct NewRow<'a> {
@@ -38,10 +38,7 @@ impl SqliteStore {
         let mut rows: BTreeMap<usize, NewRow<'_>> = BTreeMap::new();
         let mut outcomes: BTreeMap<usize, Outcome> = BTreeMap::new();
         for (at, Put { id, staged, state, replaces }) in puts.iter().enumerate() {
-            let known = match replaces {
-                Replaces::Nothing => None,
-                Replaces::Item(known) => Some(known),
-            };
+            let known = replaces.known();
             match self.take_staged(staged) {
                 Ok(content) => drop(rows.insert(at, NewRow { id, content, state, known })),
                 Err(error) => drop(outcomes.insert(at, Err(error))),

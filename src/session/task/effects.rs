@@ -146,14 +146,7 @@ impl SessionTask {
     }
 
     fn admit(&mut self) {
-        let seats = ProviderRole::BOTH.map(|role| {
-            let info = self.machine.info(role);
-            Seat {
-                replica_id: info.map(|info| info.replica_id.clone()).unwrap_or_default(),
-                role,
-                max_source_sessions: info.map_or(0, |info| info.limits.max_source_sessions),
-            }
-        });
+        let seats = ProviderRole::BOTH.map(|role| Seat::of(role, self.machine.info(role)));
         let (admission, waiting) = (self.parts.admission.clone(), self.waiting.clone());
         let sync_guid = self.machine.record().sync_guid;
         let coordinated = self.machine.record().kind == SessionKind::Coordinated;

@@ -32,7 +32,13 @@ macro_rules! columns {
          creation_replica, creation_tick, version_replica, version_tick, units, winner"
     };
 }
-use columns;
+/// Rows with the digest `?1`, as they are found by their index: it has the beginning of each, which is enough to find few.
+macro_rules! has_digest {
+    () => {
+        "substr(digest, 1, 8) = substr(?1, 1, 8) AND digest = ?1"
+    };
+}
+use {columns, has_digest};
 
 // Behind the macro, which they use.
 mod range;
@@ -62,6 +68,14 @@ pub enum MetadataError {
         path: PathBuf,
         /// Its schema version.
         found: i32,
+    },
+    /// Written by an earlier version of this program, and there is no room, or no way, to write it anew.
+    #[error("{path} cannot be brought to schema {SCHEMA_VERSION} ({reason}); nothing was changed: make room and start again", path = path.display())]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// One line.
+        reason: String,
     },
     /// Not a metadata file, or damaged.
     #[error("{path} is not usable metadata ({reason}); move it away to start as a new replica", path = path.display())]
@@ -127,7 +141,12 @@ impl Metadata {
         if tables == 0 {
             schema::create(&connection, identity).map_err(broken)?;
         } else {
-            schema::migrate(&connection, version).map_err(broken)?;
+            schema::migrate(&connection, version).map_err(|error| match error.sqlite_error_code() {
+                Some(rusqlite::ErrorCode::DiskFull | rusqlite::ErrorCode::SystemIoFailure) => {
+                    MetadataError::Older { path: path.clone(), reason: error.to_string() }
+                }
+                _ => broken(error),
+            })?;
         }
         let mut metadata = Self {
             connection,
@@ -297,7 +316,9 @@ impl Metadata {
             .prepare_cached(concat!(
                 "SELECT ",
                 columns!(),
-                " FROM items WHERE deleted = 0 AND digest = ?1 AND size = ?2 AND item_id <> ?3 LIMIT 1"
+                " FROM items WHERE deleted = 0 AND ",
+                has_digest!(),
+                " AND size = ?2 AND item_id <> ?3 LIMIT 1"
             ))?
             .query_row(params![digest.0, size as i64, except.as_bytes()], |row| self.read(row))
             .optional()
@@ -310,7 +331,9 @@ impl Metadata {
         let mut rows = self.connection.prepare_cached(concat!(
             "SELECT ",
             columns!(),
-            " FROM items WHERE digest = ?1 AND item_id <> ?2"
+            " FROM items WHERE ",
+            has_digest!(),
+            " AND item_id <> ?2"
         ))?;
         let rows = rows.query_map(params![digest.0, except.as_bytes()], |row| self.read(row))?;
         for row in rows.take(LOOKS) {

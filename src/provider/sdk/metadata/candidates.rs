@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use rusqlite::params;
 
-use super::{Candidate, Metadata};
+use super::{Candidate, Metadata, has_digest};
 use crate::knowledge::{ChangeUnitId, ItemId, Knowledge, ReplicaId, Version};
 use crate::provider::sdk::units;
 
@@ -85,8 +85,11 @@ impl Metadata {
         }
         let deleted: bool = row.get(3)?;
         let content_gone = deleted && {
-            let mut held =
-                self.connection.prepare_cached("SELECT 1 FROM items WHERE deleted = 0 AND digest = ?1 LIMIT 1")?;
+            let mut held = self.connection.prepare_cached(concat!(
+                "SELECT 1 FROM items WHERE deleted = 0 AND ",
+                has_digest!(),
+                " LIMIT 1"
+            ))?;
             !held.exists([row.get_ref(6)?.as_blob()?])?
         };
         Ok(Some(Candidate {

@@ -6,13 +6,14 @@ use super::{begin_replica, corrupt};
 
 /// Marks the file as ours ("Sync" in ASCII), so that no other program's database is taken for it.
 pub(super) const APPLICATION_ID: i32 = 0x5379_6e63;
-pub(super) const SCHEMA_VERSION: i32 = 5;
+pub(super) const SCHEMA_VERSION: i32 = 6;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE replicas (key INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE);
 CREATE TABLE items (
-    item_id BLOB PRIMARY KEY,
+    key INTEGER PRIMARY KEY,
+    item_id BLOB NOT NULL UNIQUE,
     properties TEXT NOT NULL,
     size INTEGER NOT NULL,
     digest BLOB NOT NULL,
@@ -27,8 +28,8 @@ CREATE TABLE items (
     version_tick INTEGER NOT NULL,
     units BLOB,
     winner BLOB
-) WITHOUT ROWID;
-CREATE INDEX items_by_digest ON items (digest, deleted);
+);
+CREATE INDEX items_by_digest ON items (substr(digest, 1, 8), deleted);
 CREATE INDEX items_by_version ON items (version_replica, version_tick);
 CREATE INDEX items_lingering ON items (item_id) WHERE lingering = 1;
 CREATE TABLE intents (
@@ -64,7 +65,7 @@ CREATE INDEX tombstones_by_age ON tombstones (since);
 ";
 
 /// What leads from the schema of each version, from 1 on, to that of the next.
-const MIGRATIONS: &[&str] = &[
+pub(super) const MIGRATIONS: &[&str] = &[
     "
 ALTER TABLE items ADD COLUMN units BLOB;
 ALTER TABLE intents ADD COLUMN units BLOB;
@@ -94,6 +95,37 @@ CREATE INDEX items_by_digest ON items (digest, deleted);
     "
 ALTER TABLE items ADD COLUMN winner BLOB;
 ALTER TABLE intents ADD COLUMN winner BLOB;
+",
+    // Every index held the id of the item, and that of digests, which come in no order, all of the digest: most of what a
+    // transaction wrote was pages of it.
+    "
+CREATE TABLE new_items (
+    key INTEGER PRIMARY KEY,
+    item_id BLOB NOT NULL UNIQUE,
+    properties TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    modified_s INTEGER,
+    modified_ns INTEGER,
+    fingerprint BLOB NOT NULL,
+    deleted INTEGER NOT NULL,
+    lingering INTEGER NOT NULL,
+    creation_replica INTEGER NOT NULL,
+    creation_tick INTEGER NOT NULL,
+    version_replica INTEGER NOT NULL,
+    version_tick INTEGER NOT NULL,
+    units BLOB,
+    winner BLOB
+);
+INSERT INTO new_items (item_id, properties, size, digest, modified_s, modified_ns, fingerprint, deleted, lingering,
+        creation_replica, creation_tick, version_replica, version_tick, units, winner)
+    SELECT item_id, properties, size, digest, modified_s, modified_ns, fingerprint, deleted, lingering,
+        creation_replica, creation_tick, version_replica, version_tick, units, winner FROM items ORDER BY item_id;
+DROP TABLE items;
+ALTER TABLE new_items RENAME TO items;
+CREATE INDEX items_by_digest ON items (substr(digest, 1, 8), deleted);
+CREATE INDEX items_by_version ON items (version_replica, version_tick);
+CREATE INDEX items_lingering ON items (item_id) WHERE lingering = 1;
 ",
 ];
 

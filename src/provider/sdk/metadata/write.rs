@@ -30,9 +30,12 @@ impl Metadata {
                 Ok(key)
             };
             let mut put = transaction.prepare_cached(concat!(
-                "INSERT OR REPLACE INTO items (",
+                "INSERT INTO items (",
                 columns!(),
-                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
+                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \
+                 ON CONFLICT (item_id) DO UPDATE SET properties = ?2, size = ?3, digest = ?4, modified_s = ?5, \
+                 modified_ns = ?6, fingerprint = ?7, deleted = ?8, lingering = ?9, creation_replica = ?10, \
+                 creation_tick = ?11, version_replica = ?12, version_tick = ?13, units = ?14, winner = ?15"
             ))?;
             let mut merge = transaction.prepare_cached("DELETE FROM unit_versions WHERE item_id = ?1")?;
             let mut divide = transaction.prepare_cached("INSERT INTO unit_versions VALUES (?1, ?2, ?3, ?4)")?;
@@ -43,7 +46,8 @@ impl Metadata {
             let mut bury = transaction
                 .prepare_cached("INSERT OR REPLACE INTO tombstones (item_id, since) VALUES (?1, unixepoch())")?;
             for (id, row) in &commit.rows {
-                alive = alive + u64::from(!row.item.deleted) - u64::from(live.exists([id.as_bytes()])?);
+                let was_live = self.alive > 0 && live.exists([id.as_bytes()])?;
+                alive = alive + u64::from(!row.item.deleted) - u64::from(was_live);
                 let versions = (key(&row.creation.replica)?, key(&row.version.replica)?);
                 let units = encode_units(row, &mut key)?;
                 write(&mut put, id, row, versions, units)?;

@@ -8,8 +8,9 @@
 //!    and the end of the intents are one transaction (`carry_out`);
 //! 4. outcomes are reported.
 //!
-//! While one section is carried out, which is mostly waiting for the disk, the next one is fetched. What that one needs was
-//! decided before its predecessor's rows were there; it is settled against the rows as they are when its turn comes.
+//! While one section is carried out, which is mostly waiting for the disk, the next one is fetched, and its staged content made
+//! durable. What that one needs was decided by the rows as they were before its predecessor was carried out; it is settled against
+//! the rows as they are when its turn comes.
 //!
 //! A crash between any two steps leaves either the old item or the new one with an intent that explains it. An ordered group's
 //! section teaches its range up to its last item, so that what is applied is learned also when the rest never comes.
@@ -43,6 +44,7 @@ pub(super) mod carry_out;
 pub(super) mod constraint;
 pub(super) mod decisions;
 pub(super) mod fetch;
+mod inline;
 mod keep_both;
 pub(super) mod merge;
 mod merge_items;
@@ -270,10 +272,13 @@ impl<'a> Applier<'a> {
     ) -> Result<(), CallError> {
         std::thread::scope(|scope| {
             let mut before: Option<(Section<'_>, ScopedJoinHandle<'_, _>)> = None;
-            let mut begin = 0;
+            let mut section = Section::of(group, 0, &*self.shared.store);
+            let mut here = self.here(&section);
             loop {
-                let section = Section::of(group, begin, &*self.shared.store);
-                let obtained = self.fetch(&section, wire);
+                let obtained = here.and_then(|here| self.fetch(&section, here, wire)).map(|obtained| {
+                    // Beside what is still done of the section before, and then beside planning this one.
+                    (obtained, scope.spawn(|| self.shared.store.sync_staged()))
+                });
                 if obtained.is_err() {
                     wire.take_no_more();
                 }
@@ -283,10 +288,15 @@ impl<'a> Applier<'a> {
                     (outcomes, left_out) = joined(carrying)?;
                     done = Some((section, outcomes));
                 }
-                begin = section.end;
-                let go_on = obtained.and_then(|obtained| wire.check().map(|()| obtained)).map(|obtained| {
+                let next = (section.end < group.changes.len() && obtained.is_ok()).then(|| {
+                    let next = Section::of(group, section.end, &*self.shared.store);
+                    // Now, since commits of the one that is carried out keep the metadata to themselves.
+                    (next, self.here(&next))
+                });
+                let go_on = obtained.and_then(|obtained| wire.check().map(|()| obtained)).map(|(obtained, syncing)| {
                     let left_out = std::mem::take(&mut left_out);
-                    before = Some((section, scope.spawn(move || self.carry_out(&section, obtained, left_out))));
+                    before =
+                        Some((section, scope.spawn(move || self.carry_out(&section, obtained, syncing, left_out))));
                 });
                 // No load is outstanding now, or none is answered any more: outcomes can be sent, see `fetch`. Also of a batch that
                 // stops here what is done is told.
@@ -294,11 +304,16 @@ impl<'a> Applier<'a> {
                     self.report(&section, outcomes, wire, counts)?;
                 }
                 go_on?;
-                if begin >= group.changes.len()
-                    && let Some((section, carrying)) = before.take()
-                {
-                    let (outcomes, _) = joined(carrying)?;
-                    return self.report(&section, outcomes, wire, counts);
+                match (next, before.take()) {
+                    (Some(next), carried) => {
+                        (section, here) = next;
+                        before = carried;
+                    }
+                    (None, Some((section, carrying))) => {
+                        let (outcomes, _) = joined(carrying)?;
+                        return self.report(&section, outcomes, wire, counts);
+                    }
+                    (None, None) => return Ok(()),
                 }
             }
         })
@@ -454,12 +469,12 @@ pub fn learns_forgotten(learning: Learning, known: &Knowledge, batch: &ChangeBat
     }
 }
 
-/// R18.
-/// Waits for a section; a panic goes on.
+/// Waits for a thread; a panic goes on.
 fn joined<T>(carrying: ScopedJoinHandle<'_, T>) -> T {
     carrying.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+/// R18.
 fn out_of_date() -> Refusal {
     Refusal::winsync(
         RefusalCode::FailedPrecondition,

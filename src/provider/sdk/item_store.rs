@@ -260,7 +260,8 @@ pub trait ItemStore: fmt::Debug + Send + Sync + 'static {
     /// the SDK has looked up `from`. [`ItemError::Changed`] when it is not what is known: the SDK then asks the source.
     fn stage_copy(&self, id: &ItemId, from: &ItemId, known: &KnownItem) -> Result<Staged, ItemError>;
 
-    /// Makes everything that is staged durable.
+    /// Makes everything durable that was staged before the call, also what another call has begun with. Items of the section before
+    /// may be put meanwhile, and further content be staged.
     fn sync_staged(&self) -> Result<(), StoreError>;
 
     /// Puts staged content in place with `state`'s properties, in one visible step.

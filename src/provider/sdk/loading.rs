@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -162,18 +162,9 @@ fn failed(id: &ItemId, error: &std::io::Error) -> RecoverableError {
 
 /// Up to [`CHUNK_BYTES`]; empty at the end.
 fn read_chunk(reader: &mut dyn Read) -> std::io::Result<Bytes> {
-    let mut chunk = BytesMut::zeroed(CHUNK_BYTES);
-    let mut filled = 0;
-    while filled < chunk.len() {
-        match reader.read(&mut chunk[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    chunk.truncate(filled);
-    Ok(chunk.freeze())
+    let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+    reader.take(CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
+    Ok(chunk.into())
 }
 
 fn send(session: &Session, parts: &Parts, part: DataPart) -> Result<(), Stop> {

@@ -43,6 +43,8 @@ pub(super) struct Holding {
     directories: [Directory; DIRECTORIES],
     next: AtomicU64,
     contents: Mutex<Contents>,
+    /// Held while staged files are made durable, so that who finds none left has waited for those that another one took.
+    syncing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -58,6 +60,8 @@ pub(super) struct Contents {
     pub(super) nests: Nests,
     /// Staged since the last `sync`.
     unsynced: Vec<u64>,
+    /// A `sync` has failed: the system tells one caller and then no other, so nothing that is staged counts as durable.
+    sync_failed: bool,
     pub(super) displaced: HashMap<Digest, Vec<Displaced>>,
     /// Staged entries that were displaced ones before: sources for copies until they are put.
     pub(super) moved: HashMap<Digest, u64>,
@@ -119,7 +123,7 @@ impl Holding {
         let mut second = path.as_os_str().to_owned();
         second.push("-2");
         let directories = [Directory::open(path)?, Directory::open(Path::new(&second))?];
-        Ok(Self { directories, next: AtomicU64::new(1), contents: Mutex::default() })
+        Ok(Self { directories, next: AtomicU64::new(1), contents: Mutex::default(), syncing: Mutex::default() })
     }
 
     /// The directory that the entry `number` is in.
@@ -288,8 +292,20 @@ impl Holding {
         Ok((Facts::at(directory, name)?, Origin::Own))
     }
 
-    /// Makes all staged files durable.
+    /// Makes all files durable that were staged before, also those that another thread is about. After a failure all further ones
+    /// fail, until everything is cleared.
     pub(super) fn sync(&self) -> io::Result<()> {
+        let _turn = self.syncing.lock().expect("no holder panics");
+        let result = self.sync_new();
+        let mut contents = self.contents();
+        contents.sync_failed |= result.is_err();
+        match result {
+            Ok(()) if contents.sync_failed => Err(io::Error::other("staged content could not be made durable before")),
+            result => result,
+        }
+    }
+
+    fn sync_new(&self) -> io::Result<()> {
         let unsynced: Vec<_> = {
             let mut contents = self.contents();
             let numbers = std::mem::take(&mut contents.unsynced);
@@ -438,4 +454,36 @@ pub(super) fn mode(bits: u32) -> Mode {
 pub(super) fn timestamps(mtime: Time) -> Timestamps {
     let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
     Timestamps { last_access: omit, last_modification: mtime.timespec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_finds_nothing_to_make_durable_waits_for_those_who_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let holding = Holding::open(&directory.path().join("holding")).unwrap();
+        std::thread::scope(|scope| {
+            let another = holding.syncing.lock().unwrap();
+            let waiting = scope.spawn(|| holding.sync());
+            for _ in 0..1_000 {
+                std::thread::yield_now();
+                assert!(!waiting.is_finished());
+            }
+            drop(another);
+            waiting.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_failure_is_told_to_all_that_come_after_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let holding = Holding::open(&directory.path().join("holding")).unwrap();
+        holding.contents().sync_failed = true;
+        holding.sync().unwrap_err();
+        holding.sync().unwrap_err();
+        holding.clear();
+        holding.sync().unwrap();
+    }
 }

@@ -1,11 +1,12 @@
 //! Carrying a section out: durable content, intents, the store, rows and knowledge, in this order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
+use std::thread::ScopedJoinHandle;
 
 use super::fetch::Obtained;
 use super::plan::{Action, Deferral, Plan, Step, Verdict};
-use super::{Applier, Section};
+use super::{Applier, Section, joined};
 use crate::knowledge::{ChangeOutcome, ItemChange, ItemId, Knowledge, OutcomeKind, ReplicaId, Selection};
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
@@ -17,27 +18,33 @@ use crate::provider::sdk::{
 use crate::types::Hresult;
 
 impl Applier<'_> {
-    /// Applies a section. `left_out` gains what must not be learned, and comes back with one outcome per change.
+    /// Applies a section, whose staged content `syncing` makes durable. `left_out` gains what must not be learned, and comes back with
+    /// one outcome per change.
     pub(super) fn carry_out(
         &self,
         section: &Section<'_>,
         obtained: Vec<Obtained>,
+        syncing: ScopedJoinHandle<'_, Result<(), StoreError>>,
         mut left_out: Selection,
     ) -> Result<(Vec<ChangeOutcome>, Selection), CallError> {
         let _gate = lock(&self.shared.gate);
+        let fetched: HashSet<u64> = obtained.iter().filter_map(|obtained| Some(obtained.staged.as_ref()?.0)).collect();
         let Plan { mut verdicts, mut actions, tick } = self.plan(section, obtained)?;
         let mut learned = self.learned(section);
         // Of what failed in an earlier section an intent must not teach anything either.
         learned.exclude(&left_out);
         // Durable, both of them, before the store is touched; in which order does not matter: an intent whose content is lost
         // is dropped, since the item is as it was.
-        let puts = actions.values().any(|action| matches!(action.step, Step::Put(_)));
+        let planned = |action: &Action| match &action.step {
+            Step::Put(staged) | Step::MergeInto { content: staged, .. } => !fetched.contains(&staged.0),
+            Step::None | Step::SetProperties | Step::Delete => false,
+        };
+        // What was staged to plan it, such as copies of losers; mostly nothing.
+        let planned = actions.values().any(planned);
         let intended = std::thread::scope(|scope| {
-            let synced = puts.then(|| scope.spawn(|| self.shared.store.sync_staged()));
+            let planned = planned.then(|| scope.spawn(|| self.shared.store.sync_staged()));
             let intended = self.intend(&actions, &learned, tick);
-            if let Some(synced) = synced {
-                synced.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(store_failed)?;
-            }
+            planned.map_or(Ok(()), joined).and(joined(syncing)).map_err(store_failed)?;
             intended
         })?;
 

@@ -277,3 +277,18 @@ fn holds_items(row: &Row) -> bool {
 pub(super) fn may_collide(winner: Winner, decisions: &Decisions, id: &ItemId) -> bool {
     matches!(winner, Winner::Source | Winner::SourceAndCopy) && decisions.collisions(id).next().is_some()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of the items in the way has to go before the others can be merged into one.
+    #[test]
+    fn what_makes_way_comes_before_what_needs_it() {
+        use ConstraintResolveAction::*;
+        let mut decided = [Defer, Merge, RenameDestination, TransferAndDefer, AcceptSourceProvider, RenameSource];
+        decided.sort_by_key(|action| turn(*action));
+        let order = [AcceptSourceProvider, RenameDestination, RenameSource, Merge, Defer, TransferAndDefer];
+        assert_eq!(decided, order);
+    }
+}

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use sha2::{Digest as _, Sha256};
 
+use super::inline::{Inline, StagedInline, WORTH_A_THREAD, stage_inline};
 use super::merge::{Course, Fetched, course, too_large, undivided, wanted};
 use super::scrutiny::recoverable;
 use super::section;
@@ -20,20 +21,10 @@ use crate::knowledge::{
 };
 use crate::provider::sdk::hashing::Hashing;
 use crate::provider::sdk::metadata::Row;
-use crate::provider::sdk::session::Session;
 use crate::provider::sdk::units::{MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES, Object};
-use crate::provider::sdk::{ItemError, KnownItem, Shared, Staged, Staging, lock, metadata_failed};
+use crate::provider::sdk::{ItemError, KnownItem, Staged, Staging, lock, metadata_failed};
 use crate::provider::{CallError, DataPart, Load, MAX_OUTSTANDING_LOADS, ProcessOutput, Refusal, RefusalCode};
 use crate::types::Hresult;
-
-/// Inline contents that are staged between two looks at what the source sends.
-const STAGED_TOGETHER: usize = 256;
-
-/// From so many contents on a second thread pays.
-const WORTH_A_THREAD: usize = 16;
-
-/// What staging an inline content comes to.
-type StagedInline = Result<(Staged, Digest), RecoverableError>;
 
 /// What was obtained for one change before it is settled for good.
 #[derive(Debug)]
@@ -66,6 +57,14 @@ struct Source {
     known: KnownItem,
 }
 
+/// What is here of a change.
+pub(super) struct Here {
+    /// The row of its item.
+    row: Option<Row>,
+    /// Another item with its content, where that does not come inline.
+    holder: Option<Source>,
+}
+
 /// What a change needs of the source.
 enum Want {
     /// Properties only: the item here has the content. An item of another kind than this one has to be put all the same.
@@ -93,15 +92,36 @@ struct Underway {
 }
 
 impl Applier<'_> {
-    /// Obtains all that the section needs.
-    pub(super) fn fetch(&self, section: &Section<'_>, wire: &mut Wire) -> Result<Vec<Obtained>, CallError> {
+    /// What is here of what the section changes.
+    pub(super) fn here(&self, section: &Section<'_>) -> Result<Vec<Here>, CallError> {
+        let metadata = self.shared.metadata();
+        let here = |change: &ItemChange| -> rusqlite::Result<Here> {
+            let holder = match (change.content_digest, change.data_size) {
+                (Some(digest), Some(size @ 1..)) if change.inline_data.is_none() => {
+                    metadata.holder(&digest, size, &change.item_id)?.map(|(id, row)| Source { id, known: row.item })
+                }
+                _ => None,
+            };
+            Ok(Here { row: metadata.row(&change.item_id)?, holder })
+        };
+        let here = section.changes.iter().map(|change| here(change).map_err(|error| metadata_failed(error).into()));
+        here.collect()
+    }
+
+    /// Obtains all that the section needs, where this is here of it.
+    pub(super) fn fetch(
+        &self,
+        section: &Section<'_>,
+        here: Vec<Here>,
+        wire: &mut Wire,
+    ) -> Result<Vec<Obtained>, CallError> {
         let mut obtained = Vec::with_capacity(section.changes.len());
         let mut wanted = VecDeque::new();
-        let mut inline = VecDeque::new();
+        let mut inline = Vec::new();
         self.held.store(0, Ordering::Relaxed);
-        for (index, change) in section.changes.iter().enumerate() {
+        for (index, (change, here)) in section.changes.iter().zip(here).enumerate() {
             let mut item = Obtained { incoming: Incoming::of(change), staged: None, fetched: None, error: None };
-            match self.need(section, change, &item.incoming) {
+            match self.need(section, change, &item.incoming, here) {
                 Ok(None) => {}
                 Ok(Some(Want::Units(units))) => match self.inline_units(section, change, &units) {
                     Some(data) => match self.values(section, change, data) {
@@ -113,11 +133,10 @@ impl Applier<'_> {
                     },
                     None => wanted.push_back((index, Want::Units(units))),
                 },
-                Ok(Some(Want::Content)) if change.inline_data.is_some() => inline.push_back(index),
+                Ok(Some(Want::Content)) if change.inline_data.is_some() => inline.push(index),
                 Ok(Some(Want::Properties { .. } | Want::Copy(_))) if change.inline_data.is_some() => {}
                 Ok(Some(want)) => wanted.push_back((index, want)),
-                Err(Need::Failed(error)) => item.error = Some(error),
-                Err(Need::Call(error)) => return Err(error),
+                Err(error) => item.error = Some(error),
             }
             obtained.push(item);
         }
@@ -129,41 +148,72 @@ impl Applier<'_> {
             obtained[*index].take_staged(stage_inline(self.shared, self.session, change, data));
             false
         });
+        let inline = Inline::new(section, &inline);
+        std::thread::scope(|scope| {
+            let other = (inline.indices.len() >= WORTH_A_THREAD)
+                .then(|| scope.spawn(|| std::iter::from_fn(|| self.stage_some(&inline)).flatten().collect::<Vec<_>>()));
+            let received = self.receive(&inline, wire, wanted, &mut obtained);
+            if received.is_err() {
+                inline.stop();
+            }
+            if let Some(other) = other {
+                let staged = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                staged.into_iter().for_each(|(index, result)| obtained[index].take_staged(result));
+            }
+            received
+        })?;
+        Ok(obtained)
+    }
+
+    /// Asks for what has to come and takes it, and stages inline contents meanwhile. Returns when nothing more is to come.
+    fn receive(
+        &self,
+        inline: &Inline<'_>,
+        wire: &mut Wire,
+        mut wanted: VecDeque<(usize, Want)>,
+        obtained: &mut [Obtained],
+    ) -> Result<(), CallError> {
+        let section = inline.section;
         let mut underway = VecDeque::new();
+        let mut staging = true;
         loop {
             ask(section, wire, &mut wanted, &mut underway)?;
-            let wait = inline.is_empty();
-            if wait && underway.is_empty() {
-                return Ok(obtained);
+            if !staging && underway.is_empty() {
+                return Ok(());
             }
-            if let Some((load_id, part)) = wire.receive(wait)? {
-                self.part(section, load_id, part, &mut underway, &mut wanted, &mut obtained)?;
+            if let Some((load_id, part)) = wire.receive(!staging)? {
+                self.part(section, load_id, part, &mut underway, &mut wanted, obtained)?;
+            } else if let Some(staged) = self.stage_some(inline) {
+                staged.into_iter().for_each(|(index, result)| obtained[index].take_staged(result));
             } else {
-                let some: Vec<usize> = inline.drain(..inline.len().min(STAGED_TOGETHER)).collect();
-                for (index, result) in self.stage_all(section, &some) {
-                    obtained[index].take_staged(result);
-                }
+                staging = false;
             }
         }
     }
 
     /// What has to come from the source before the change can be settled and carried out.
-    fn need(&self, section: &Section<'_>, change: &ItemChange, incoming: &Incoming) -> Result<Option<Want>, Need> {
+    fn need(
+        &self,
+        section: &Section<'_>,
+        change: &ItemChange,
+        incoming: &Incoming,
+        here: Here,
+    ) -> Result<Option<Want>, RecoverableError> {
+        let Here { row, holder } = here;
+        let row = row.as_ref();
         if !change.change_units.is_empty() {
-            return self.need_units(section, change, incoming);
+            return self.need_units(section, change, incoming, row);
         }
-        let version = self.check_change(section, change).map_err(Need::Failed)?;
-        let metadata = self.shared.metadata();
-        let row = metadata.row(&change.item_id).map_err(|error| Need::Call(metadata_failed(error).into()))?;
+        let version = self.check_change(section, change)?;
         let knowledge = (&*section.group.made_with_knowledge, &*self.known, &*self.forgotten);
-        let policy = self.decisions.whole(change, row.as_ref(), self.start.conflict_resolution_policy);
-        let winner = match settle(change, version, knowledge, row.as_ref(), incoming, policy) {
+        let policy = self.decisions.whole(change, row, self.start.conflict_resolution_policy);
+        let winner = match settle(change, version, knowledge, row, incoming, policy) {
             Settlement::NeedsHeader | Settlement::NeedsContent if self.divides(incoming) => {
                 return Ok(Some(Want::Units(Vec::new())));
             }
-            Settlement::NeedsHeader => return Ok(Some(Want::Properties { kind: kind_of_row(row.as_ref()) })),
+            Settlement::NeedsHeader => return Ok(Some(Want::Properties { kind: kind_of_row(row) })),
             Settlement::NeedsContent => return Ok(Some(Want::Content)),
-            Settlement::Failed(error) => return Err(Need::Failed(error)),
+            Settlement::Failed(error) => return Err(error),
             Settlement::Obsolete | Settlement::Deferred => return Ok(None),
             Settlement::Settled { winner, .. } => winner,
         };
@@ -174,7 +224,7 @@ impl Applier<'_> {
         if self.divides(incoming) {
             return Ok(Some(Want::Units(Vec::new())));
         }
-        let there = row.as_ref().filter(|row| row.is_there());
+        let there = row.filter(|row| row.is_there());
         if there.is_some_and(|row| incoming.has_content_of(&row.item.state) == Some(true)) {
             // Mere properties; but an inline content is staged all the same, for a store that has to put it.
             let inline = change.inline_data.is_some();
@@ -184,10 +234,6 @@ impl Applier<'_> {
         if change.inline_data.is_some() {
             return Ok(Some(Want::Content));
         }
-        let holder = metadata
-            .holder(&digest, size, &change.item_id)
-            .map_err(|error| Need::Call(metadata_failed(error).into()))?
-            .map(|(id, row)| Source { id, known: row.item });
         let source = holder.or_else(|| {
             let deleted = lock(&self.session.deleted);
             let (id, known) = deleted.get(&digest).filter(|(_, known)| known.state.size == size)?;
@@ -207,23 +253,22 @@ impl Applier<'_> {
         section: &Section<'_>,
         change: &ItemChange,
         incoming: &Incoming,
-    ) -> Result<Option<Want>, Need> {
-        self.check_units(section, change).map_err(Need::Failed)?;
-        let row = self.shared.metadata().row(&change.item_id);
-        let row = row.map_err(|error| Need::Call(metadata_failed(error).into()))?;
+        row: Option<&Row>,
+    ) -> Result<Option<Want>, RecoverableError> {
+        self.check_units(section, change)?;
         let knowledge = (&*section.group.made_with_knowledge, &*self.known, &*self.forgotten);
-        match course(change, knowledge.0, knowledge.1, row.as_ref()) {
+        match course(change, knowledge.0, knowledge.1, row) {
             Course::Obsolete => return Ok(None),
             Course::Units(courses) => {
                 let units = wanted(&courses);
                 return Ok((!units.is_empty()).then_some(Want::Units(units)));
             }
-            Course::Undivided => return Err(Need::Failed(undivided(&change.item_id))),
+            Course::Undivided => return Err(undivided(&change.item_id)),
             Course::Whole => {}
         }
-        let policy = self.decisions.whole(change, row.as_ref(), self.start.conflict_resolution_policy);
-        match settle(change, &change.creation_version, knowledge, row.as_ref(), incoming, policy) {
-            Settlement::Failed(error) => Err(Need::Failed(error)),
+        let policy = self.decisions.whole(change, row, self.start.conflict_resolution_policy);
+        match settle(change, &change.creation_version, knowledge, row, incoming, policy) {
+            Settlement::Failed(error) => Err(error),
             Settlement::Settled { winner: Winner::Destination | Winner::Deletion, .. }
             | Settlement::Obsolete
             | Settlement::Deferred => Ok(None),
@@ -289,32 +334,6 @@ impl Applier<'_> {
             return Err(recoverable(id, Hresult::E_OUTOFMEMORY, description));
         }
         Ok(())
-    }
-
-    /// Stages inline contents on two threads: creating small files is what takes the time.
-    fn stage_all(&self, section: &Section<'_>, indices: &[usize]) -> Vec<(usize, StagedInline)> {
-        let (shared, session) = (self.shared, self.session);
-        let stage = |indices: &[usize]| -> Vec<_> {
-            let stage = |index: &usize| {
-                let change = &section.changes[*index];
-                let data = change.inline_data.as_ref()?;
-                Some((*index, stage_inline(shared, session, change, data)))
-            };
-            indices.iter().filter_map(stage).collect()
-        };
-        if indices.len() < WORTH_A_THREAD {
-            return stage(indices);
-        }
-        let (first, second) = indices.split_at(indices.len() / 2);
-        std::thread::scope(|scope| {
-            let other = scope.spawn(|| stage(second));
-            let mut staged = stage(first);
-            match other.join() {
-                Ok(rest) => staged.extend(rest),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-            staged
-        })
     }
 
     /// Takes one part of the oldest load. An item that fails here is drained to its end.
@@ -480,28 +499,6 @@ fn ask(
     Ok(())
 }
 
-fn stage_inline(shared: &Shared, session: &Session, change: &ItemChange, data: &ItemData) -> StagedInline {
-    let id = &change.item_id;
-    let digest = Digest(Sha256::digest(&data.content).into());
-    let announced = [change.content_digest, data.header.content_digest];
-    let size = data.content.len() as u64;
-    if announced.into_iter().flatten().any(|announced| announced != digest)
-        || change.data_size.unwrap_or(size) != size
-        || data.header.content_size != size
-    {
-        return Err(not_as_announced(id));
-    }
-    if size == 0 {
-        let staged = shared.store.stage_container(id, &data.header).map_err(|error| error.into_recoverable(id))?;
-        return Ok((staged, digest));
-    }
-    let mut staging = shared.store.stage(id, &data.header).map_err(|error| error.into_recoverable(id))?;
-    staging.write_all(&data.content).map_err(|error| cannot_write(id, &error))?;
-    let staged = staging.finish().map_err(|error| error.into_recoverable(id))?;
-    session.counters.bytes.fetch_add(size, Ordering::Relaxed);
-    Ok((staged, digest))
-}
-
 /// What has come cannot be divided.
 fn no_object(id: &ItemId) -> RecoverableError {
     let description = format!(
@@ -515,12 +512,6 @@ fn kind_of_row(row: Option<&Row>) -> Option<String> {
     row.and_then(|row| kind_of(&row.item.state.properties)).map(str::to_owned)
 }
 
-/// Why it cannot be said what a change needs.
-enum Need {
-    Failed(RecoverableError),
-    Call(CallError),
-}
-
 fn out_of_order(load_id: u64) -> CallError {
     Refusal::winsync(
         RefusalCode::InvalidArgument,
@@ -530,11 +521,11 @@ fn out_of_order(load_id: u64) -> CallError {
     .into()
 }
 
-fn not_as_announced(id: &ItemId) -> RecoverableError {
+pub(super) fn not_as_announced(id: &ItemId) -> RecoverableError {
     let description = "the content that came is not the one that was announced";
     recoverable(id, Hresult::SYNC_E_DATA_MODIFIED_CONCURRENTLY, description)
 }
 
-fn cannot_write(id: &ItemId, error: &std::io::Error) -> RecoverableError {
+pub(super) fn cannot_write(id: &ItemId, error: &std::io::Error) -> RecoverableError {
     ItemError::Failed(format!("cannot be written: {error}")).into_recoverable(id)
 }

@@ -83,11 +83,21 @@ impl Plan {
         Self { end, state, error, ends, directions, skipped, unreadable }
     }
 
-    /// 0: nothing to do. 3: something. (Of one that would fail there is [`failure`](Self::failure).)
-    pub(super) fn exit(&self) -> Exit {
+    /// True when nothing would change.
+    fn is_quiet(&self) -> bool {
         let quiet = |direction: &Direction| direction.items.iter().all(|item| item.effect.is_none());
+        self.directions.iter().all(quiet)
+    }
+
+    fn unreadable(&self) -> u64 {
+        self.unreadable.iter().map(|items| items.len() as u64).sum()
+    }
+
+    /// 0: nothing to do. 3: something, or what cannot be read, of which nobody knows. (Of one that would fail there is
+    /// [`failure`](Self::failure).)
+    pub(super) fn exit(&self) -> Exit {
         match self.end {
-            End::InSync if self.directions.iter().all(quiet) => Exit::Done,
+            End::InSync if self.is_quiet() && self.unreadable() == 0 => Exit::Done,
             end @ End::Failed => end.into(),
             End::InSync | End::NotInSync | End::Canceled => Exit::NotInSync,
         }
@@ -157,6 +167,10 @@ impl Plan {
         let mut text = String::new();
         let verdict = match self.end {
             End::InSync if self.exit() == Exit::Done => format!("{a} and {b} are in sync: there is nothing to do."),
+            End::InSync if self.is_quiet() => {
+                let unreadable = count(self.unreadable(), "item");
+                format!("{a} and {b} are in sync but for {unreadable} that cannot be read.")
+            }
             End::InSync => format!("A sync of {a} and {b} would do this. Nothing was changed."),
             End::NotInSync => {
                 format!("A sync of {a} and {b} would do this, and leave something out. Nothing was changed.")
@@ -335,6 +349,10 @@ mod tests {
 
     #[test]
     fn only_what_changes_an_item_is_something_to_do() {
+        let unreadable = plan(End::InSync, Vec::new());
+        assert_eq!(unreadable.exit(), Exit::NotInSync, "nobody knows what it would be");
+        assert!(unreadable.words().starts_with("a and b are in sync but for 1 item that cannot be read.\n"));
+        let plan = |end, items| Plan { unreadable: Default::default(), ..plan(end, items) };
         assert_eq!(plan(End::InSync, Vec::new()).exit(), Exit::Done);
         assert_eq!(plan(End::InSync, vec![item("n", None)]).exit(), Exit::Done);
         assert_eq!(plan(End::InSync, vec![item("n", Some(Effect::Created))]).exit(), Exit::NotInSync);

@@ -161,9 +161,11 @@ impl World {
             return self.fail(Check::Decision, format!("{who}, and nobody has decided that"));
         }
         let is_there = |id: &ItemId| store.content(id).is_some();
+        // Unless a user was quicker, here too.
+        let stays = |id: &ItemId| is_there(id) || store.shelf().deleted_by_user.contains(id);
         let is_as_settled = match action {
-            ConstraintResolveAction::AcceptSourceProvider => is_there(item) && !is_there(way),
-            ConstraintResolveAction::AcceptDestinationProvider => !is_there(item) && is_there(way),
+            ConstraintResolveAction::AcceptSourceProvider => stays(item) && !is_there(way),
+            ConstraintResolveAction::AcceptDestinationProvider => !is_there(item) && stays(way),
             _ => {
                 let (winner, loser) = if item < way { (item, way) } else { (way, item) };
                 let content = store.content(winner);

@@ -410,11 +410,13 @@ impl Replica {
         alive.map(|(id, row)| (id, UNITS.map(|unit| units::version(row, unit)))).collect()
     }
 
-    /// True where the tombstones that both have of an item name the same winner.
+    /// True where the tombstones that both have of an item, of one deletion, name the same winner. One that has forgotten a merge
+    /// tombstone may have taken an older deletion since, which names none.
     pub(crate) fn agrees_about_winners(&self, other: &Self) -> bool {
         let deleted = self.rows.iter().filter(|(_, row)| row.item.deleted);
         let pairs = deleted.filter_map(|(id, row)| Some((row, other.rows.get(id)?)));
-        pairs.filter(|(_, there)| there.item.deleted).all(|(here, there)| here.merged_into() == there.merged_into())
+        let mut same = pairs.filter(|(here, there)| there.item.deleted && here.version == there.version);
+        same.all(|(here, there)| here.merged_into() == there.merged_into())
     }
 
     /// The live items within one.

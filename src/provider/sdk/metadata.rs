@@ -132,9 +132,10 @@ impl Metadata {
         }
         connection
             .execute_batch(
-                // Digests come in no order: their index has to stay in memory, or each of them is a page read and written.
+                // Digests come in no order: their index has to stay in memory, or each of them is a page read and written. A log of
+                // 64 MiB: what many transactions write again and again goes into the file once, and few of them wait for that.
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; \
-                 PRAGMA cache_size = -32768; PRAGMA wal_autocheckpoint = 4000;",
+                 PRAGMA cache_size = -32768; PRAGMA wal_autocheckpoint = 16000;",
             )
             .map_err(broken)?;
         connection.set_prepared_statement_cache_capacity(32);

@@ -123,7 +123,15 @@ impl LocalCoordinator {
             Ok(Err(error)) => return Err(Failure::failed(format!("the coordinator of this process failed: {error}"))),
             Err(error) => return Err(Failure::failed(format!("the coordinator of this process failed: {error}"))),
         }
-        Ok(self.replicas.iter().map(|replica| replica.report()).collect())
+        let reports = self.replicas.iter().map(|replica| replica.report()).collect();
+        // Whoever holds a replica last moves the log of its metadata into the file: of both at once.
+        drop(self.dial);
+        let closing: Vec<_> =
+            self.replicas.into_iter().map(|replica| tokio::task::spawn_blocking(move || drop(replica))).collect();
+        for closed in closing {
+            closed.await.map_err(|error| Failure::failed(format!("a replica did not close: {error}")))?;
+        }
+        Ok(reports)
     }
 }
 

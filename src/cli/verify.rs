@@ -244,7 +244,7 @@ impl Verified {
             let _ = writeln!(text, "  {}", one_line(&line));
         }
         if !self.left.is_empty() && differences.iter().any(|it| it.kind() == Kind::NotSynced) {
-            let _ = writeln!(text, "What is not synced, synclave sync carries.");
+            let _ = writeln!(text, "What is not synced, synclave sync carries, unless a filter holds it back.");
         }
         if self.left.iter().any(|id| differences.iter().any(|it| it.item_id == *id && it.kind() == Kind::Undecided)) {
             let _ = writeln!(

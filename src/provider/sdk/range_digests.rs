@@ -118,7 +118,10 @@ fn read(shared: &Shared, id: &ItemId, row: &Row, buffer: &mut [u8]) -> ContentCh
     let known = row.in_store();
     let unreadable = |error: ItemError| {
         shared.look_again();
-        ContentCheck::Unreadable(error.to_string())
+        ContentCheck::Unreadable(match error {
+            ItemError::Changed => "it is not as it was when it was last looked at; a sync looks again".to_owned(),
+            error => error.to_string(),
+        })
     };
     let mut reader = match shared.store.open(id, &known) {
         Ok(reader) => reader,

@@ -35,7 +35,7 @@ pub struct Obtained {
     pub staged: Option<Staged>,
     /// The values of its units, where they were asked for.
     pub fetched: Option<Fetched>,
-    /// Why the change cannot be applied, whatever its settlement.
+    /// Why the change cannot be applied, whatever is there when its turn comes; it comes again with a later session.
     pub error: Option<RecoverableError>,
 }
 

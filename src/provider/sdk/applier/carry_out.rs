@@ -33,18 +33,17 @@ impl Applier<'_> {
         let mut learned = self.learned(section);
         // Of what failed in an earlier section an intent must not teach anything either.
         learned.exclude(&left_out);
-        // Durable, both of them, before the store is touched; in which order does not matter: an intent whose content is lost
-        // is dropped, since the item is as it was.
-        let planned = |action: &Action| match &action.step {
+        // What was staged to plan it, such as copies of losers; mostly nothing.
+        let staged_here = actions.values().any(|action| match &action.step {
             Step::Put(staged) | Step::MergeInto { content: staged, .. } => !fetched.contains(&staged.0),
             Step::None | Step::SetProperties | Step::Delete => false,
-        };
-        // What was staged to plan it, such as copies of losers; mostly nothing.
-        let planned = actions.values().any(planned);
+        });
+        // Durable, all of them, before the store is touched; in which order does not matter: an intent whose content is lost
+        // is dropped, since the item is as it was.
         let intended = std::thread::scope(|scope| {
-            let planned = planned.then(|| scope.spawn(|| self.shared.store.sync_staged()));
+            let rest = staged_here.then(|| scope.spawn(|| self.shared.store.sync_staged()));
             let intended = self.intend(&actions, &learned, tick);
-            planned.map_or(Ok(()), joined).and(joined(syncing)).map_err(store_failed)?;
+            rest.map_or(Ok(()), joined).and(joined(syncing)).map_err(store_failed)?;
             intended
         })?;
 

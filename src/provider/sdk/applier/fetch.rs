@@ -15,7 +15,7 @@ use super::scrutiny::recoverable;
 use super::section;
 use super::settle::{Incoming, Settlement, Winner, kind_of, settle};
 use super::wire::Wire;
-use super::{Applier, Section};
+use super::{Applier, Section, joined};
 use crate::knowledge::{
     ChangeUnitId, Digest, ItemChange, ItemData, ItemDataHeader, ItemId, RecoverableError, tells_anew, tells_base,
 };
@@ -157,8 +157,7 @@ impl Applier<'_> {
                 inline.stop();
             }
             if let Some(other) = other {
-                let staged = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                staged.into_iter().for_each(|(index, result)| obtained[index].take_staged(result));
+                joined(other).into_iter().for_each(|(index, result)| obtained[index].take_staged(result));
             }
             received
         })?;

@@ -64,7 +64,7 @@ CREATE TABLE tombstones (item_id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHO
 CREATE INDEX tombstones_by_age ON tombstones (since);
 ";
 
-/// What leads from the schema of each version, from 1 on, to that of the next.
+/// What leads from the schema of each version, from 1 on, to that of the next. Each stays as it is when [`SCHEMA`] changes again.
 pub(super) const MIGRATIONS: &[&str] = &[
     "
 ALTER TABLE items ADD COLUMN units BLOB;

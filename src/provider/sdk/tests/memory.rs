@@ -1,6 +1,6 @@
 //! A store in memory: paths with `/`, files and directories, and faults at will.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{Cursor, Read, Write};
 use std::sync::{Arc, Mutex};
 
@@ -44,6 +44,8 @@ impl Entry {
 pub(super) struct State {
     items: BTreeMap<ItemId, Entry>,
     staged: HashMap<u64, Vec<u8>>,
+    /// Those that were made durable.
+    synced: HashSet<u64>,
     deleted: HashMap<ItemId, Entry>,
     clock: u64,
     next_staged: u64,
@@ -265,6 +267,8 @@ impl ItemStore for MemoryStore {
 
     /// No step: it is made beside those of another section.
     fn sync_staged(&self) -> Result<(), StoreError> {
+        let mut state = lock(&self.state);
+        state.synced = state.staged.keys().copied().collect();
         Ok(())
     }
 
@@ -291,6 +295,7 @@ impl ItemStore for MemoryStore {
             if !fits {
                 return Err(ItemError::Changed);
             }
+            assert!(inner.synced.contains(&staged.0), "{id} is put before it is durable");
             let content = inner.staged.remove(&staged.0).expect("it was staged");
             let stamp = inner.stamp();
             let entry = Entry { content, properties: state.properties.clone(), modified: seconds(state), stamp };

@@ -314,7 +314,7 @@ impl Referee {
                 ask_destination_again: self.known.max_tick(&self.destination) < self.destination_tick_seen,
                 ..BatchVerdict::default()
             },
-            changes: HashMap::new(),
+            changes: HashMap::with_capacity(batch.changes().count()),
             inline_bytes: 0,
         };
         for (index, group) in batch.groups.iter().enumerate() {

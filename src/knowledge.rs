@@ -15,7 +15,7 @@ mod set;
 
 pub use batch::{
     ChangeBatch, ChangeFlags, ChangeGroup, ChangeOutcome, ChangeUnitChange, Digest, GroupKind, ItemChange, ItemData,
-    ItemDataHeader, OutcomeKind, RecoverableError,
+    ItemDataHeader, OutcomeKind, Properties, RecoverableError,
 };
 pub use breach::BatchBreach;
 pub use clock_vector::ClockVector;

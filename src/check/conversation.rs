@@ -120,7 +120,7 @@ fn members(
     let part: BTreeMap<&String, &Value> = object.iter().filter(|(name, _)| named(name)).collect();
     let content = Bytes::from(serde_json::json!(part).to_string());
     let header = ItemDataHeader {
-        properties: properties.clone(),
+        properties: properties.clone().into(),
         content_size: content.len() as u64,
         content_digest: Some(super::partner::digest(&content)),
     };

@@ -100,7 +100,7 @@ impl Bench {
         let digest = digest(content);
         self.has_content(version, digest);
         let header = ItemDataHeader {
-            properties: sample.properties.clone(),
+            properties: sample.properties.clone().into(),
             content_size: content.len() as u64,
             content_digest: Some(digest),
         };

@@ -170,11 +170,14 @@ pub struct ChangeUnitChange {
     pub modification_time: Option<jiff::Timestamp>,
 }
 
+/// Store-defined facts of an item, such as a file's kind and mode. Shared, since everything that speaks of the item has them.
+pub type Properties = Arc<BTreeMap<String, String>>;
+
 /// What is said of an item's data before its content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ItemDataHeader {
-    /// Store-defined facts, such as a file's mode.
-    pub properties: BTreeMap<String, String>,
+    /// Store-defined facts.
+    pub properties: Properties,
     /// Bytes of content that follow.
     pub content_size: u64,
     /// SHA-256 of the content, where it is known beforehand.

@@ -55,7 +55,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::knowledge::{Digest, ItemDataHeader, ItemId};
+use crate::knowledge::{Digest, ItemDataHeader, ItemId, Properties};
 use crate::provider::sdk::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, MAX_DIVIDED_BYTES, Observation,
     Replaces, Staged, Staging, StoreError,
@@ -81,7 +81,7 @@ struct Items {
 #[derive(Clone, Debug)]
 struct Item {
     content: Vec<u8>,
-    properties: BTreeMap<String, String>,
+    properties: Properties,
     modified: Option<Timestamp>,
     /// Changes with every write: the evidence that an item is unchanged.
     stamp: u64,
@@ -160,7 +160,7 @@ impl Items {
         &mut self,
         id: ItemId,
         content: Vec<u8>,
-        properties: BTreeMap<String, String>,
+        properties: Properties,
         modified: Option<Timestamp>,
     ) -> Fingerprint {
         let item = Item { content, properties, modified, stamp: self.next() };

@@ -36,7 +36,7 @@ impl Entry {
     pub(crate) fn state(&self) -> ItemState {
         let kind = self.kind.iter().map(|kind| ("kind".to_owned(), kind.clone()));
         ItemState {
-            properties: kind.chain([("mode".to_owned(), self.mode.clone())]).collect(),
+            properties: Arc::new(kind.chain([("mode".to_owned(), self.mode.clone())]).collect()),
             size: self.content.len() as u64,
             digest: digest(&self.content),
             modification_time: jiff::Timestamp::from_second(self.modified).ok(),

@@ -534,7 +534,7 @@ impl Provider for Scripted {
             let content = content.unwrap_or_default();
             let digest = Digest(Sha256::digest(&content).into());
             let header = ItemDataHeader {
-                properties: BTreeMap::new(),
+                properties: Default::default(),
                 content_size: content.len() as u64,
                 content_digest: (twist != Twist::OtherDigest).then_some(digest),
             };

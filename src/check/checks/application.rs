@@ -84,7 +84,7 @@ async fn shown(bench: &Bench) -> Held<Option<Sample>> {
             continue;
         }
         if let Loaded::Data { header, content } = session.load(change, &given.keys, 0).await? {
-            sample = Some(Sample::like(header.properties, &content));
+            sample = Some(Sample::like((*header.properties).clone(), &content));
             break;
         }
     }

@@ -181,7 +181,7 @@ pub(super) async fn of_items(bench: &Bench) -> Held {
                 let shown = (&listed.version, listed.content_size);
                 format!("item {item} is at {version:?}, of {} bytes, and listed as {shown:?}", header.content_size)
             })?;
-            let properties = version.is_some().then_some(&header.properties);
+            let properties = version.is_some().then_some(&*header.properties);
             let own = item_digest(item, header.content_size, content_digest, properties);
             bench.require(Rule::DigestItem, listed.digest == own, || {
                 format!("the digest of item {item} is not that of its id, content and properties")

@@ -288,6 +288,7 @@ fn item_data(data: pb::ItemData, at: Path<'_>, violations: &mut Violations) -> O
 /// Encodes what is said of an item's data before its content.
 pub fn encode_header(header: ItemDataHeader) -> pb::ItemDataHeader {
     let ItemDataHeader { properties, content_size, content_digest } = header;
+    let properties = Arc::unwrap_or_clone(properties);
     pb::ItemDataHeader { properties, content_size, content_digest: content_digest.as_ref().map(encode_digest) }
 }
 
@@ -298,7 +299,7 @@ pub fn header(header: pb::ItemDataHeader, at: Path<'_>, violations: &mut Violati
         None => None,
         Some(bytes) => Some(digest(&bytes, at.field("content_digest"), violations)?),
     };
-    Some(ItemDataHeader { properties, content_size, content_digest })
+    Some(ItemDataHeader { properties: properties.into(), content_size, content_digest })
 }
 
 /// Encodes the end of an item's data.

@@ -203,7 +203,7 @@ impl Provider for Fake {
         assert_eq!(load.version, version("B", 5));
         let (parts, receiver) = mpsc::channel(1);
         let (abandoned, handed_over) = (self.abandoned.clone(), self.handed_over.clone());
-        let properties = [("mode".to_owned(), "644".to_owned())].into();
+        let properties = Arc::new([("mode".to_owned(), "644".to_owned())].into());
         let content_size = (CHUNKS * CHUNK.len()) as u64;
         let header = ItemDataHeader { properties, content_size, content_digest: Some(DIGEST) };
         tokio::spawn(async move {

@@ -404,7 +404,7 @@ async fn send<T, U>(
 
 fn header(state: &ItemState) -> pb::ItemDataHeader {
     pb::ItemDataHeader {
-        properties: state.properties.clone(),
+        properties: (*state.properties).clone(),
         content_size: state.size,
         content_digest: Some(Bytes::copy_from_slice(&state.digest.0)),
     }

@@ -5,14 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use sha2::{Digest as _, Sha256};
 
 use super::calls::{Calls, Failure, decode};
 use super::lock;
 use crate::grpc::convert::simple::{self, Listed, Schema};
-use crate::knowledge::{Digest, ItemId};
+use crate::knowledge::{Digest, ItemId, Properties};
 use crate::pb;
 use crate::pb::enumerate_items_response::Event;
 use crate::provider::sdk::{Detection, Fingerprint, ItemState, Known, KnownItem, Observation, Skipped, StoreError};
@@ -197,7 +197,7 @@ impl std::io::Write for Hasher {
 /// be written, ‡ so that it is no edit. For the rest the last that is known of the item goes on to hold.
 fn complete(schema: &Schema, known: &dyn Known, id: &ItemId, listed: Listed, size: u64, digest: Digest) -> ItemState {
     let mut state =
-        ItemState { properties: listed.properties, size, digest, modification_time: listed.modification_time };
+        ItemState { properties: listed.properties.into(), size, digest, modification_time: listed.modification_time };
     let kept = |other: &ItemState| {
         other.same_content(&state) && (!schema.supports_properties || other.properties == state.properties)
     };
@@ -213,10 +213,10 @@ fn complete(schema: &Schema, known: &dyn Known, id: &ItemId, listed: Listed, siz
         state.properties = match (same, before) {
             (Some(same), _) => same.properties,
             (None, Some(mut before)) => {
-                before.properties.remove(CONTENT_TIME);
+                Arc::make_mut(&mut before.properties).remove(CONTENT_TIME);
                 before.properties
             }
-            (None, None) => BTreeMap::new(),
+            (None, None) => Properties::default(),
         };
     }
     state

@@ -4,21 +4,20 @@
 //! nothing half-written is ever visible: it is *staged* (invisible), made durable for many items at once, and then *put* in
 //! place, one atomic step per item, each checked against what the SDK believes is there.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Read, Write};
 
 use serde::{Deserialize, Serialize};
 
 use super::ItemFilter;
-use crate::knowledge::{Digest, ItemDataHeader, ItemId, RecoverableError};
+use crate::knowledge::{Digest, ItemDataHeader, ItemId, Properties, RecoverableError};
 use crate::types::Hresult;
 
 /// An item's state, as versions tell it apart: two states that are equal are the same data and metadata.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ItemState {
-    /// Store-defined facts, such as kind and mode. What is here travels.
-    pub properties: BTreeMap<String, String>,
+    /// Store-defined facts. What is here travels.
+    pub properties: Properties,
     /// Bytes of content.
     pub size: u64,
     /// SHA-256 of the content.

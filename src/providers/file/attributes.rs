@@ -86,7 +86,7 @@ pub(super) fn item_state(facts: &Facts, kind: Kind, size: u64, digest: Digest) -
         properties.insert("mtime".to_owned(), facts.mtime.to_string());
     }
     let modification_time = if kind == Kind::Directory { None } else { facts.mtime.timestamp() };
-    ItemState { properties, size, digest, modification_time }
+    ItemState { properties: properties.into(), size, digest, modification_time }
 }
 
 /// True when `found` is what an entry looks like in which `state` was put. A state that came from a store of another sort need

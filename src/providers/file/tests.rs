@@ -13,6 +13,7 @@ use super::attributes::Attributes;
 use super::facts::Time;
 use super::fingerprint::{Origin, Stamp};
 use super::*;
+use crate::knowledge::Properties;
 use crate::provider::sdk::{Fingerprint, Observation, Skipped};
 
 /// The metadata, as far as a store sees it.
@@ -149,8 +150,8 @@ fn link(target: &str) -> ItemState {
     ItemState { properties: properties(&[("kind", "symlink")]), ..state }
 }
 
-fn properties(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+fn properties(pairs: &[(&str, &str)]) -> Properties {
+    Arc::new(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
 }
 
 fn mode_of(path: &Path) -> u32 {
@@ -367,7 +368,7 @@ fn properties_change_without_content() {
     assert_eq!(fs::metadata(f.root().join("a")).unwrap().ino(), inode);
 
     let mut later = file("x", "600");
-    later.properties.insert("mtime".into(), "-1.500000000".into());
+    Arc::make_mut(&mut later.properties).insert("mtime".into(), "-1.500000000".into());
     let Ok(Applied::Done(fingerprint)) = f.store.set_properties(&a, &later, &f.known.item("a")) else {
         panic!("refused")
     };

@@ -1,11 +1,12 @@
 //! Looks for changes: the feed of what changed, and the rows themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Inner, SqliteStore, digest, fingerprint, lock};
-use crate::knowledge::{Digest, ItemId};
+use crate::knowledge::{Digest, ItemId, Properties};
 use crate::provider::sdk::{Detection, ItemState, Known, KnownItem, Observation, Skipped};
 
 /// What the feed says of a row beside that it changed.
@@ -20,7 +21,7 @@ struct Change {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Facts {
     pub(super) digest: Digest,
-    pub(super) properties: BTreeMap<String, String>,
+    pub(super) properties: Properties,
     pub(super) modification_time: Option<jiff::Timestamp>,
 }
 
@@ -153,14 +154,16 @@ impl Look<'_> {
         id: &ItemId,
         digest: &Digest,
         known: Option<&KnownItem>,
-    ) -> (BTreeMap<String, String>, Option<jiff::Timestamp>) {
+    ) -> (Properties, Option<jiff::Timestamp>) {
         let change = self.changes.get(id);
         if let Some(facts) = change.and_then(|change| change.facts.as_ref()).filter(|facts| facts.digest == *digest) {
             return (facts.properties.clone(), facts.modification_time);
         }
         let mut properties = known.map(|known| known.state.properties.clone()).unwrap_or_default();
         // A file's time is that of its content, which is another now.
-        properties.remove("mtime");
+        if properties.contains_key("mtime") {
+            Arc::make_mut(&mut properties).remove("mtime");
+        }
         (properties, change.and_then(|change| change.time))
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -70,7 +71,7 @@ impl Fixture {
 
 fn state(content: &str) -> ItemState {
     ItemState {
-        properties: BTreeMap::from([("mode".to_owned(), "600".to_owned())]),
+        properties: Arc::new(BTreeMap::from([("mode".to_owned(), "600".to_owned())])),
         size: content.len() as u64,
         digest: digest(content.as_bytes()),
         modification_time: Some(jiff::Timestamp::from_second(1_000).unwrap()),
@@ -78,7 +79,7 @@ fn state(content: &str) -> ItemState {
 }
 
 fn stage(store: &SqliteStore, id: &str, content: &str) -> Staged {
-    let properties = BTreeMap::from([("mode".to_owned(), "600".to_owned())]);
+    let properties = Arc::new(BTreeMap::from([("mode".to_owned(), "600".to_owned())]));
     let header = ItemDataHeader { properties, content_size: content.len() as u64, content_digest: None };
     let mut staging = store.stage(&id.into(), &header).unwrap();
     staging.write_all(content.as_bytes()).unwrap();
@@ -225,10 +226,10 @@ fn what_the_table_cannot_hold_is_refused_and_leaves_nothing() {
     let twice = put(&store, "2", r#"{"size":5,"label":"a"}"#, &Replaces::Nothing);
     assert_eq!(twice, Err(ItemError::Collision("1".into())), "which row has it");
     assert!(refused("2", r#"{"size":5,"label":"b"}"#).contains("UNIQUE"), "of an expression it is not told");
-    let header = ItemDataHeader { properties: BTreeMap::new(), content_size: 1, content_digest: None };
+    let header = ItemDataHeader { properties: Default::default(), content_size: 1, content_digest: None };
     let Err(ItemError::Failed(reason)) = store.stage(&"01".into(), &header) else { panic!("01 is no key") };
     assert!(reason.contains("a whole number"), "{reason}");
-    let directory = BTreeMap::from([("kind".to_owned(), "directory".to_owned())]);
+    let directory = Arc::new(BTreeMap::from([("kind".to_owned(), "directory".to_owned())]));
     assert!(store.stage(&"1".into(), &ItemDataHeader { properties: directory, ..header }).is_err());
     store.sync_applied().unwrap();
     assert_eq!(fixture.user.query_row("SELECT count(*) FROM things", [], |row| row.get::<_, i64>(0)).unwrap(), 1);

@@ -16,7 +16,7 @@ impl World {
         // Of an item with change units the values are versioned, and nothing else.
         let versioned = |state: ItemState| match self.scenario.units {
             0 => state,
-            _ => ItemState { properties: BTreeMap::new(), modification_time: None, ..state },
+            _ => ItemState { properties: Default::default(), modification_time: None, ..state },
         };
         let held = |replica: &Replica| -> BTreeMap<ItemId, ItemState> {
             replica.store.contents().into_iter().map(|(id, state)| (id, versioned(state))).collect()

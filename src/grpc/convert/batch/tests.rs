@@ -23,7 +23,11 @@ fn arbitrary_data() -> impl Strategy<Value = ItemData> {
     let bytes = proptest::collection::vec(any::<u8>(), 0..20);
     let properties = proptest::collection::btree_map("[a-z]{1,4}", ".{0,6}", 0..3);
     (bytes, properties, any::<Option<[u8; 32]>>()).prop_map(|(content, properties, digest)| ItemData {
-        header: ItemDataHeader { properties, content_size: content.len() as u64, content_digest: digest.map(Digest) },
+        header: ItemDataHeader {
+            properties: Arc::new(properties),
+            content_size: content.len() as u64,
+            content_digest: digest.map(Digest),
+        },
         content: Bytes::from(content),
     })
 }

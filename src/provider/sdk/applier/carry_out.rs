@@ -410,7 +410,7 @@ mod tests {
         let after = |units: bool| {
             let item = KnownItem {
                 state: ItemState {
-                    properties: BTreeMap::new(),
+                    properties: Default::default(),
                     size: 0,
                     digest: crate::knowledge::Digest([0; 32]),
                     modification_time: None,

@@ -428,7 +428,7 @@ impl Applier<'_> {
                 }
             }
             Want::Properties { kind } => {
-                let theirs = item.incoming.properties.as_ref().and_then(kind_of);
+                let theirs = item.incoming.properties.as_deref().and_then(kind_of);
                 if theirs != kind.as_deref() {
                     wanted.push_back((load.index, Want::Content));
                 }

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use sha2::{Digest as _, Sha256};
 
 use super::arrival::{Arrival, stage};
+use super::merge::without_time;
 use super::plan::{Action, Ground, Step, delete, tombstone_of};
 use super::settle::NewVersion;
 use crate::knowledge::{ChangeUnitId, Digest, ItemChange, ItemId, Version};
@@ -125,11 +126,4 @@ fn merged((mut object, mut units): (Object, Units), loser: &Side<'_>, edit: &Ver
         units.insert(unit.clone(), Unit { version: edit.clone(), ..theirs.clone() });
     }
     (object, units)
-}
-
-/// A file's time goes with its content, which is another one now.
-fn without_time(state: &ItemState) -> std::collections::BTreeMap<String, String> {
-    let mut properties = state.properties.clone();
-    properties.remove("mtime");
-    properties
 }

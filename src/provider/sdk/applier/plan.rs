@@ -485,7 +485,7 @@ pub(super) fn delete(change: &ItemChange, before: Option<Row>, version: Version)
         None => {
             // Nothing is known of the item but that it was deleted.
             let state =
-                ItemState { properties: BTreeMap::new(), size: 0, digest: Digest([0; 32]), modification_time: None };
+                ItemState { properties: Default::default(), size: 0, digest: Digest([0; 32]), modification_time: None };
             let mut after = row_of(state, change.creation_version.clone(), version);
             after.item.deleted = true;
             after.winner = change.winner_item_id.clone();

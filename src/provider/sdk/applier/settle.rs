@@ -8,7 +8,8 @@
 use std::collections::BTreeMap;
 
 use crate::knowledge::{
-    Conflict, Decision, DestinationItem, Digest, ItemChange, ItemId, Knowledge, RecoverableError, Version, decide,
+    Conflict, Decision, DestinationItem, Digest, ItemChange, ItemId, Knowledge, Properties, RecoverableError, Version,
+    decide,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::sdk::ItemState;
@@ -25,7 +26,7 @@ pub(super) fn kind_of(properties: &BTreeMap<String, String>) -> Option<&str> {
 #[derive(Clone, Debug)]
 pub struct Incoming {
     /// `None` until a header has come.
-    pub properties: Option<BTreeMap<String, String>>,
+    pub properties: Option<Properties>,
     /// Bytes of content.
     pub size: Option<u64>,
     /// Of the content.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::knowledge::{Digest, ItemDataHeader, ItemId};
+use crate::knowledge::{Digest, ItemDataHeader, ItemId, Properties};
 use crate::provider::sdk::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Observation, Replaces, Staged,
     Staging, StoreError, lock,
@@ -16,7 +16,7 @@ use crate::types::Hresult;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) content: Vec<u8>,
-    pub(super) properties: BTreeMap<String, String>,
+    pub(super) properties: Properties,
     pub(super) modified: i64,
     stamp: u64,
 }
@@ -118,7 +118,7 @@ impl MemoryStore {
     fn write_kind(&self, id: &str, content: &str, modified: i64, kind: &str) {
         let mut state = lock(&self.state);
         let stamp = state.stamp();
-        let properties = BTreeMap::from([("kind".to_owned(), kind.to_owned())]);
+        let properties = Arc::new(BTreeMap::from([("kind".to_owned(), kind.to_owned())]));
         state.items.insert(id.into(), Entry { content: content.into(), properties, modified, stamp });
     }
 
@@ -126,7 +126,7 @@ impl MemoryStore {
         let mut state = lock(&self.state);
         let stamp = state.stamp();
         let entry = state.items.get_mut(&ItemId::from(id)).expect("the item is there");
-        entry.properties.insert(key.to_owned(), value.to_owned());
+        Arc::make_mut(&mut entry.properties).insert(key.to_owned(), value.to_owned());
         entry.stamp = stamp;
     }
 

@@ -60,7 +60,14 @@ pub(super) fn recent(shared: &Shared, operation_age: Option<Duration>) -> Result
 }
 
 /// Folds local changes into the metadata; the number of live items after it. Refused, nothing is changed.
-pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Refusal> {
+///
+/// The rows of a replica's first look, and the generation that they become, are shown to `first` before they are committed, which takes
+/// one thread and all of its time.
+pub(super) fn detect(
+    shared: &Shared,
+    allow_mass_delete: bool,
+    first: impl FnOnce(&[(ItemId, Row)], u64),
+) -> Result<u64, Refusal> {
     let _gate = lock(&shared.gate);
     shared.look_again();
     let began = Instant::now();
@@ -115,6 +122,9 @@ pub(super) fn detect(shared: &Shared, allow_mass_delete: bool) -> Result<u64, Re
     let commit = commit.or_else(|| moved.is_some().then(|| Commit { tick, ..Commit::default() }));
     if let Some(commit) = commit {
         let commit = Commit { anchor: moved, ..commit };
+        if tick == 0 {
+            first(&commit.rows, metadata.generation() + 1);
+        }
         metadata.commit(commit).map_err(metadata_failed)?;
     }
     *lock(&shared.looked) = Some(began);

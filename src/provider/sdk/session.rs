@@ -168,43 +168,52 @@ pub(super) async fn begin(shared: &Arc<Shared>, request: BeginSession) -> Result
         // A task of its own, so that the end is completed also when the caller goes away.
         tokio::spawn(async move { finish(&shared, &lapsed).await }).await.map_err(panicked)?;
     }
-    let Work { session, _token: token } = admit(shared, &request)?;
+    let work = admit(shared, &request)?;
     let (answer, answered) = oneshot::channel();
     let shared = shared.clone();
     tokio::spawn(async move {
-        let detected = {
-            let (shared, allow_mass_delete) = (shared.clone(), request.allow_mass_delete);
-            let look = move || {
-                if let Some(partner) = &request.partner {
-                    shared.meet(partner)?;
-                }
-                match detection::recent(&shared, request.operation_age)? {
-                    Some(alive) => Ok(alive),
-                    None => detection::detect(&shared, allow_mass_delete),
-                }
-            };
-            tokio::task::spawn_blocking(look).await.map_err(panicked).and_then(|result| result.map_err(CallError::from))
+        let looked = {
+            let (shared, work) = (shared.clone(), work.again());
+            tokio::task::spawn_blocking(move || look(&shared, &work, &request)).await
         };
-        let outcome = match detected {
+        let session = &work.session;
+        let outcome = match looked.map_err(panicked).and_then(|result| result.map_err(CallError::from)) {
             Ok(alive) => {
                 session.counters.alive.store(alive, Ordering::Relaxed);
                 if session.role == ProviderRole::Destination {
                     lock(&shared.report).begin_destination();
                 }
-                activate(&shared, &session)
+                activate(&shared, session)
             }
             Err(error) => {
                 // Refused: nothing is owed, and the SyncGuid may be used again.
                 lock(&shared.registry).live.remove(&session.sync_guid);
+                session.cancel.cancel();
                 session.gone.cancel();
                 Err(error)
             }
         };
-        drop(token);
+        drop(work);
         // Without a receiver the caller has gone; see above.
         let _ = answer.send(outcome);
     });
     answered.await.unwrap_or_else(|_| Err(Refusal::invalid_operation("the provider is shutting down").into()))
+}
+
+/// The number of live items, after a look for local changes where one is due.
+fn look(shared: &Arc<Shared>, work: &Work, request: &BeginSession) -> Result<u64, Refusal> {
+    if let Some(partner) = &request.partner {
+        shared.meet(partner)?;
+    }
+    if let Some(alive) = detection::recent(shared, request.operation_age)? {
+        return Ok(alive);
+    }
+    detection::detect(shared, request.allow_mass_delete, |rows, generation| {
+        if request.role == ProviderRole::Source {
+            let reading = ReadAhead::of_first_look(shared, work.again(), generation, rows);
+            *lock(&work.session.read_ahead) = Some(reading);
+        }
+    })
 }
 
 fn admit(shared: &Arc<Shared>, request: &BeginSession) -> Result<Work, CallError> {

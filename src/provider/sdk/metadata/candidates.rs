@@ -62,12 +62,15 @@ impl Metadata {
                 candidates.extend(self.candidate(known, row)?);
             }
         }
-        let mut exception = self.connection.prepare_cached(&format!("{COLUMNS} item_id = ?1"))?;
-        let found: HashSet<ItemId> = candidates.iter().map(|candidate| candidate.item_id.clone()).collect();
-        for item in search.exceptions.iter().filter(|item| !found.contains(*item)) {
-            let mut rows = exception.query([item.as_bytes()])?;
-            if let Some(row) = rows.next()? {
-                candidates.extend(self.candidate(known, row)?);
+        // Mostly there are none, and many candidates.
+        if !search.exceptions.is_empty() {
+            let mut exception = self.connection.prepare_cached(&format!("{COLUMNS} item_id = ?1"))?;
+            let found: HashSet<ItemId> = candidates.iter().map(|candidate| candidate.item_id.clone()).collect();
+            for item in search.exceptions.iter().filter(|item| !found.contains(*item)) {
+                let mut rows = exception.query([item.as_bytes()])?;
+                if let Some(row) = rows.next()? {
+                    candidates.extend(self.candidate(known, row)?);
+                }
             }
         }
         self.add_units(&search, made_with, &mut candidates)?;

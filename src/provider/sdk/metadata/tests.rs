@@ -1,10 +1,12 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::*;
-use crate::knowledge::{ChangeUnitId, ClockVector};
+use crate::knowledge::fixtures::FORMAT;
+use crate::knowledge::{ChangeUnitId, ClockVector, Knowledge};
 
 /// The schema of version 1, as it was, with an item and an intent in it.
 const VERSION_1: &str = "
@@ -93,6 +95,49 @@ fn content_is_found_without_a_look_at_each_tombstone_of_it() {
             .unwrap();
         assert!(plan.ends_with("items_by_digest (<expr>=? AND deleted=?)"), "{plan}");
     }
+}
+
+/// A first look of a large replica takes the indices away and makes them again: they are the same, and hold every row.
+#[test]
+fn many_rows_in_an_empty_table_are_found_like_others() {
+    const ROWS: u64 = 2_000;
+    let directory = TempDir::new().unwrap();
+    let mut metadata = Metadata::open(directory.path(), "here").unwrap();
+    let schema = |metadata: &Metadata| -> Vec<(String, Option<String>)> {
+        let mut all = metadata.connection.prepare("SELECT name, sql FROM sqlite_schema ORDER BY name").unwrap();
+        all.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().collect::<Result<_, _>>().unwrap()
+    };
+    let before = schema(&metadata);
+    let own = metadata.replica().clone();
+    let item = |number: u64| {
+        let version = Version::new(own.clone(), number);
+        // Their digests come in another order than their ids.
+        let digest = Digest(Sha256::digest(number.to_le_bytes()).into());
+        let state = ItemState { properties: Default::default(), size: number, digest, modification_time: None };
+        let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: number % 7 == 0 };
+        let creation = version.clone();
+        (
+            ItemId::from(format!("{number:06}").into_bytes()),
+            Row { item, lingering: false, creation, version, units: None, winner: None },
+        )
+    };
+    let rows: Vec<_> = (1..=ROWS).map(item).collect();
+    metadata.commit(Commit { rows: rows.clone(), tick: ROWS, ..Commit::default() }).unwrap();
+    metadata.commit(Commit { rows: vec![item(ROWS + 1)], tick: ROWS + 1, ..Commit::default() }).unwrap();
+    assert_eq!(schema(&metadata), before);
+
+    let integrity: String = metadata.connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(integrity, "ok", "every index has every row");
+    assert_eq!(metadata.alive(), rows.iter().filter(|(_, row)| !row.item.deleted).count() as u64 + 1);
+    for (id, row) in &rows {
+        assert_eq!(metadata.row(id).unwrap().as_ref(), Some(row));
+        let state = &row.item.state;
+        let holder = metadata.holder(&state.digest, state.size, &"other".into()).unwrap();
+        assert_eq!(holder.map(|(id, _)| id), (!row.item.deleted).then(|| id.clone()));
+    }
+    let up_to = |tick: u64| Knowledge::from_vector(FORMAT, ClockVector::from_iter([(own.clone(), tick)]));
+    let candidates = metadata.uncontained(&up_to(ROWS - 9), &up_to(ROWS + 1)).unwrap();
+    assert_eq!(candidates.len(), 10, "by their versions");
 }
 
 #[test]

@@ -6,8 +6,12 @@ use std::sync::Arc;
 use rusqlite::{Transaction, params};
 
 use super::row::{Commit, Row, Unit};
+use super::schema::{INDICES, NO_INDICES};
 use super::{Metadata, codec, encode_knowledge, set_meta};
 use crate::knowledge::{ItemId, ReplicaId};
+
+/// So many rows that come into an empty table are sorted into its indices at the end.
+const MANY: usize = 1_000;
 
 impl Metadata {
     /// Carries a commit out, whole or not at all.
@@ -16,6 +20,11 @@ impl Metadata {
         let mut interned = Vec::new();
         let mut alive = self.alive;
         let transaction = self.connection.transaction()?;
+        let fills =
+            commit.rows.len() >= MANY && !transaction.prepare_cached("SELECT 1 FROM items LIMIT 1")?.exists([])?;
+        if fills {
+            transaction.execute_batch(NO_INDICES)?;
+        }
         {
             let mut key = |replica: &ReplicaId| -> rusqlite::Result<i64> {
                 if let Some(key) = self.key_of_replica.get(replica) {
@@ -88,6 +97,9 @@ impl Metadata {
                 intend.raw_bind_parameter(18, intent.forgets)?;
                 intend.raw_execute()?;
             }
+        }
+        if fills {
+            transaction.execute_batch(INDICES)?;
         }
         if let Some(knowledge) = &commit.knowledge {
             set_meta(&transaction, "knowledge", &encode_knowledge(knowledge))?;

@@ -38,6 +38,11 @@ pub(super) const MAX_SINGLE_SYNCS: usize = 8;
 /// Directories of the holding area. Threads that create files in one directory wait for each other.
 const DIRECTORIES: usize = 2;
 
+/// Threads that remove what a session has displaced, each of so many entries at least. A file system may tell the disk of each one that
+/// is gone, and wait for it.
+const REMOVERS: usize = 4;
+const WORTH_A_REMOVER: usize = 64;
+
 #[derive(Debug)]
 pub(super) struct Holding {
     directories: [Directory; DIRECTORIES],
@@ -333,9 +338,12 @@ impl Holding {
         for (number, held) in contents.staged.iter().filter(|(_, held)| matches!(held.content, Content::File { .. })) {
             self.remove(*number, &held.name);
         }
-        for Displaced { number, .. } in contents.displaced.values().flatten() {
-            self.remove(*number, number.to_string().as_bytes());
-        }
+        let displaced: Vec<_> = contents.displaced.values().flatten().map(|displaced| displaced.number).collect();
+        std::thread::scope(|scope| {
+            for some in displaced.chunks(displaced.len().div_ceil(REMOVERS).max(WORTH_A_REMOVER)) {
+                scope.spawn(|| some.iter().for_each(|number| self.remove(*number, number.to_string().as_bytes())));
+            }
+        });
         for (number, name) in &contents.nests.outermost {
             remove_all(self.directory(*number), name);
         }

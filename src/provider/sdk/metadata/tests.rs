@@ -114,7 +114,7 @@ fn many_rows_in_an_empty_table_are_found_like_others() {
         // Their digests come in another order than their ids.
         let digest = Digest(Sha256::digest(number.to_le_bytes()).into());
         let state = ItemState { properties: Default::default(), size: number, digest, modification_time: None };
-        let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: number % 7 == 0 };
+        let item = KnownItem { state, fingerprint: Fingerprint::default(), deleted: number.is_multiple_of(7) };
         let creation = version.clone();
         (
             ItemId::from(format!("{number:06}").into_bytes()),

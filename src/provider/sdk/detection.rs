@@ -61,8 +61,8 @@ pub(super) fn recent(shared: &Shared, operation_age: Option<Duration>) -> Result
 
 /// Folds local changes into the metadata; the number of live items after it. Refused, nothing is changed.
 ///
-/// The rows of a replica's first look, and the generation that they become, are shown to `first` before they are committed, which takes
-/// one thread and all of its time.
+/// The rows of a replica's first look, and the generation that they become, are shown to `first` before one thread commits them, so
+/// that other work can begin meanwhile.
 pub(super) fn detect(
     shared: &Shared,
     allow_mass_delete: bool,
@@ -122,7 +122,7 @@ pub(super) fn detect(
     let commit = commit.or_else(|| moved.is_some().then(|| Commit { tick, ..Commit::default() }));
     if let Some(commit) = commit {
         let commit = Commit { anchor: moved, ..commit };
-        if tick == 0 {
+        if tick == 0 && alive == 0 && !commit.rows.is_empty() {
             first(&commit.rows, metadata.generation() + 1);
         }
         metadata.commit(commit).map_err(metadata_failed)?;

@@ -213,7 +213,6 @@ fn nothing(scope: Scope, request: ChangeBatchRequest) -> ChangeBatch {
 }
 
 fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Result<Found, CallError> {
-    // Before the metadata is locked, which the reading thread needs for its rows.
     let ahead = lock(&session.read_ahead).take().map(ReadAhead::finish).unwrap_or_default();
     let mut metadata = shared.metadata();
     let seen = request.destination_knowledge.max_tick(metadata.replica());

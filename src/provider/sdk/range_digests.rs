@@ -45,6 +45,8 @@ pub(super) fn range_digests(
     request: &RangeDigestsRequest,
 ) -> Result<RangeDigests, CallError> {
     let session = &work.session;
+    // Contents that a session which compares will hardly ask for.
+    drop(lock(&session.read_ahead).take());
     let mut answer = RangeDigests { parts: Vec::new(), answered_ranges: 0 };
     let mut bytes = 0;
     for range in &request.ranges {

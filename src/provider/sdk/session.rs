@@ -122,6 +122,11 @@ impl Session {
         standing.deadline = Instant::now() + standing.lease;
     }
 
+    #[cfg(test)]
+    pub(super) fn calls_at_work(&self) -> usize {
+        self.work.len()
+    }
+
     /// Being ended, or to be ended by its lease.
     fn has_lapsed(&self, now: Instant) -> bool {
         let standing = lock(&self.standing);
@@ -176,24 +181,29 @@ pub(super) async fn begin(shared: &Arc<Shared>, request: BeginSession) -> Result
             let (shared, work) = (shared.clone(), work.again());
             tokio::task::spawn_blocking(move || look(&shared, &work, &request)).await
         };
-        let session = &work.session;
+        let session = work.session.clone();
         let outcome = match looked.map_err(panicked).and_then(|result| result.map_err(CallError::from)) {
             Ok(alive) => {
                 session.counters.alive.store(alive, Ordering::Relaxed);
                 if session.role == ProviderRole::Destination {
                     lock(&shared.report).begin_destination();
                 }
-                activate(&shared, session)
+                let active = activate(&shared, &session);
+                drop(work);
+                active
             }
             Err(error) => {
+                // What was being read ahead is read no more.
+                session.cancel.cancel();
+                drop(work);
+                session.work.close();
+                session.work.wait().await;
                 // Refused: nothing is owed, and the SyncGuid may be used again.
                 lock(&shared.registry).live.remove(&session.sync_guid);
-                session.cancel.cancel();
                 session.gone.cancel();
                 Err(error)
             }
         };
-        drop(work);
         // Without a receiver the caller has gone; see above.
         let _ = answer.send(outcome);
     });
@@ -210,8 +220,7 @@ fn look(shared: &Arc<Shared>, work: &Work, request: &BeginSession) -> Result<u64
     }
     detection::detect(shared, request.allow_mass_delete, |rows, generation| {
         if request.role == ProviderRole::Source {
-            let reading = ReadAhead::of_first_look(shared, work.again(), generation, rows);
-            *lock(&work.session.read_ahead) = Some(reading);
+            *lock(&work.session.read_ahead) = ReadAhead::of_first_look(shared, work.again(), generation, rows);
         }
     })
 }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fd::OwnedFd;
@@ -38,10 +38,10 @@ pub(super) const MAX_SINGLE_SYNCS: usize = 8;
 /// Directories of the holding area. Threads that create files in one directory wait for each other.
 const DIRECTORIES: usize = 2;
 
-/// Threads that remove what a session has displaced, each of so many entries at least. A file system may tell the disk of each one that
-/// is gone, and wait for it.
+/// Threads that remove what a session has displaced. A file system may tell the disk of each file that is gone, and wait for it.
 const REMOVERS: usize = 4;
-const WORTH_A_REMOVER: usize = 64;
+/// With so many entries for each of them a further one pays.
+pub(super) const WORTH_A_REMOVER: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Holding {
@@ -339,10 +339,18 @@ impl Holding {
             self.remove(*number, &held.name);
         }
         let displaced: Vec<_> = contents.displaced.values().flatten().map(|displaced| displaced.number).collect();
-        std::thread::scope(|scope| {
-            for some in displaced.chunks(displaced.len().div_ceil(REMOVERS).max(WORTH_A_REMOVER)) {
-                scope.spawn(|| some.iter().for_each(|number| self.remove(*number, number.to_string().as_bytes())));
+        let next = AtomicUsize::new(0);
+        let remove = || {
+            while let Some(number) = displaced.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.remove(*number, number.to_string().as_bytes());
             }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..(displaced.len() / WORTH_A_REMOVER).min(REMOVERS - 1) {
+                // Without a further thread it takes longer.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, remove);
+            }
+            remove();
         });
         for (number, name) in &contents.nests.outermost {
             remove_all(self.directory(*number), name);

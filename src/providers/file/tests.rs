@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::attributes::Attributes;
 use super::facts::Time;
 use super::fingerprint::{Origin, Stamp};
+use super::holding::WORTH_A_REMOVER;
 use super::*;
 use crate::knowledge::Properties;
 use crate::provider::sdk::{Fingerprint, Observation, Skipped};
@@ -416,6 +417,22 @@ fn rename(f: &mut Fixture, meanwhile: impl FnOnce(&Fixture)) -> (u64, Result<u64
     meanwhile(f);
     let result = put_section(f, &items, vec![Some(container), Some(copy)]).remove(1);
     (inode, result.map(|_| fs::metadata(f.root().join("d/new")).unwrap().ino()))
+}
+
+/// More of it than one thread removes.
+#[test]
+fn what_a_session_deleted_is_gone_when_it_ends() {
+    const FILES: usize = 5 * WORTH_A_REMOVER / 2;
+    let mut f = Fixture::new();
+    let names: Vec<_> = (0..FILES).map(|number| number.to_string()).collect();
+    names.iter().for_each(|name| f.write(name, name));
+    f.scan();
+    for name in &names {
+        assert!(matches!(f.store.delete(&ItemId::from(name.as_str()), &f.known.item(name)), Ok(Applied::Done(_))));
+    }
+    assert_eq!(f.held(), FILES);
+    f.store.end_session();
+    assert_eq!(f.held(), 0);
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Reading the next batch's contents while the destination applies the batch before it.
+//! Reading the next batch's contents while the destination applies the batch before it; and those of the first batch of a new replica
+//! while its rows are committed.
 //!
 //! A guess: what is read and does not come next is dropped. It costs the memory of one batch, and otherwise only what is left over:
 //! the destination waits for its disk again and again, and most of all at a batch's end. What has not been read by the time that the
@@ -7,9 +8,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 
 use crate::knowledge::ItemId;
 use crate::provider::sdk::metadata::Row;
@@ -19,11 +21,11 @@ use crate::provider::sdk::{Shared, loading};
 /// Rows that are looked up under one lock of the metadata.
 const ROWS_AT_ONCE: usize = 64;
 
-/// Of the thread that reads: as long as anything else wants the processor, that goes first.
+/// Of the thread, once it reads: what else wants the processor goes first.
 const NICENESS: i32 = 19;
 
-/// Of a first look so much is read: what a coordinator in the same process asks for at once. One that asks for less gets the first of
-/// it, and the rest is read again.
+/// Of a first look so much is read, unless the replica sends less: what a coordinator in the same process asks for at once. One that
+/// asks for less gets the first of it, and the rest is read again.
 const FIRST_CHANGES: usize = 8_000;
 const FIRST_BYTES: u64 = 64 * 1024 * 1024;
 const FIRST_INLINE: u64 = 64 * 1024;
@@ -40,112 +42,138 @@ pub(super) struct Coming {
 
 /// One item, read.
 #[derive(Debug)]
-pub(super) struct Ready {
-    pub(super) row: Row,
+pub(in crate::provider::sdk) struct Ready {
+    pub(in crate::provider::sdk) row: Row,
     /// `None` when it does not go inline, or is not as recorded.
-    pub(super) content: Option<Bytes>,
+    pub(in crate::provider::sdk) content: Option<Bytes>,
 }
 
 /// What was read ahead.
 #[derive(Debug, Default)]
-pub(super) struct Contents {
+pub(in crate::provider::sdk) struct Contents {
     generation: u64,
     items: HashMap<ItemId, Ready>,
 }
 
 impl Contents {
-    fn with_capacity(generation: u64, items: usize) -> Self {
-        Self { generation, items: HashMap::with_capacity(items) }
-    }
-
-    /// Reads what goes inline, until it is to stop.
-    fn read(&mut self, shared: &Shared, max_inline: u64, rows: Vec<(ItemId, Row)>, stop: &dyn Fn() -> bool) {
-        for (id, row) in rows {
-            if stop() {
-                break;
-            }
-            // Which units go out is only known when they do.
-            let inline = !row.item.deleted && row.units.is_none() && row.item.state.size <= max_inline;
-            let content = if inline { loading::whole(shared, &id, &row) } else { None };
-            self.items.insert(id, Ready { row, content });
-        }
-    }
-
     /// Its items, if the metadata is still the one that they were listed from.
-    pub(super) fn of(self, generation: u64) -> HashMap<ItemId, Ready> {
+    pub(in crate::provider::sdk) fn of(self, generation: u64) -> HashMap<ItemId, Ready> {
         if self.generation == generation { self.items } else { HashMap::new() }
     }
 }
 
-/// A reading under way. It holds the session open, and stops with it.
+/// A reading under way. It holds the session open; it stops with it, and when nobody wants it any more.
 #[derive(Debug)]
 pub(in crate::provider::sdk) struct ReadAhead {
-    thread: Option<JoinHandle<Contents>>,
+    generation: u64,
     enough: Arc<AtomicBool>,
+    read: Receiver<(ItemId, Ready)>,
 }
 
 impl ReadAhead {
-    /// Begins to read what was listed.
+    /// Begins to read what was listed. Called from a blocking thread.
     pub(super) fn begin(shared: &Arc<Shared>, work: Work, coming: Coming) -> Self {
-        let shared = shared.clone();
-        Self::on_thread(work, move |stop| {
-            let mut contents = Contents::with_capacity(coming.generation, coming.items.len());
-            for some in coming.items.chunks(ROWS_AT_ONCE) {
-                let rows: Vec<_> = {
-                    let metadata = shared.metadata();
-                    if stop() || metadata.generation() != coming.generation {
-                        break;
-                    }
-                    // What fails here fails again where it can be told.
-                    some.iter().filter_map(|id| Some((id.clone(), metadata.row(id).ok()??))).collect()
-                };
-                contents.read(&shared, coming.inline, rows, stop);
+        let Coming { generation, inline, items } = coming;
+        let of = shared.clone();
+        Self::on_thread(shared, work, (generation, inline, items.len()), move |stop| {
+            let mut rows = Vec::with_capacity(items.len());
+            for some in items.chunks(ROWS_AT_ONCE) {
+                let metadata = of.metadata();
+                if stop() || metadata.generation() != generation {
+                    break;
+                }
+                // What fails here fails again where it can be told.
+                rows.extend(some.iter().filter_map(|id| Some((id.clone(), metadata.row(id).ok()??))));
             }
-            contents
+            rows
         })
     }
 
     /// Begins to read the first of these rows, all that a replica has, while they are committed, as `generation`: to a destination
-    /// that has nothing they are what comes first.
+    /// that has nothing they are what comes first. `None` for a replica that sends no content with its changes.
     pub(in crate::provider::sdk) fn of_first_look(
         shared: &Arc<Shared>,
         work: Work,
         generation: u64,
         rows: &[(ItemId, Row)],
-    ) -> Self {
+    ) -> Option<Self> {
+        let inline = FIRST_INLINE.min(shared.options.max_inline_bytes);
+        let changes = match shared.options.max_changes {
+            0 => FIRST_CHANGES,
+            own => FIRST_CHANGES.min(own as usize),
+        };
         let mut bytes = 0;
         let fits = |(_, row): &&(ItemId, Row)| {
-            if row.item.state.size <= FIRST_INLINE {
-                bytes += row.item.state.size;
-            }
+            bytes += if row.item.state.size <= inline { row.item.state.size } else { 0 };
             bytes <= FIRST_BYTES
         };
-        let rows: Vec<_> = rows.iter().take(FIRST_CHANGES).take_while(fits).cloned().collect();
-        let shared = shared.clone();
-        Self::on_thread(work, move |stop| {
-            let mut contents = Contents::with_capacity(generation, rows.len());
-            contents.read(&shared, FIRST_INLINE, rows, stop);
-            contents
-        })
+        let rows: Vec<_> = rows.iter().take(changes).take_while(fits).cloned().collect();
+        (inline > 0).then(|| Self::on_thread(shared, work, (generation, inline, rows.len()), move |_| rows))
     }
 
-    /// On a thread that is not used again, since without a privilege it cannot take back what it has given way.
-    fn on_thread(work: Work, read: impl FnOnce(&dyn Fn() -> bool) -> Contents + Send + 'static) -> Self {
+    /// Reads these rows' contents, of so many `items` at most, on a thread that is not used again, since without a privilege it cannot
+    /// take back what it has given way.
+    fn on_thread(
+        shared: &Arc<Shared>,
+        work: Work,
+        (generation, inline, items): (u64, u64, usize),
+        rows: impl FnOnce(&dyn Fn() -> bool) -> Vec<(ItemId, Row)> + Send + 'static,
+    ) -> Self {
         let enough = Arc::new(AtomicBool::new(false));
-        let told = enough.clone();
-        let thread = std::thread::Builder::new().name("read ahead".to_owned()).spawn(move || {
+        let (sender, read) = mpsc::sync_channel(items);
+        let (shared, told, runtime) = (shared.clone(), enough.clone(), Handle::current());
+        let thread = std::thread::Builder::new().name("read ahead".to_owned());
+        // Where no thread can be had nothing is read ahead.
+        let _ = thread.spawn(move || {
             let work = work;
+            // Stores may count on it, as on every thread that they are called from.
+            let _entered = runtime.enter();
+            let stop = || told.load(Ordering::Relaxed) || work.session.cancel.is_cancelled();
+            // Before it gives way: whoever waits for the metadata must not wait for a thread that does not come to its turn.
+            let rows = rows(&stop);
             // On Linux of this thread alone. Where it is refused the reading is as urgent as all else.
             let _ = rustix::process::setpriority_process(None, NICENESS);
-            read(&|| told.load(Ordering::Relaxed) || work.session.cancel.is_cancelled())
+            read_all(&shared, inline, rows, &stop, &sender);
         });
-        Self { thread: thread.ok(), enough }
+        Self { generation, enough, read }
     }
 
-    /// What it has read until now. Called from a blocking thread.
-    pub(super) fn finish(self) -> Contents {
+    /// All that it was to read, waiting for it.
+    #[cfg(test)]
+    pub(in crate::provider::sdk) fn wait(self) -> Contents {
+        Contents { generation: self.generation, items: self.read.iter().collect() }
+    }
+
+    /// What it has read until now. It waits for nothing, and what is being read at the moment is read again.
+    pub(in crate::provider::sdk) fn finish(self) -> Contents {
         self.enough.store(true, Ordering::Relaxed);
-        // What a panic kept from being read is read again, by the one who waits.
-        self.thread.and_then(|thread| thread.join().ok()).unwrap_or_default()
+        Contents { generation: self.generation, items: self.read.try_iter().collect() }
+    }
+}
+
+impl Drop for ReadAhead {
+    fn drop(&mut self) {
+        self.enough.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Reads what goes inline, until it is to stop.
+fn read_all(
+    shared: &Shared,
+    max_inline: u64,
+    rows: Vec<(ItemId, Row)>,
+    stop: &dyn Fn() -> bool,
+    read: &SyncSender<(ItemId, Ready)>,
+) {
+    for (id, row) in rows {
+        if stop() {
+            return;
+        }
+        // Which units go out is only known when they do.
+        let inline = !row.item.deleted && row.units.is_none() && row.item.state.size <= max_inline;
+        let content = if inline { loading::whole(shared, &id, &row) } else { None };
+        if read.send((id, Ready { row, content })).is_err() {
+            return;
+        }
     }
 }

@@ -100,7 +100,7 @@ fn content_is_found_without_a_look_at_each_tombstone_of_it() {
 /// A first look of a large replica takes the indices away and makes them again: they are the same, and hold every row.
 #[test]
 fn many_rows_in_an_empty_table_are_found_like_others() {
-    const ROWS: u64 = 2_000;
+    const ROWS: u64 = 2 * write::MANY as u64;
     let directory = TempDir::new().unwrap();
     let mut metadata = Metadata::open(directory.path(), "here").unwrap();
     let schema = |metadata: &Metadata| -> Vec<(String, Option<String>)> {

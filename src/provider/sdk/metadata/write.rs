@@ -11,7 +11,7 @@ use super::{Metadata, codec, encode_knowledge, set_meta};
 use crate::knowledge::{ItemId, ReplicaId};
 
 /// So many rows that come into an empty table are sorted into its indices at the end.
-const MANY: usize = 1_000;
+pub(super) const MANY: usize = 1_000;
 
 impl Metadata {
     /// Carries a commit out, whole or not at all.

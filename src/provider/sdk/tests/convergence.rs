@@ -1,6 +1,8 @@
 use super::harness::{PLAN, Plan, Replica, begin, end, key, request, settle, sync};
-use crate::knowledge::{ItemId, OutcomeKind};
-use crate::provider::sdk::metadata::Commit;
+use crate::knowledge::{ItemId, OutcomeKind, Version};
+use crate::provider::sdk::Options;
+use crate::provider::sdk::metadata::{Commit, Row};
+use crate::provider::sdk::session::enter;
 use crate::provider::{ProcessOutput, ProcessStart, Provider};
 use crate::types::{ConflictResolutionPolicy, ProviderRole};
 
@@ -206,6 +208,67 @@ async fn a_local_edit_that_was_not_detected_is_never_overwritten() {
     b.provider.end_session(end(session)).await.unwrap();
     assert_eq!(kinds, [OutcomeKind::RecoverableError]);
     assert_eq!(b.store.read("f").as_deref(), Some("mine"));
+}
+
+/// Beside the commit of a new replica's rows, and of no other's: its contents go with the generation that the commit makes.
+#[tokio::test]
+async fn a_first_look_has_the_first_contents_read() {
+    let a = Replica::with("a", Options { max_inline_bytes: 8, max_changes: 90, ..Options::default() });
+    for n in 0..100 {
+        a.store.write(&format!("{n:03}"), &n.to_string().repeat(1 + n % 7), 1);
+    }
+    let shared = &a.provider.shared;
+    let reading =
+        |session| enter(shared, session, ProviderRole::Source).unwrap().session.read_ahead.lock().unwrap().take();
+    let first = key();
+    a.provider.begin_session(begin(ProviderRole::Source, first, false)).await.unwrap();
+    let contents = reading(first).expect("it has all of its contents to send").wait();
+    let read = contents.of(shared.metadata().generation());
+    assert_eq!(read.len(), 90, "no more than it puts into a batch");
+    for (id, ready) in &read {
+        let (row, content) = (shared.metadata().row(id).unwrap().unwrap(), a.store.read(&id.to_string()).unwrap());
+        let is_small = content.len() <= 8;
+        assert_eq!((&ready.row, ready.content.as_deref()), (&row, is_small.then_some(content.as_bytes())));
+    }
+    a.provider.end_session(end(first)).await.unwrap();
+
+    a.store.write("new", "new", 1);
+    let second = key();
+    a.provider.begin_session(begin(ProviderRole::Source, second, false)).await.unwrap();
+    assert!(reading(second).is_none());
+    a.provider.end_session(end(second)).await.unwrap();
+}
+
+/// Such as another session commits: what was read before speaks of versions that are no more.
+#[tokio::test]
+async fn what_was_read_ahead_of_a_commit_is_not_sent() {
+    let a = Replica::new("a");
+    for n in 0..100 {
+        a.store.write(&format!("{n:03}"), "old", 1);
+    }
+    let (session, shared) = (key(), &a.provider.shared);
+    a.provider.begin_session(begin(ProviderRole::Source, session, false)).await.unwrap();
+    let reading = enter(shared, session, ProviderRole::Source).unwrap().session.clone();
+    while reading.calls_at_work() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let later = {
+        let mut metadata = shared.metadata();
+        let row = metadata.row(&"000".into()).unwrap().unwrap();
+        let tick = metadata.tick() + 1;
+        let later = Version::new(row.version.replica.clone(), tick);
+        let rows = vec![("000".into(), Row { version: later.clone(), ..row })];
+        let mut knowledge = (**metadata.knowledge()).clone();
+        knowledge.set_local_tick(&later.replica, tick);
+        metadata.commit(Commit { rows, knowledge: Some(knowledge), tick, ..Commit::default() }).unwrap();
+        later
+    };
+    let format = crate::knowledge::IdParameters::BUILT_IN.item_id;
+    let batch = a.provider.get_change_batch(session, request(crate::knowledge::Knowledge::new(format), PLAN)).await;
+    let batch = batch.unwrap();
+    let (_, first) = batch.changes().next().unwrap();
+    assert_eq!(first.change_version.as_ref(), Some(&later));
+    a.provider.end_session(end(session)).await.unwrap();
 }
 
 #[tokio::test]

@@ -111,6 +111,13 @@ pub struct Options {
     pub filters: Vec<FilterRequest>,
 }
 
+impl Options {
+    /// Changes that go into a batch at most.
+    fn most_changes(&self) -> u32 {
+        if self.max_changes == 0 { u32::MAX } else { self.max_changes }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use sha2::{Digest as _, Sha256};
 
@@ -19,9 +19,6 @@ use crate::provider::sdk::{Detection, Fingerprint, ItemState, Known, KnownItem, 
 
 /// Items that are read at once to learn their digests: a store far away answers each after a round trip.
 const READ_TOGETHER: usize = 8;
-
-/// The property that says when a file's content was made; of other content it says nothing.
-const CONTENT_TIME: &str = "mtime";
 
 /// What became of an item since the metadata was written.
 enum Change {
@@ -212,10 +209,7 @@ fn complete(schema: &Schema, known: &dyn Known, id: &ItemId, listed: Listed, siz
     if !schema.supports_properties {
         state.properties = match (same, before) {
             (Some(same), _) => same.properties,
-            (None, Some(mut before)) => {
-                Arc::make_mut(&mut before.properties).remove(CONTENT_TIME);
-                before.properties
-            }
+            (None, Some(before)) => before.without_time(),
             (None, None) => Properties::default(),
         };
     }

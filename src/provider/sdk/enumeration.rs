@@ -336,9 +336,8 @@ impl<'a> Limits<'a> {
         }
         let most = MAX_MESSAGE_BYTES as u64;
         let bytes = if request.max_bytes == 0 { most } else { request.max_bytes };
-        let own = if shared.options.max_changes == 0 { u32::MAX } else { shared.options.max_changes };
         let whole = Room {
-            changes: request.requested_batch_size.clamp(1, own),
+            changes: request.requested_batch_size.clamp(1, shared.options.most_changes()),
             bytes: bytes.saturating_sub(knowledge + BATCH_OVERHEAD),
         };
         Ok(Self {

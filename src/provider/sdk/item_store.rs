@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::{Read, Write};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,16 @@ impl ItemState {
     /// True when the content is the same, whatever the properties.
     pub fn same_content(&self, other: &Self) -> bool {
         self.size == other.size && self.digest == other.digest
+    }
+
+    /// Its properties for a content that is another one: without the time that a file store keeps among them, which goes with the
+    /// content.
+    pub fn without_time(&self) -> Properties {
+        let mut properties = self.properties.clone();
+        if properties.contains_key("mtime") {
+            Arc::make_mut(&mut properties).remove("mtime");
+        }
+        properties
     }
 }
 

@@ -1,7 +1,6 @@
 //! Looks for changes: the feed of what changed, and the rows themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -159,11 +158,7 @@ impl Look<'_> {
         if let Some(facts) = change.and_then(|change| change.facts.as_ref()).filter(|facts| facts.digest == *digest) {
             return (facts.properties.clone(), facts.modification_time);
         }
-        let mut properties = known.map(|known| known.state.properties.clone()).unwrap_or_default();
-        // A file's time is that of its content, which is another now.
-        if properties.contains_key("mtime") {
-            Arc::make_mut(&mut properties).remove("mtime");
-        }
+        let properties = known.map(|known| known.state.without_time()).unwrap_or_default();
         (properties, change.and_then(|change| change.time))
     }
 }

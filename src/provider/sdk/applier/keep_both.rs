@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use sha2::{Digest as _, Sha256};
 
 use super::arrival::{Arrival, Content, stage};
-use super::merge::without_time;
 use super::plan::{Action, Deferral, Ground, Step, Verdict, row_of};
 use super::settle::NewVersion;
 use crate::knowledge::{Digest, ItemId};
@@ -111,7 +110,7 @@ impl Ground<'_> {
         let Some(copy) = self.beside(copy, stays) else { return Ok(false) };
         let content = copy.canonical();
         let (size, digest) = size_and_digest(&content);
-        let properties = without_time(&row.item.state);
+        let properties = row.item.state.without_time();
         let loser = ItemState { properties, size, digest, modification_time: time };
         match self.copy_name(id, &loser, actions)? {
             CopyName::None => Ok(false),

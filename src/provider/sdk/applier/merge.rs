@@ -16,8 +16,8 @@ use super::plan::{Action, Deferral, Ground, Step, Verdict};
 use super::scrutiny::recoverable;
 use super::settle::NewVersion;
 use crate::knowledge::{
-    ChangeUnitChange, ChangeUnitId, Digest, ItemChange, ItemId, Knowledge, Properties, RecoverableError, UnitDecision,
-    Version, decide_unit, tells_anew, tells_base,
+    ChangeUnitChange, ChangeUnitId, Digest, ItemChange, ItemId, Knowledge, RecoverableError, UnitDecision, Version,
+    decide_unit, tells_anew, tells_base,
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
@@ -325,7 +325,7 @@ impl Ground<'_> {
             return Err(too_large(id));
         }
         let state = ItemState {
-            properties: without_time(before),
+            properties: before.without_time(),
             size: content.len() as u64,
             digest: Digest(Sha256::digest(&content).into()),
             modification_time: time.or(before.modification_time),
@@ -333,15 +333,6 @@ impl Ground<'_> {
         let staged = stage(self.store, id, &state, &content).map_err(|error| error.into_recoverable(id))?;
         Ok((Step::Put(staged), state))
     }
-}
-
-/// An item's properties, but for the time that a file store keeps among them: it goes with the content, which is another one now.
-pub(super) fn without_time(state: &ItemState) -> Properties {
-    let mut properties = state.properties.clone();
-    if properties.contains_key("mtime") {
-        Arc::make_mut(&mut properties).remove("mtime");
-    }
-    properties
 }
 
 /// The base of an item that is made of some units of the source's, where there is none or a tombstone: what its other units are

@@ -12,7 +12,6 @@ use std::collections::BTreeSet;
 use sha2::{Digest as _, Sha256};
 
 use super::arrival::{Arrival, stage};
-use super::merge::without_time;
 use super::plan::{Action, Ground, Step, delete, tombstone_of};
 use super::settle::NewVersion;
 use crate::knowledge::{ChangeUnitId, Digest, ItemChange, ItemId, Version};
@@ -72,7 +71,7 @@ impl Ground<'_> {
         let changed = object != winner.object;
         if changed {
             after.item.state = ItemState {
-                properties: without_time(&winner.row.item.state),
+                properties: winner.row.item.state.without_time(),
                 size: content.len() as u64,
                 digest: Digest(Sha256::digest(&content).into()),
                 modification_time: after.modification_time(),

@@ -26,7 +26,7 @@ const NICENESS: i32 = 19;
 
 /// Of a first look so much is read, unless the replica sends less: what a coordinator in the same process asks for at once. One that
 /// asks for less gets the first of it, and the rest is read again.
-const FIRST_CHANGES: usize = 8_000;
+const FIRST_CHANGES: u32 = 8_000;
 const FIRST_BYTES: u64 = 64 * 1024 * 1024;
 const FIRST_INLINE: u64 = 64 * 1024;
 
@@ -98,10 +98,7 @@ impl ReadAhead {
         rows: &[(ItemId, Row)],
     ) -> Option<Self> {
         let inline = FIRST_INLINE.min(shared.options.max_inline_bytes);
-        let changes = match shared.options.max_changes {
-            0 => FIRST_CHANGES,
-            own => FIRST_CHANGES.min(own as usize),
-        };
+        let changes = FIRST_CHANGES.min(shared.options.most_changes()) as usize;
         let mut bytes = 0;
         let fits = |(_, row): &&(ItemId, Row)| {
             bytes += if row.item.state.size <= inline { row.item.state.size } else { 0 };
@@ -146,7 +143,6 @@ impl ReadAhead {
 
     /// What it has read until now. It waits for nothing, and what is being read at the moment is read again.
     pub(in crate::provider::sdk) fn finish(self) -> Contents {
-        self.enough.store(true, Ordering::Relaxed);
         Contents { generation: self.generation, items: self.read.try_iter().collect() }
     }
 }

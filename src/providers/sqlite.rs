@@ -83,8 +83,8 @@ fn digest(content: &[u8]) -> Digest {
     Digest(Sha256::digest(content).into())
 }
 
-fn fingerprint(content: &[u8]) -> Fingerprint {
-    Fingerprint(digest(content).0.to_vec())
+fn fingerprint(digest: &Digest) -> Fingerprint {
+    Fingerprint(digest.0.to_vec())
 }
 
 fn store_error(reason: &str, message: String) -> StoreError {

@@ -230,7 +230,7 @@ impl ItemStore for MemoryStore {
         let mut observations = Vec::new();
         for (id, entry) in &shelf.items {
             let fingerprint = Fingerprint(entry.stamp.to_le_bytes().to_vec());
-            if !known.get(id).is_some_and(|item| !item.deleted && item.fingerprint == fingerprint) {
+            if !known.is_unchanged(id, &fingerprint) {
                 observations.push(Observation::Present { id: id.clone(), state: entry.state(), fingerprint });
             }
         }

@@ -15,7 +15,7 @@ use crate::grpc::convert::simple::{self, Listed, Schema};
 use crate::knowledge::{Digest, ItemId, Properties};
 use crate::pb;
 use crate::pb::enumerate_items_response::Event;
-use crate::provider::sdk::{Detection, Fingerprint, ItemState, Known, KnownItem, Observation, Skipped, StoreError};
+use crate::provider::sdk::{Detection, Fingerprint, ItemState, Known, Observation, Skipped, StoreError};
 
 /// Items that are read at once to learn their digests: a store far away answers each after a round trip.
 const READ_TOGETHER: usize = 8;
@@ -78,7 +78,6 @@ pub(super) fn detect(calls: &Calls, schema: &Schema, known: &dyn Known) -> Resul
             }
         }
     }
-    detection.observations.sort_unstable_by(|a, b| a.id().cmp(b.id()));
     detection.anchor = anchor.filter(|_| schema.supports_anchors && detection.unreadable.is_empty());
     Ok(detection)
 }
@@ -100,8 +99,7 @@ fn list(calls: &Calls, schema: &Schema, known: &dyn Known, since: Option<&[u8]>)
             None => return Ok(None),
             Some(Event::Items(pb::SimpleItems { items })) => {
                 for (id, listed) in decode(|violations| simple::items(items, schema, violations))? {
-                    let is_known = |item: KnownItem| !item.deleted && item.fingerprint == listed.version;
-                    let unchanged = known.get(&id).is_some_and(is_known);
+                    let unchanged = known.is_unchanged(&id, &listed.version);
                     add(id, if unchanged { Change::None } else { Change::Present(listed) })?;
                 }
             }

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use litemap::LiteMap;
+
 use super::metadata::{Commit, Intent, Row, Snapshot, Unit};
 use super::ticks::Ticks;
 use super::{
@@ -211,7 +213,8 @@ struct Fold<'a> {
     replica: ReplicaId,
     knowledge: Arc<Knowledge>,
     ticks: Ticks,
-    rows: BTreeMap<ItemId, Row>,
+    /// They come in ascending order, but for a few: a vector, which is what is committed.
+    rows: LiteMap<ItemId, Row>,
     learned: BTreeMap<ItemId, Arc<ClockVector>>,
     /// And of single units.
     learned_units: BTreeMap<ChangeUnitId, BTreeMap<ItemId, Arc<ClockVector>>>,
@@ -236,7 +239,7 @@ impl<'a> Fold<'a> {
             replica: book.replica.clone(),
             knowledge: book.knowledge.clone(),
             ticks: Ticks::new(book.replica.clone(), book.tick, [&**book.knowledge]),
-            rows: BTreeMap::new(),
+            rows: LiteMap::new(),
             learned: BTreeMap::new(),
             learned_units: BTreeMap::new(),
             left_out: Selection::default(),
@@ -254,7 +257,9 @@ impl<'a> Fold<'a> {
         self.rows.insert(id, row);
     }
 
-    fn observations(&mut self, observations: Vec<Observation>) {
+    fn observations(&mut self, mut observations: Vec<Observation>) {
+        observations.sort_by(|a, b| a.id().cmp(b.id()));
+        self.rows.reserve(observations.len());
         for observation in observations {
             match observation {
                 Observation::Present { id, state, fingerprint } => self.present(id, state, fingerprint),
@@ -416,7 +421,7 @@ impl<'a> Fold<'a> {
     /// Containers that were to be deleted and still held something: now empty, they go; holding live items, they live on with
     /// a version of their own; else they wait on.
     fn lingering(&mut self) {
-        let current = |rows: &BTreeMap<ItemId, Row>, id: &ItemId, row: &Row| rows.get(id).unwrap_or(row).clone();
+        let current = |rows: &LiteMap<ItemId, Row>, id: &ItemId, row: &Row| rows.get(id).unwrap_or(row).clone();
         let waiting: Vec<(ItemId, Row)> = self
             .snapshot
             .iter()
@@ -478,7 +483,7 @@ impl<'a> Fold<'a> {
             knowledge.set_local_tick(&self.replica, tick);
         }
         Some(Commit {
-            rows: self.rows.into_iter().collect(),
+            rows: self.rows.into_tuple_vec(),
             removed: self.removed,
             dropped_intents: self.dropped,
             knowledge: Some(knowledge),

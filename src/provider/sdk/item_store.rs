@@ -67,6 +67,12 @@ pub trait Known: Sync {
     /// Every item that is not a tombstone, in ascending order, with the fingerprint that was recorded.
     fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &Fingerprint));
 
+    /// True for an item that is not a tombstone and was recorded with this fingerprint. Most that are asked for should be: then it
+    /// costs no more than that, however many they are.
+    fn is_unchanged(&self, id: &ItemId, fingerprint: &Fingerprint) -> bool {
+        self.get(id).is_some_and(|known| !known.deleted && known.fingerprint == *fingerprint)
+    }
+
     /// The state that the SDK was about to give an item when it was stopped. A store that does not keep all of a state tells by
     /// it to which one the content belongs that it finds; others need not ask.
     fn intended(&self, _: &ItemId) -> Option<ItemState> {
@@ -119,7 +125,7 @@ pub struct Skipped {
 /// Result of a look for local changes.
 #[derive(Clone, Debug, Default)]
 pub struct Detection {
-    /// Differences, in ascending order of the item id.
+    /// Differences, one for each item.
     pub observations: Vec<Observation>,
     /// What is never carried, with reasons.
     pub skipped: Vec<Skipped>,

@@ -69,7 +69,6 @@ pub(super) fn detect(tree: &Tree, known: &dyn Known) -> Result<Detection, StoreE
         }
     }
     observations.extend(missing);
-    observations.sort_unstable_by(|a, b| a.id().cmp(b.id()));
     for left_out in [&mut found.skipped, &mut found.unreadable] {
         left_out.sort_unstable_by(|a, b| a.display_name.cmp(&b.display_name));
     }

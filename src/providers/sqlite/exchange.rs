@@ -17,7 +17,7 @@ use rusqlite::params_from_iter;
 use rusqlite::types::Value;
 use uuid::Uuid;
 
-use super::{Inner, SqliteStore, fingerprint, item_failed};
+use super::{Inner, SqliteStore, digest, fingerprint, item_failed};
 use crate::knowledge::ItemId;
 use crate::provider::sdk::{Applied, ItemError, ItemState, KnownItem, Put};
 
@@ -172,7 +172,7 @@ impl SqliteStore {
 
 impl NewRow<'_> {
     fn applied(&self) -> Applied {
-        Applied::Done(fingerprint(&self.content))
+        Applied::Done(fingerprint(&digest(&self.content)))
     }
 }
 

@@ -87,9 +87,7 @@ impl SqliteStore {
         }
         inner.seen = Some(newest.unwrap_or(0).max(inner.seen.unwrap_or(0)));
         inner.reported = reported;
-        let mut observations = look.observations;
-        observations.sort_unstable_by(|a, b| a.id().cmp(b.id()));
-        Ok(Detection { observations, skipped: look.skipped, ..Detection::default() })
+        Ok(Detection { observations: look.observations, skipped: look.skipped, ..Detection::default() })
     }
 
     fn look_within<'a>(&self, inner: &Inner, known: &'a dyn Known) -> rusqlite::Result<(Look<'a>, Option<i64>)> {
@@ -126,22 +124,23 @@ struct Look<'a> {
 impl Look<'_> {
     /// Compares a row with what is known: its content, `None` when it is gone, or why it cannot be carried.
     fn meet(&mut self, id: &ItemId, content: Option<Result<Vec<u8>, String>>) {
-        let known = self.known.get(id).filter(|known| !known.deleted);
-        let observation = match (content, known) {
-            (Some(Err(reason)), _) => {
+        let known = || self.known.get(id).filter(|known| !known.deleted);
+        let observation = match content {
+            Some(Err(reason)) => {
                 self.skipped.push(Skipped { display_name: id.to_string(), reason });
                 return;
             }
-            (None, None) => return,
-            (None, Some(_)) => Observation::Missing { id: id.clone() },
-            (Some(Ok(content)), known) => {
+            None if known().is_none() => return,
+            None => Observation::Missing { id: id.clone() },
+            Some(Ok(content)) => {
                 let digest = digest(&content);
-                if known.as_ref().is_some_and(|known| known.state.digest == digest) {
+                let fingerprint = fingerprint(&digest);
+                if self.known.is_unchanged(id, &fingerprint) {
                     return;
                 }
-                let (properties, modification_time) = self.facts(id, &digest, known.as_ref());
+                let (properties, modification_time) = self.facts(id, &digest, known().as_ref());
                 let state = ItemState { properties, size: content.len() as u64, digest, modification_time };
-                Observation::Present { id: id.clone(), state, fingerprint: fingerprint(&content) }
+                Observation::Present { id: id.clone(), state, fingerprint }
             }
         };
         self.reported.insert(id.clone());

@@ -419,7 +419,7 @@ mod tests {
                 deleted: false,
             };
             let (creation, version) = (version("A", 3), version("A", 3));
-            Row { item, lingering: false, creation, version, units: units.then(BTreeMap::new), winner: None }
+            Row { item, lingering: false, creation, version, units: units.then(Default::default), winner: None }
         };
         for (units, teaches) in [(true, false), (false, true)] {
             let action = Action { comes_first: true, ..Action::of(0, None, after(units), Step::Delete) };

@@ -21,7 +21,7 @@ use crate::knowledge::{
 };
 use crate::mutant::{self, Mutant};
 use crate::provider::CallError;
-use crate::provider::sdk::metadata::{Row, Unit};
+use crate::provider::sdk::metadata::{Row, Unit, Units};
 use crate::provider::sdk::ticks::Ticks;
 use crate::provider::sdk::units::{self, MAX_CHANGE_UNITS, MAX_DIVIDED_BYTES, Object};
 use crate::provider::sdk::{ItemError, ItemState};
@@ -315,7 +315,7 @@ impl Ground<'_> {
         id: &ItemId,
         row: &Row,
         object: Option<Object>,
-        units: &BTreeMap<ChangeUnitId, Unit>,
+        units: &Units,
     ) -> Result<(Step, ItemState), RecoverableError> {
         let before = &row.item.state;
         let time = units.values().filter(|unit| unit.digest.is_some()).filter_map(|unit| unit.modification_time).max();

@@ -14,6 +14,9 @@ const FEW: u64 = 1_000;
 /// A row by itself costs about as much as so many that are read together.
 const ONE_BY_ONE: u64 = 8;
 
+/// And as so many fingerprints.
+const ONE_BY_ONE_COMPARED: u64 = 32;
+
 /// The rows as they are recorded; the gate keeps them as they are. The metadata is locked for single statements only, as the
 /// store may search for minutes.
 pub(super) struct Recorded<'a> {
@@ -22,10 +25,12 @@ pub(super) struct Recorded<'a> {
     anchor: Option<&'a [u8]>,
     /// Rows that are read one by one, at most.
     few: u64,
+    /// The same where only fingerprints are compared.
+    few_compared: u64,
     read: Mutex<BTreeMap<ItemId, Option<Row>>>,
     all: OnceLock<Snapshot>,
     /// Live items: a store that looks at everything needs no more of most than this.
-    alive: OnceLock<Vec<(ItemId, Fingerprint)>>,
+    fingerprints: OnceLock<Vec<(ItemId, Fingerprint)>>,
     /// Why a row could not be read. The store was told that there is none, so nothing counts that it found.
     failed: Mutex<Option<rusqlite::Error>>,
 }
@@ -38,9 +43,19 @@ impl<'a> Recorded<'a> {
         anchor: Option<&'a [u8]>,
         alive: u64,
     ) -> Self {
-        let few = FEW.max(alive / ONE_BY_ONE);
+        let (few, few_compared) = (FEW.max(alive / ONE_BY_ONE), FEW.max(alive / ONE_BY_ONE_COMPARED));
         let (read, failed) = (Mutex::default(), Mutex::new(None));
-        Self { shared, intents, anchor, few, read, all: OnceLock::new(), alive: OnceLock::new(), failed }
+        Self {
+            shared,
+            intents,
+            anchor,
+            few,
+            few_compared,
+            read,
+            all: OnceLock::new(),
+            fingerprints: OnceLock::new(),
+            failed,
+        }
     }
 
     fn all(&self) -> &Snapshot {
@@ -48,6 +63,15 @@ impl<'a> Recorded<'a> {
             self.shared.metadata().snapshot().unwrap_or_else(|error| {
                 *lock(&self.failed) = Some(error);
                 Snapshot::new(Vec::new())
+            })
+        })
+    }
+
+    fn fingerprints(&self) -> &[(ItemId, Fingerprint)] {
+        self.fingerprints.get_or_init(|| {
+            self.shared.metadata().fingerprints().unwrap_or_else(|error| {
+                *lock(&self.failed) = Some(error);
+                Vec::new()
             })
         })
     }
@@ -103,13 +127,19 @@ impl Known for Recorded<'_> {
         if let Some(all) = self.all.get() {
             return all.for_each_alive(visit);
         }
-        let alive = self.alive.get_or_init(|| {
-            self.shared.metadata().fingerprints().unwrap_or_else(|error| {
-                *lock(&self.failed) = Some(error);
-                Vec::new()
-            })
-        });
-        alive.iter().for_each(|(id, fingerprint)| visit(id, fingerprint));
+        self.fingerprints().iter().for_each(|(id, fingerprint)| visit(id, fingerprint));
+    }
+
+    fn is_unchanged(&self, id: &ItemId, fingerprint: &Fingerprint) -> bool {
+        if let Some(all) = self.all.get() {
+            return all.is_unchanged(id, fingerprint);
+        }
+        let few = self.fingerprints.get().is_none() && (lock(&self.read).len() as u64) < self.few_compared;
+        if few {
+            return self.row(id).is_some_and(|row| !row.item.deleted && row.item.fingerprint == *fingerprint);
+        }
+        let alive = self.fingerprints();
+        alive.binary_search_by(|(at, _)| at.cmp(id)).is_ok_and(|at| alive[at].1 == *fingerprint)
     }
 
     fn intended(&self, id: &ItemId) -> Option<ItemState> {

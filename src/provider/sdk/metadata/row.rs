@@ -1,6 +1,6 @@
 //! What the metadata holds of each item, and what a transaction changes.
 
-use std::collections::BTreeMap;
+use litemap::LiteMap;
 
 use crate::knowledge::{ChangeUnitId, ClockVector, Digest, ItemId, Knowledge, Version};
 use crate::provider::sdk::{Fingerprint, Known, KnownItem, units};
@@ -23,7 +23,7 @@ pub struct Row {
 }
 
 /// The change units of an item. One that is not named has the item's version, and no value (`windows-sync.md` 4.3).
-pub type Units = BTreeMap<ChangeUnitId, Unit>;
+pub type Units = LiteMap<ChangeUnitId, Unit>;
 
 /// What is known of one change unit of an item.
 #[derive(Clone, Debug, PartialEq, Eq)]

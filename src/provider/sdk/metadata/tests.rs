@@ -65,7 +65,7 @@ fn a_file_of_version_5_keeps_its_change_units_and_winners() {
     connection.execute_batch(VERSION_1).unwrap();
     schema::MIGRATIONS[..4].iter().for_each(|step| connection.execute_batch(step).unwrap());
     let replica = ReplicaId::from((0..16).collect::<Vec<u8>>());
-    let units = BTreeMap::from([("c1".into(), unit(&Version::new(replica, 7), Some(3), Some(5)))]);
+    let units = Units::from_iter([("c1".into(), unit(&Version::new(replica, 7), Some(3), Some(5)))]);
     let encoded = codec::encode_units(&units, |_| Ok::<_, rusqlite::Error>(1)).unwrap();
     connection.execute("UPDATE items SET units = ?1", [encoded]).unwrap();
     let merged = "INSERT INTO items SELECT CAST('l' AS BLOB), properties, size, digest, modified_s, modified_ns, fingerprint, 1, \

@@ -237,3 +237,27 @@ async fn a_partner_that_was_made_again_under_its_id_is_refused() {
     let again = replica.restart().await.provider.get_id_parameters().await.unwrap();
     assert_eq!((&told.incarnation_id, told.incarnation_id.is_empty()), (&again.incarnation_id, false));
 }
+
+/// More items than are compared one by one: the rest by their fingerprints alone.
+#[tokio::test]
+async fn a_look_at_many_items_finds_what_has_changed() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    for at in 0..1_500 {
+        a.store.write(&format!("item {at:04}"), "content", 1);
+    }
+    sync(&a, &b, PLAN).await.unwrap();
+    a.store.remove("item 1200");
+    sync(&a, &b, PLAN).await.unwrap();
+    let tick = a.tick();
+
+    for id in ["item 0005", "item 1200", "item 1300", "item 1500"] {
+        a.store.write(id, "changed, made again, or new", 2);
+    }
+    for id in ["item 0006", "item 1301"] {
+        a.store.remove(id);
+    }
+    let report = sync(&a, &b, PLAN).await.unwrap();
+    assert_eq!((report.outcomes.len(), a.tick()), (6, tick + 6));
+    assert_eq!(a.store.contents(), b.store.contents());
+    assert_eq!(sync(&a, &b, PLAN).await.unwrap().outcomes, []);
+}

@@ -223,8 +223,7 @@ impl ItemStore for MemoryStore {
         }
         let mut observations = Vec::new();
         for (id, entry) in &state.items {
-            let unchanged = known.get(id).is_some_and(|item| !item.deleted && item.fingerprint == entry.fingerprint());
-            if !unchanged {
+            if !known.is_unchanged(id, &entry.fingerprint()) {
                 let (state, fingerprint) = (entry.state(), entry.fingerprint());
                 observations.push(Observation::Present { id: id.clone(), state, fingerprint });
             }

@@ -185,24 +185,23 @@ pub fn fold(
 
 /// Live items that are gone, without those whose content appears under a new name: a rename deletes nothing.
 fn vanished(snapshot: &Snapshot, intents: &BTreeMap<ItemId, Intent>, detection: &Detection) -> u64 {
-    let mut appeared: HashMap<Digest, u64> = HashMap::new();
     let mut gone: HashMap<Digest, u64> = HashMap::new();
     for observation in &detection.observations {
-        match observation {
-            Observation::Present { id, state, .. } => {
-                if snapshot.row(id).is_none_or(|row| row.item.deleted) {
-                    *appeared.entry(state.digest).or_default() += 1;
-                }
-            }
-            Observation::Missing { id } => {
-                let Some(row) = snapshot.row(id).filter(|row| !row.item.deleted) else { continue };
-                if !intents.get(id).is_some_and(|intent| intent.row.item.deleted) {
-                    *gone.entry(row.item.state.digest).or_default() += 1;
-                }
-            }
+        let Observation::Missing { id } = observation else { continue };
+        let Some(row) = snapshot.row(id).filter(|row| !row.item.deleted) else { continue };
+        if !intents.get(id).is_some_and(|intent| intent.row.item.deleted) {
+            *gone.entry(row.item.state.digest).or_default() += 1;
         }
     }
-    gone.iter().map(|(digest, count)| count.saturating_sub(appeared.get(digest).copied().unwrap_or(0))).sum()
+    for observation in &detection.observations {
+        let Observation::Present { id, state, .. } = observation else { continue };
+        if let Some(left) = gone.get_mut(&state.digest)
+            && snapshot.row(id).is_none_or(|row| row.item.deleted)
+        {
+            *left = left.saturating_sub(1);
+        }
+    }
+    gone.values().sum()
 }
 
 /// One pass over what was observed.
@@ -223,6 +222,7 @@ struct Fold<'a> {
     dropped: Vec<ItemId>,
     /// Items that went without a tombstone.
     removed: Vec<ItemId>,
+    /// Containers that linger and are there.
     seen: HashSet<ItemId>,
     /// Live items gained or lost.
     alive: i64,
@@ -269,8 +269,10 @@ impl<'a> Fold<'a> {
     }
 
     fn present(&mut self, id: ItemId, state: ItemState, fingerprint: Fingerprint) {
-        self.seen.insert(id.clone());
         let before = self.snapshot.row(&id);
+        if before.is_some_and(|row| row.lingering) {
+            self.seen.insert(id.clone());
+        }
         if let Some(intent) = self.intents.remove(&id) {
             if let Some(fingerprint) = self.carried_out(&id, &intent, before, &state, &fingerprint) {
                 return self.adopt(id, intent, fingerprint);

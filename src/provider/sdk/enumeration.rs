@@ -248,7 +248,7 @@ fn list(shared: &Shared, session: &Session, request: &ChangeBatchRequest) -> Res
     let mut ahead = ahead.of(metadata.generation());
     listing.remaining_deletions = left.deletions;
     while let Some(candidate) = missing.peek() {
-        let ready = ahead.remove(&candidate.item_id);
+        let ready = ahead.take(&candidate.item_id);
         let Some(listed) = limits.take(&metadata, candidate, ready).map_err(metadata_failed)? else { break };
         left.subtract(Totals::of(candidate, known));
         listing.listed.push(listed);

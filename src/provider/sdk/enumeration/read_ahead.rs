@@ -5,7 +5,7 @@
 //! the destination waits for its disk again and again, and most of all at a batch's end. What has not been read by the time that the
 //! next batch is asked for is left to whoever makes that.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
@@ -48,17 +48,25 @@ pub(in crate::provider::sdk) struct Ready {
     pub(in crate::provider::sdk) content: Option<Bytes>,
 }
 
-/// What was read ahead.
+/// What was read ahead, in ascending order of the id.
 #[derive(Debug, Default)]
 pub(in crate::provider::sdk) struct Contents {
     generation: u64,
-    items: HashMap<ItemId, Ready>,
+    items: VecDeque<(ItemId, Ready)>,
 }
 
 impl Contents {
-    /// Its items, if the metadata is still the one that they were listed from.
-    pub(in crate::provider::sdk) fn of(self, generation: u64) -> HashMap<ItemId, Ready> {
-        if self.generation == generation { self.items } else { HashMap::new() }
+    /// What of it is of use: all, if the metadata is still the one that it was listed from.
+    pub(in crate::provider::sdk) fn of(self, generation: u64) -> Self {
+        if self.generation == generation { self } else { Self::default() }
+    }
+
+    /// One item; those before it are not asked for any more.
+    pub(in crate::provider::sdk) fn take(&mut self, id: &ItemId) -> Option<Ready> {
+        while self.items.front().is_some_and(|(at, _)| at < id) {
+            self.items.pop_front();
+        }
+        self.items.pop_front_if(|(at, _)| at == id).map(|(_, ready)| ready)
     }
 }
 

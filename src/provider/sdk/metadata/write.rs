@@ -80,8 +80,7 @@ impl Metadata {
                 remove.execute([id.as_bytes()])?;
                 merge.execute([id.as_bytes()])?;
             }
-            let settled = commit.rows.iter().map(|(id, _)| id).chain(&commit.removed).chain(&commit.dropped_intents);
-            end_intents(&transaction, &settled.collect())?;
+            end_intents(&transaction, &commit)?;
             let mut intend = transaction.prepare_cached(concat!(
                 "INSERT OR REPLACE INTO intents (",
                 columns!(),
@@ -130,13 +129,18 @@ impl Metadata {
     }
 }
 
-/// Ends the intents of these items. Mostly these are all that there are, and all or nothing costs next to nothing.
-fn end_intents(transaction: &Transaction<'_>, settled: &HashSet<&ItemId>) -> rusqlite::Result<()> {
+/// Ends the intents that a commit settles. Mostly these are all that there are, and all or nothing costs next to nothing.
+fn end_intents(transaction: &Transaction<'_>, commit: &Commit) -> rusqlite::Result<()> {
     let mut intended = transaction.prepare_cached("SELECT item_id FROM intents")?;
     let intended: Vec<ItemId> =
         intended.query_map([], |row| Ok(ItemId::from(row.get_ref(0)?.as_blob()?)))?.collect::<rusqlite::Result<_>>()?;
+    if intended.is_empty() {
+        return Ok(());
+    }
+    let settled = commit.rows.iter().map(|(id, _)| id).chain(&commit.removed).chain(&commit.dropped_intents);
+    let settled: HashSet<&ItemId> = settled.collect();
     if intended.iter().all(|id| settled.contains(id)) {
-        return if intended.is_empty() { Ok(()) } else { transaction.execute("DELETE FROM intents", []).map(drop) };
+        return transaction.execute("DELETE FROM intents", []).map(drop);
     }
     let mut end = transaction.prepare_cached("DELETE FROM intents WHERE item_id = ?1")?;
     for id in intended.iter().filter(|id| settled.contains(id)) {

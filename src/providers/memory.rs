@@ -216,7 +216,7 @@ impl ItemStore for MemoryStore {
         let mut observations = Vec::new();
         for (id, item) in &items.items {
             let fingerprint = item.fingerprint();
-            if !known.is_unchanged(id, &fingerprint) {
+            if !known.is_recorded(id, &fingerprint) {
                 observations.push(Observation::Present { id: id.clone(), state: item.state(), fingerprint });
             }
         }

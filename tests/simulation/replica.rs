@@ -230,7 +230,7 @@ impl ItemStore for MemoryStore {
         let mut observations = Vec::new();
         for (id, entry) in &shelf.items {
             let fingerprint = Fingerprint(entry.stamp.to_le_bytes().to_vec());
-            if !known.is_unchanged(id, &fingerprint) {
+            if !known.is_recorded(id, &fingerprint) {
                 observations.push(Observation::Present { id: id.clone(), state: entry.state(), fingerprint });
             }
         }

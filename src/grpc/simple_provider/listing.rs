@@ -99,7 +99,7 @@ fn list(calls: &Calls, schema: &Schema, known: &dyn Known, since: Option<&[u8]>)
             None => return Ok(None),
             Some(Event::Items(pb::SimpleItems { items })) => {
                 for (id, listed) in decode(|violations| simple::items(items, schema, violations))? {
-                    let unchanged = known.is_unchanged(&id, &listed.version);
+                    let unchanged = known.is_recorded(&id, &listed.version);
                     add(id, if unchanged { Change::None } else { Change::Present(listed) })?;
                 }
             }

@@ -80,7 +80,8 @@ pub(super) fn detect(
         (intents, metadata.anchor().map_err(metadata_failed)?, metadata.alive(), lingers)
     };
     let recorded = Recorded::new(shared, &intents, anchor.as_deref(), alive);
-    let detection = shared.store.detect(&recorded).map_err(store_failed)?;
+    let mut detection = shared.store.detect(&recorded).map_err(store_failed)?;
+    one_each(&mut detection.observations);
     let items = detection.observations.iter().map(Observation::id).chain(intents.keys());
     let snapshot = recorded.rows(items, lingers).map_err(metadata_failed)?;
     for skipped in &detection.skipped {
@@ -133,6 +134,14 @@ pub(super) fn detect(
     Ok(alive.saturating_add_signed(gained))
 }
 
+/// In ascending order of the id, one of each item: a directory that changes while it is listed may show a name twice. What was seen
+/// is there.
+fn one_each(observations: &mut Vec<Observation>) {
+    let is_missing = |observation: &Observation| matches!(observation, Observation::Missing { .. });
+    observations.sort_unstable_by(|a, b| a.id().cmp(b.id()).then_with(|| is_missing(a).cmp(&is_missing(b))));
+    observations.dedup_by(|next, kept| next.id() == kept.id());
+}
+
 /// One line a look, however much it is: nothing of it is carried until somebody mends that.
 fn warn_of_unreadable(unreadable: &[Skipped]) {
     if unreadable.is_empty() {
@@ -167,7 +176,7 @@ pub struct Folded {
     pub unread: bool,
 }
 
-/// Folds what was observed into one transaction. Completes in `store` what a crash left half-done.
+/// Folds what was observed, one of each item, into one transaction. Completes in `store` what a crash left half-done.
 pub fn fold(
     store: &dyn ItemStore,
     book: Book<'_>,
@@ -252,13 +261,18 @@ impl<'a> Fold<'a> {
     }
 
     fn set(&mut self, id: ItemId, row: Row) {
-        let was_alive = self.snapshot.row(&id).is_some_and(|row| !row.item.deleted);
-        self.alive += i64::from(!row.item.deleted) - i64::from(was_alive);
-        self.rows.insert(id, row);
+        self.count(&id, &row);
+        if let Some((id, row)) = self.rows.try_append(id, row) {
+            self.rows.insert(id, row);
+        }
     }
 
-    fn observations(&mut self, mut observations: Vec<Observation>) {
-        observations.sort_by(|a, b| a.id().cmp(b.id()));
+    fn count(&mut self, id: &ItemId, row: &Row) {
+        let was_alive = self.snapshot.row(id).is_some_and(|row| !row.item.deleted);
+        self.alive += i64::from(!row.item.deleted) - i64::from(was_alive);
+    }
+
+    fn observations(&mut self, observations: Vec<Observation>) {
         self.rows.reserve(observations.len());
         for observation in observations {
             match observation {
@@ -441,22 +455,26 @@ impl<'a> Fold<'a> {
         for id in old.chain(new) {
             inhabited.extend(self.store.containers(id));
         }
+        let mut settled = Vec::new();
         for (id, row) in waiting.into_iter().rev() {
             if inhabited.contains(&id) {
                 let version = self.ticks.give();
                 let item = row.in_store();
-                self.set(
-                    id,
-                    Row { item, lingering: false, creation: version.clone(), version, units: None, winner: None },
-                );
+                let row = Row { item, lingering: false, creation: version.clone(), version, units: None, winner: None };
+                settled.push((id, row));
                 continue;
             }
             match self.store.delete(&id, &row.in_store()) {
-                Ok(Applied::Done(_)) => self.set(id, Row { lingering: false, ..row }),
-                Err(ItemError::Changed) if !self.seen.contains(&id) => self.set(id, Row { lingering: false, ..row }),
+                Ok(Applied::Done(_)) => settled.push((id, Row { lingering: false, ..row })),
+                Err(ItemError::Changed) if !self.seen.contains(&id) => {
+                    settled.push((id, Row { lingering: false, ..row }));
+                }
                 Ok(Applied::NotEmpty) | Err(_) => {}
             }
         }
+        settled.iter().for_each(|(id, row)| self.count(id, row));
+        // Together, as they come among the others.
+        self.rows.extend(settled);
     }
 
     fn commit(self) -> Option<Commit> {
@@ -507,4 +525,23 @@ fn is_between(state: &ItemState, old: &ItemState, new: &ItemState) -> bool {
         && state.same_content(old)
         && [&state.properties, &old.properties, &new.properties].iter().all(|map| map.keys().all(of_either))
         && (state.modification_time == old.modification_time || state.modification_time == new.modification_time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_what_is_told_twice_one_counts() {
+        let present = |id: &str, size: u64| {
+            let state =
+                ItemState { properties: Default::default(), size, digest: Digest([0; 32]), modification_time: None };
+            Observation::Present { id: id.into(), state, fingerprint: Fingerprint::default() }
+        };
+        let missing = |id: &str| Observation::Missing { id: id.into() };
+        let mut told =
+            vec![missing("c"), present("b", 1), missing("a"), present("a", 2), present("b", 1), missing("c")];
+        one_each(&mut told);
+        assert_eq!(told, [present("a", 2), present("b", 1), missing("c")]);
+    }
 }

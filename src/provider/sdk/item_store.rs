@@ -60,6 +60,13 @@ pub struct KnownItem {
     pub deleted: bool,
 }
 
+impl KnownItem {
+    /// True when it is not a tombstone and was recorded with this fingerprint.
+    pub fn is_recorded(&self, fingerprint: &Fingerprint) -> bool {
+        !self.deleted && self.fingerprint == *fingerprint
+    }
+}
+
 /// The metadata, as a scan sees it.
 pub trait Known: Sync {
     /// One item. It is looked up: for all of them, [`Self::for_each_alive`] is the way.
@@ -67,10 +74,10 @@ pub trait Known: Sync {
     /// Every item that is not a tombstone, in ascending order, with the fingerprint that was recorded.
     fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &Fingerprint));
 
-    /// True for an item that is not a tombstone and was recorded with this fingerprint. Most that are asked for should be: then it
-    /// costs no more than that, however many they are.
-    fn is_unchanged(&self, id: &ItemId, fingerprint: &Fingerprint) -> bool {
-        self.get(id).is_some_and(|known| !known.deleted && known.fingerprint == *fingerprint)
+    /// True for an item that is not a tombstone and was recorded with this fingerprint: for a store that looks at everything, as
+    /// after some that are asked for one by one the fingerprints of all are read at once, and nothing else of them.
+    fn is_recorded(&self, id: &ItemId, fingerprint: &Fingerprint) -> bool {
+        self.get(id).is_some_and(|known| known.is_recorded(fingerprint))
     }
 
     /// The state that the SDK was about to give an item when it was stopped. A store that does not keep all of a state tells by
@@ -125,7 +132,7 @@ pub struct Skipped {
 /// Result of a look for local changes.
 #[derive(Clone, Debug, Default)]
 pub struct Detection {
-    /// Differences, one for each item.
+    /// Differences, one for each item, in any order.
     pub observations: Vec<Observation>,
     /// What is never carried, with reasons.
     pub skipped: Vec<Skipped>,

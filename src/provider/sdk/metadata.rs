@@ -283,6 +283,14 @@ impl Metadata {
             .collect()
     }
 
+    /// The fingerprint of an item that is not a tombstone.
+    pub(super) fn fingerprint(&self, id: &ItemId) -> rusqlite::Result<Option<Fingerprint>> {
+        self.connection
+            .prepare_cached("SELECT fingerprint FROM items WHERE item_id = ?1 AND deleted = 0")?
+            .query_row([id.as_bytes()], |row| Ok(Fingerprint(row.get(0)?)))
+            .optional()
+    }
+
     /// The ids of all items, tombstones too, ascending.
     pub(super) fn ids(&self) -> rusqlite::Result<Vec<ItemId>> {
         let mut statement = self.connection.prepare_cached("SELECT item_id FROM items ORDER BY item_id")?;

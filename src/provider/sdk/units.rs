@@ -118,12 +118,11 @@ impl Object {
                 *unit = change(digest);
             }
         }
-        for (id, value) in &self.0 {
-            if units.contains_key(id) || (**value == *"null" && is_held_back(id)) {
-                continue;
-            }
-            units.insert(id.clone(), change(Some(digest_of(value))));
-        }
+        let is_new = |(id, value): &(&ChangeUnitId, &Arc<str>)| {
+            !before.contains_key(*id) && (***value != *"null" || !is_held_back(id))
+        };
+        let new = self.0.iter().filter(is_new);
+        units.extend(new.map(|(id, value)| (id.clone(), change(Some(digest_of(value))))));
         (units.len() <= MAX_CHANGE_UNITS).then_some(units)
     }
 }
@@ -274,12 +273,11 @@ pub(super) fn agreed(row: Row, change: &ItemChange, version: Version) -> Row {
 /// does not list at its creation version (`windows-sync.md` 4.3).
 pub(super) fn taken(change: &ItemChange, object: &Object) -> Units {
     let mut units = object.at(&change.creation_version, change.modification_time);
-    for listed in &change.change_units {
+    units.extend(change.change_units.iter().map(|listed| {
         let digest = object.get(&listed.change_unit_id).map(|value| digest_of(value));
         let modification_time = listed.modification_time.or(change.modification_time);
-        let unit = Unit { digest, version: listed.version.clone(), modification_time };
-        units.insert(listed.change_unit_id.clone(), unit);
-    }
+        (listed.change_unit_id.clone(), Unit { digest, version: listed.version.clone(), modification_time })
+    }));
     units
 }
 

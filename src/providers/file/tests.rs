@@ -124,7 +124,9 @@ fn tell(observations: &[Observation]) -> Vec<String> {
         Observation::Present { id, .. } => (id.clone(), format!("+{id}")),
         Observation::Missing { id } => (id.clone(), format!("-{id}")),
     };
-    observations.iter().map(tell).collect::<BTreeMap<_, _>>().into_values().collect()
+    let mut told: Vec<_> = observations.iter().map(tell).collect();
+    told.sort_unstable();
+    told.into_iter().map(|(_, text)| text).collect()
 }
 
 /// Dates a file into the past; its ctime stays now, so that a scan still finds it racy.

@@ -135,7 +135,7 @@ impl Look<'_> {
             Some(Ok(content)) => {
                 let digest = digest(&content);
                 let fingerprint = fingerprint(&digest);
-                if self.known.is_unchanged(id, &fingerprint) {
+                if self.known.is_recorded(id, &fingerprint) {
                     return;
                 }
                 let (properties, modification_time) = self.facts(id, &digest, known().as_ref());

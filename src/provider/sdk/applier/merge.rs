@@ -177,7 +177,6 @@ impl Ground<'_> {
         let base = &change.creation_version;
         let anew = tells_anew(change, self.made_with(), self.known) && row.version != *base;
         let here = row.units.clone().unwrap_or_default();
-        let mut after = here.clone();
         let mut values: BTreeMap<ChangeUnitId, Option<Arc<str>>> = BTreeMap::new();
         let mut losers: BTreeMap<ChangeUnitId, (Option<Arc<str>>, Option<jiff::Timestamp>)> = BTreeMap::new();
         let mut left_out = Vec::new();
@@ -185,6 +184,7 @@ impl Ground<'_> {
         let mut resolved =
             |ticks: &mut Ticks| resolution.get_or_insert_with(|| ticks.version(NewVersion::Local)).clone();
         let mut conflict = false;
+        let mut changed = Vec::new();
         for course in courses {
             let UnitCourse { unit, gone, held_back, decision } = course;
             let unit_id = unit.change_unit_id;
@@ -212,16 +212,16 @@ impl Ground<'_> {
                 continue;
             }
             if decision == UnitDecision::Update {
-                after.insert(unit_id.clone(), theirs);
+                changed.push((unit_id.clone(), theirs));
                 values.insert(unit_id, value);
                 continue;
             }
             if ours.digest == theirs.digest {
                 if theirs.version > ours.version {
-                    after.insert(unit_id, theirs);
+                    changed.push((unit_id, theirs));
                 } else if anew {
                     // Unnamed, it would have the version of the item that takes this one's place.
-                    after.insert(unit_id, ours.clone());
+                    changed.push((unit_id, ours.clone()));
                 }
                 continue;
             }
@@ -234,7 +234,7 @@ impl Ground<'_> {
                 UnitWinner::Nobody => {
                     if anew {
                         // Unnamed, it would have the version of the item that takes this one's place.
-                        after.insert(unit_id.clone(), ours.clone());
+                        changed.push((unit_id.clone(), ours.clone()));
                     }
                     left_out.push(unit_id);
                 }
@@ -244,17 +244,19 @@ impl Ground<'_> {
                     }
                     let version =
                         if mutant::is(Mutant::KeepLosersUnitVersion) { ours.version.clone() } else { resolved(ticks) };
-                    after.insert(unit_id.clone(), Unit { version, ..theirs });
+                    changed.push((unit_id.clone(), Unit { version, ..theirs }));
                     values.insert(unit_id, value);
                 }
                 UnitWinner::Destination => {
                     if both {
                         losers.insert(unit_id.clone(), (value, theirs.modification_time));
                     }
-                    after.insert(unit_id, Unit { version: resolved(ticks), ..ours.clone() });
+                    changed.push((unit_id, Unit { version: resolved(ticks), ..ours.clone() }));
                 }
             }
         }
+        let mut after = here.clone();
+        after.extend(changed);
         let mut merged = None;
         if !values.is_empty() || !losers.is_empty() {
             let local = match units::read(self.store, id, &row.in_store()) {
@@ -319,9 +321,13 @@ impl Ground<'_> {
     ) -> Result<(Step, ItemState), RecoverableError> {
         let before = &row.item.state;
         let time = units.values().filter(|unit| unit.digest.is_some()).filter_map(|unit| unit.modification_time).max();
+        // Also of those that bring no value.
+        if units.len() > MAX_CHANGE_UNITS {
+            return Err(too_large(id));
+        }
         let Some(object) = object else { return Ok((Step::None, before.clone())) };
         let content = object.canonical();
-        if units.len() > MAX_CHANGE_UNITS || content.len() as u64 > MAX_DIVIDED_BYTES {
+        if content.len() as u64 > MAX_DIVIDED_BYTES {
             return Err(too_large(id));
         }
         let state = ItemState {

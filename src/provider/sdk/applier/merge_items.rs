@@ -113,6 +113,7 @@ impl Ground<'_> {
 fn merged((mut object, mut units): (Object, Units), loser: &Side<'_>, edit: &Version) -> (Object, Units) {
     let of_loser = loser.row.units.clone().unwrap_or_default();
     let names: BTreeSet<&ChangeUnitId> = loser.object.units().collect();
+    let mut taken = Vec::new();
     for unit in names.into_iter().filter(|_| !mutant::is(Mutant::MergeNothing)) {
         let (Some(value), Some(theirs)) = (loser.object.get(unit), of_loser.get(unit)) else { continue };
         // A column without a value says nothing.
@@ -122,7 +123,8 @@ fn merged((mut object, mut units): (Object, Units), loser: &Side<'_>, edit: &Ver
             continue;
         }
         object.set(unit.clone(), Some(value.clone()));
-        units.insert(unit.clone(), Unit { version: edit.clone(), ..theirs.clone() });
+        taken.push((unit.clone(), Unit { version: edit.clone(), ..theirs.clone() }));
     }
+    units.extend(taken);
     (object, units)
 }

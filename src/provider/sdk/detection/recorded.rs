@@ -2,20 +2,21 @@
 //! alone, fingerprints where it looks at everything, and all rows at once where it asks for many.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use crate::knowledge::ItemId;
-use crate::provider::sdk::metadata::{Intent, Row, Snapshot};
+use crate::provider::sdk::metadata::{Intent, Metadata, Row, Snapshot};
 use crate::provider::sdk::{Fingerprint, ItemState, Known, KnownItem, Shared, lock};
 
-/// So many rows are read one by one in any case.
+/// So many rows or fingerprints are read one by one in any case.
 const FEW: u64 = 1_000;
 
 /// A row by itself costs about as much as so many that are read together.
-const ONE_BY_ONE: u64 = 8;
+const ROWS_FOR_ONE: u64 = 8;
 
-/// And as so many fingerprints.
-const ONE_BY_ONE_COMPARED: u64 = 32;
+/// And a fingerprint by itself as much as so many.
+const FINGERPRINTS_FOR_ONE: u64 = 32;
 
 /// The rows as they are recorded; the gate keeps them as they are. The metadata is locked for single statements only, as the
 /// store may search for minutes.
@@ -23,15 +24,15 @@ pub(super) struct Recorded<'a> {
     shared: &'a Shared,
     intents: &'a BTreeMap<ItemId, Intent>,
     anchor: Option<&'a [u8]>,
-    /// Rows that are read one by one, at most.
-    few: u64,
-    /// The same where only fingerprints are compared.
-    few_compared: u64,
+    /// Live items.
+    alive: u64,
     read: Mutex<BTreeMap<ItemId, Option<Row>>>,
     all: OnceLock<Snapshot>,
-    /// Live items: a store that looks at everything needs no more of most than this.
+    /// Fingerprints that were read one by one.
+    compared: AtomicU64,
+    /// Of live items: a store that looks at everything needs no more of most than this.
     fingerprints: OnceLock<Vec<(ItemId, Fingerprint)>>,
-    /// Why a row could not be read. The store was told that there is none, so nothing counts that it found.
+    /// Why something could not be read. The store was told that there is none, so nothing counts that it found.
     failed: Mutex<Option<rusqlite::Error>>,
 }
 
@@ -43,103 +44,100 @@ impl<'a> Recorded<'a> {
         anchor: Option<&'a [u8]>,
         alive: u64,
     ) -> Self {
-        let (few, few_compared) = (FEW.max(alive / ONE_BY_ONE), FEW.max(alive / ONE_BY_ONE_COMPARED));
-        let (read, failed) = (Mutex::default(), Mutex::new(None));
         Self {
             shared,
             intents,
             anchor,
-            few,
-            few_compared,
-            read,
+            alive,
+            read: Mutex::default(),
             all: OnceLock::new(),
+            compared: AtomicU64::new(0),
             fingerprints: OnceLock::new(),
-            failed,
+            failed: Mutex::new(None),
         }
+    }
+
+    /// Nothing where it fails, which is kept.
+    fn ask<T: Default>(&self, question: impl FnOnce(&Metadata) -> rusqlite::Result<T>) -> T {
+        question(&self.shared.metadata()).unwrap_or_else(|error| {
+            *lock(&self.failed) = Some(error);
+            T::default()
+        })
     }
 
     fn all(&self) -> &Snapshot {
-        self.all.get_or_init(|| {
-            self.shared.metadata().snapshot().unwrap_or_else(|error| {
-                *lock(&self.failed) = Some(error);
-                Snapshot::new(Vec::new())
-            })
-        })
+        self.all.get_or_init(|| self.ask(Metadata::snapshot))
     }
 
     fn fingerprints(&self) -> &[(ItemId, Fingerprint)] {
-        self.fingerprints.get_or_init(|| {
-            self.shared.metadata().fingerprints().unwrap_or_else(|error| {
-                *lock(&self.failed) = Some(error);
-                Vec::new()
-            })
-        })
+        self.fingerprints.get_or_init(|| self.ask(Metadata::fingerprints))
     }
 
-    fn row(&self, id: &ItemId) -> Option<Row> {
+    fn row<T>(&self, id: &ItemId, of: impl FnOnce(Option<&Row>) -> T) -> T {
         if self.all.get().is_none() {
             let mut read = lock(&self.read);
             if let Some(row) = read.get(id) {
-                return row.clone();
+                return of(row.as_ref());
             }
-            if (read.len() as u64) < self.few {
-                let row = self.shared.metadata().row(id).unwrap_or_else(|error| {
-                    *lock(&self.failed) = Some(error);
-                    None
-                });
-                read.insert(id.clone(), row.clone());
-                return row;
+            if (read.len() as u64) < FEW.max(self.alive / ROWS_FOR_ONE) {
+                let row = self.ask(|metadata| metadata.row(id));
+                return of(read.entry(id.clone()).or_insert(row).as_ref());
             }
         }
-        self.all().row(id).cloned()
+        of(self.all().row(id))
     }
 
-    /// The rows of some items, or of all where so many are asked for, or `whole`.
+    /// The rows of some items, and perhaps of others; of all where so many are asked for, or `whole`.
     ///
     /// # Errors
     ///
-    /// A row could not be read, now or before.
-    pub(super) fn rows<'i>(self, ids: impl Iterator<Item = &'i ItemId>, whole: bool) -> rusqlite::Result<Snapshot> {
+    /// Something could not be read, now or before.
+    pub(super) fn rows<'i>(
+        mut self,
+        mut ids: impl Iterator<Item = &'i ItemId>,
+        whole: bool,
+    ) -> rusqlite::Result<Snapshot> {
+        // Not needed any more, and they may be many.
+        self.fingerprints.take();
         if whole {
             self.all();
         }
-        let mut rows = BTreeMap::new();
-        for id in ids {
-            let row = self.row(id);
-            if self.all.get().is_some() {
-                break;
-            }
-            rows.extend(row.map(|row| (id.clone(), row)));
+        while self.all.get().is_none()
+            && let Some(id) = ids.next()
+        {
+            self.row(id, |_| ());
         }
         if let Some(error) = lock(&self.failed).take() {
             return Err(error);
         }
-        Ok(self.all.into_inner().unwrap_or_else(|| Snapshot::new(rows.into_iter().collect())))
+        let read = std::mem::take(&mut *lock(&self.read));
+        let some = || Snapshot::new(read.into_iter().filter_map(|(id, row)| Some((id, row?))).collect());
+        Ok(self.all.into_inner().unwrap_or_else(some))
     }
 }
 
 impl Known for Recorded<'_> {
     fn get(&self, id: &ItemId) -> Option<KnownItem> {
-        self.row(id).map(|row| row.item)
+        self.row(id, |row| row.map(|row| row.item.clone()))
     }
 
     fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &Fingerprint)) {
-        if let Some(all) = self.all.get() {
-            return all.for_each_alive(visit);
+        match self.all.get() {
+            Some(all) => all.for_each_alive(visit),
+            None => self.fingerprints().iter().for_each(|(id, fingerprint)| visit(id, fingerprint)),
         }
-        self.fingerprints().iter().for_each(|(id, fingerprint)| visit(id, fingerprint));
     }
 
-    fn is_unchanged(&self, id: &ItemId, fingerprint: &Fingerprint) -> bool {
+    fn is_recorded(&self, id: &ItemId, fingerprint: &Fingerprint) -> bool {
         if let Some(all) = self.all.get() {
-            return all.is_unchanged(id, fingerprint);
+            return all.is_recorded(id, fingerprint);
         }
-        let few = self.fingerprints.get().is_none() && (lock(&self.read).len() as u64) < self.few_compared;
-        if few {
-            return self.row(id).is_some_and(|row| !row.item.deleted && row.item.fingerprint == *fingerprint);
+        let few = FEW.max(self.alive / FINGERPRINTS_FOR_ONE);
+        if self.fingerprints.get().is_none() && self.compared.fetch_add(1, Ordering::Relaxed) < few {
+            return self.ask(|metadata| metadata.fingerprint(id)).is_some_and(|recorded| recorded == *fingerprint);
         }
-        let alive = self.fingerprints();
-        alive.binary_search_by(|(at, _)| at.cmp(id)).is_ok_and(|at| alive[at].1 == *fingerprint)
+        let all = self.fingerprints();
+        all.binary_search_by(|(at, _)| at.cmp(id)).is_ok_and(|at| all[at].1 == *fingerprint)
     }
 
     fn intended(&self, id: &ItemId) -> Option<ItemState> {

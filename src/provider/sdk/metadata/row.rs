@@ -150,7 +150,7 @@ impl Candidate {
 }
 
 /// Rows at one moment, in ascending order of the id: all, or those that a detection is about.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Snapshot(Vec<(ItemId, Row)>);
 
 impl Snapshot {
@@ -173,6 +173,10 @@ impl Snapshot {
 impl Known for Snapshot {
     fn get(&self, id: &ItemId) -> Option<KnownItem> {
         self.row(id).map(|row| row.item.clone())
+    }
+
+    fn is_recorded(&self, id: &ItemId, fingerprint: &Fingerprint) -> bool {
+        self.row(id).is_some_and(|row| row.item.is_recorded(fingerprint))
     }
 
     fn for_each_alive(&self, visit: &mut dyn FnMut(&ItemId, &Fingerprint)) {

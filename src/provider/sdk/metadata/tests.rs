@@ -8,6 +8,13 @@ use super::*;
 use crate::knowledge::fixtures::FORMAT;
 use crate::knowledge::{ChangeUnitId, ClockVector, Knowledge};
 
+impl Metadata {
+    /// For faults: the file is open here and nowhere else.
+    pub(in crate::provider::sdk) fn execute(&self, sql: &str) {
+        self.connection.execute_batch(sql).unwrap();
+    }
+}
+
 /// The schema of version 1, as it was, with an item and an intent in it.
 const VERSION_1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -100,9 +107,18 @@ fn content_is_found_without_a_look_at_each_tombstone_of_it() {
 /// A first look of a large replica takes the indices away and makes them again: they are the same, and hold every row.
 #[test]
 fn many_rows_in_an_empty_table_are_found_like_others() {
+    let (new, old) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let connection = Connection::open(old.path().join(FILE_NAME)).unwrap();
+    connection.execute_batch(VERSION_1).unwrap();
+    connection.execute_batch("DELETE FROM items; DELETE FROM intents").unwrap();
+    drop(connection);
+    for directory in [new, old] {
+        many_rows_are_found(Metadata::open(directory.path(), "here").unwrap());
+    }
+}
+
+fn many_rows_are_found(mut metadata: Metadata) {
     const ROWS: u64 = 2 * write::MANY as u64;
-    let directory = TempDir::new().unwrap();
-    let mut metadata = Metadata::open(directory.path(), "here").unwrap();
     let schema = |metadata: &Metadata| -> Vec<(String, Option<String>)> {
         let mut all = metadata.connection.prepare("SELECT name, sql FROM sqlite_schema ORDER BY name").unwrap();
         all.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().collect::<Result<_, _>>().unwrap()

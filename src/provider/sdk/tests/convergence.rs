@@ -1,9 +1,9 @@
-use super::harness::{PLAN, Plan, Replica, begin, end, key, request, settle, sync};
+use super::harness::{LEASE, PLAN, Plan, Replica, begin, end, key, request, settle, sync};
 use crate::knowledge::{ItemId, OutcomeKind, Version};
 use crate::provider::sdk::Options;
 use crate::provider::sdk::metadata::{Commit, Row};
 use crate::provider::sdk::session::enter;
-use crate::provider::{ProcessOutput, ProcessStart, Provider};
+use crate::provider::{CallError, ProcessOutput, ProcessStart, Provider};
 use crate::types::{ConflictResolutionPolicy, ProviderRole};
 
 #[tokio::test]
@@ -240,6 +240,53 @@ async fn a_first_look_has_the_first_contents_read() {
     a.provider.begin_session(begin(ProviderRole::Source, second, false)).await.unwrap();
     assert!(reading(second).is_none());
     a.provider.end_session(end(second)).await.unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_reads_ahead_gives_way_to_all_else() {
+    /// Threads of this process that read ahead, by what they give way (`proc_pid_stat(5)`, field 19).
+    fn readers() -> Vec<i32> {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap();
+        let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+        let niceness = |stat: String| stat.split_once("(read ahead) ")?.1.split(' ').nth(16)?.parse().ok();
+        stats.filter_map(niceness).collect()
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let a = Replica::new("a");
+    a.store.write("i", "content", 1);
+    let opening = a.store.opening.lock().unwrap();
+    let session = key();
+    runtime.block_on(a.provider.begin_session(begin(ProviderRole::Source, session, false))).unwrap();
+    let began = std::time::Instant::now();
+    while !readers().contains(&19) {
+        assert!(began.elapsed() < LEASE, "none gives way");
+        std::thread::yield_now();
+    }
+    drop(opening);
+    runtime.block_on(a.provider.end_session(end(session))).unwrap();
+}
+
+/// What is read beside a commit that fails is of no session: it stops, and nothing is left of the session.
+#[tokio::test]
+async fn a_first_look_that_cannot_be_recorded_can_be_made_again() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    for n in 0..100 {
+        a.store.write(&format!("{n:03}"), "content", 1);
+    }
+    let full = "CREATE TRIGGER full BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'no room'); END";
+    a.provider.shared.metadata().execute(full);
+    let session = key();
+    let begun = a.provider.begin_session(begin(ProviderRole::Source, session, false)).await;
+    let Err(CallError::Refused(refusal)) = begun else { panic!("{begun:?}") };
+    assert!(refusal.message.contains("no room"), "{}", refusal.message);
+    assert_eq!((a.tick(), a.row("000")), (0, None));
+
+    a.provider.shared.metadata().execute("DROP TRIGGER full");
+    a.provider.begin_session(begin(ProviderRole::Source, session, false)).await.unwrap();
+    a.provider.end_session(end(session)).await.unwrap();
+    sync(&a, &b, PLAN).await.unwrap();
+    assert_eq!((a.tick(), b.store.contents()), (100, a.store.contents()));
 }
 
 /// Such as another session commits: what was read before speaks of versions that are no more.

@@ -258,6 +258,50 @@ async fn a_look_at_many_items_finds_what_has_changed() {
     }
     let report = sync(&a, &b, PLAN).await.unwrap();
     assert_eq!((report.outcomes.len(), a.tick()), (6, tick + 6));
+    // The store tells what is missing after all else; versions are given in the order of the ids.
+    let changed = ["item 0005", "item 0006", "item 1200", "item 1300", "item 1301", "item 1500"];
+    assert_eq!(changed.map(|id| a.row(id).unwrap().version.tick - tick), [1, 2, 3, 4, 5, 6]);
     assert_eq!(a.store.contents(), b.store.contents());
     assert_eq!(sync(&a, &b, PLAN).await.unwrap().outcomes, []);
+}
+
+/// Whatever of the metadata cannot be read, and when: nothing counts as new or gone for that.
+#[tokio::test]
+async fn a_look_that_cannot_read_what_is_recorded_changes_nothing() {
+    let a = Replica::new("a");
+    let look = async || {
+        let session = key();
+        let begun = a.provider.begin_session(begin(ProviderRole::Source, session, false)).await;
+        if begun.is_ok() {
+            a.provider.end_session(end(session)).await.unwrap();
+        }
+        begun
+    };
+    let items = 1_500;
+    for at in 0..items {
+        a.store.write(&format!("item {at:04}"), "content", 1);
+    }
+    look().await.unwrap();
+    let spoil = |row: u64, column: &str| {
+        a.provider
+            .shared
+            .metadata()
+            .execute(&format!("UPDATE items SET {column} WHERE item_id = CAST('item {row:04}' AS BLOB)"));
+    };
+    // Its fingerprint by itself, among all, and with all of a row that has changed.
+    for row in [5, 1_400] {
+        spoil(row, "fingerprint = 'text'");
+        let (reason, _) = refused(look().await);
+        assert_eq!((reason.as_str(), a.tick()), ("METADATA", items));
+        spoil(row, "fingerprint = x''");
+        look().await.unwrap();
+        assert_eq!(a.tick(), items);
+    }
+    spoil(7, "properties = 'no JSON'");
+    a.store.write("item 0007", "changed", 2);
+    refused(look().await);
+    assert_eq!(a.tick(), items);
+    spoil(7, "properties = '{}'");
+    look().await.unwrap();
+    assert_eq!(a.tick(), items + 1);
 }

@@ -71,6 +71,8 @@ pub(super) struct MemoryStore {
     pub(super) no_copies: bool,
     /// Held while the store is searched, when a test holds it first.
     pub(super) search: Mutex<()>,
+    /// The same while an item is opened.
+    pub(super) opening: Mutex<()>,
 }
 
 impl State {
@@ -223,7 +225,7 @@ impl ItemStore for MemoryStore {
         }
         let mut observations = Vec::new();
         for (id, entry) in &state.items {
-            if !known.is_unchanged(id, &entry.fingerprint()) {
+            if !known.is_recorded(id, &entry.fingerprint()) {
                 let (state, fingerprint) = (entry.state(), entry.fingerprint());
                 observations.push(Observation::Present { id: id.clone(), state, fingerprint });
             }
@@ -237,6 +239,7 @@ impl ItemStore for MemoryStore {
     }
 
     fn open(&self, id: &ItemId, known: &KnownItem) -> Result<Box<dyn Read + Send>, ItemError> {
+        let _opening = lock(&self.opening);
         let state = lock(&self.state);
         if state.unreadable.as_ref() == Some(id) {
             return Err(ItemError::Failed("permission denied".to_owned()));

@@ -111,8 +111,13 @@ async fn a_scan_that_misses_most_items_stops_the_session() {
     assert_eq!(reason(sync(&a, &b, PLAN).await), "MASS_DELETE");
     assert_eq!(a.tick(), tick, "no version was given");
     assert_eq!(b.store.contents().len(), 120);
-    sync(&a, &b, Plan { allow_mass_delete: true, ..PLAN }).await.unwrap();
-    assert_eq!(b.store.contents().len(), 59);
+    // A copy of what is still there is no new name of what is gone.
+    a.store.write("copy", "content of 119", 1);
+    assert_eq!(reason(sync(&a, &b, PLAN).await), "MASS_DELETE");
+    a.store.write("new name", "content of 0", 1);
+    a.store.write("and another", "content of 0", 1);
+    sync(&a, &b, PLAN).await.unwrap();
+    assert_eq!(b.store.contents().len(), 62);
 }
 
 #[tokio::test]

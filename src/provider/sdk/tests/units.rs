@@ -450,3 +450,25 @@ async fn more_units_or_bytes_than_an_item_may_have_are_told() {
     assert!(error.error_description.contains("make it smaller"), "{error:?}");
     assert_eq!(get(&b, "j")["c1"], json!(1));
 }
+
+/// Those that were taken out count, too: a row must not grow without end by changes that bring no value.
+#[tokio::test]
+async fn units_without_a_value_are_bounded() {
+    let (a, b, c) = (Replica::divided("a"), Replica::divided("b"), Replica::divided("c"));
+    let object = |names: &[char]| {
+        let units = names.iter().flat_map(|name| (0..1_500).map(move |number| (format!("{name}{number}"), json!(1))));
+        Value::Object(units.collect())
+    };
+    set(&a, "i", object(&['k']), 1);
+    settle(&[&a, &b, &c], PLAN).await;
+    // Each of the two has 3,000, of which half are the other's too; at one of them the other half is gone again.
+    for names in [&['k', 'x'][..], &['k']] {
+        set(&a, "i", object(names), 2);
+        sync(&a, &c, PLAN).await.unwrap();
+    }
+    set(&b, "i", object(&['k', 'y']), 2);
+    let report = sync(&a, &b, PLAN).await.unwrap();
+    let error = report.outcomes[0].error.clone().expect("together they are too many");
+    assert_eq!(error.hresult, Hresult::E_OUTOFMEMORY, "{error:?}");
+    assert_eq!(b.row("i").unwrap().units.map(|units| units.len()), Some(3_000));
+}

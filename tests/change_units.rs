@@ -7,12 +7,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::replicas::Field;
 use synclave::knowledge::{FilterRequest, FilteringType, SyncFilter};
+use synclave::operation::conflicts::resolve;
 use synclave::provider::DataPart;
 use synclave::provider::sdk::Options as Sdk;
 use synclave::providers::memory::MemoryStore;
-use synclave::store::SessionRecord;
+use synclave::store::{ConflictDecision, SessionRecord};
 use synclave::types::{
-    ConflictResolutionPolicy as Policy, Endpoint, FullEnumerationAction, Hresult, ProviderRole, SyncState,
+    ConflictResolutionPolicy as Policy, Endpoint, FullEnumerationAction, Hresult, ProviderRole, ResolveAction,
+    SyncState,
 };
 
 struct Bench(Field);
@@ -322,5 +324,47 @@ async fn the_data_of_a_conflict_is_that_of_its_units() {
     };
     assert_eq!(read(ProviderRole::Source).await, json!({"c2": "of a"}));
     assert_eq!(read(ProviderRole::Destination).await, json!({"c2": "of b"}));
+    bench.stop().await;
+}
+
+/// A directory has the item as a whole, and the other store its units: the conflict is the same one whichever of the two is the source,
+/// and what was decided is carried out in either direction.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_about_an_item_that_only_one_side_divides() {
+    let bench = Bench::start().await;
+    let (a, at_a) = bench.memory("a").await;
+    let (root, at_f) = bench.files("f").await;
+    let (coordinator, both) = (&bench.0.coordinator, [&at_f, &at_a]);
+    let open = async || coordinator.store.conflicts(None, 10, "").await.expect("readable").0.items;
+    let decisions = [ResolveAction::AcceptSourceProvider, ResolveAction::AcceptDestinationProvider];
+    for (number, (action, turned)) in decisions.into_iter().flat_map(|it| [(it, false), (it, true)]).enumerate() {
+        let item = format!("i{number}");
+        let file = root.join(&item);
+        std::fs::write(&file, r#"{"body":"1","title":"T"}"#).expect("writes");
+        for source in 0..2 {
+            let record = bench.session(both[source], both[1 - source], Policy::None).await;
+            assert_eq!(record.state, SyncState::InSync, "{record:?}");
+        }
+        std::fs::write(&file, r#"{"body":"of f","title":"T"}"#).expect("writes");
+        edit(&a, &item, "body", json!("of a"));
+        let mut met = Vec::new();
+        for source in [0, 1, 0] {
+            bench.session(both[source], both[1 - source], Policy::None).await;
+            met.extend(open().await.iter().map(|conflict| conflict.conflict_id));
+        }
+        assert_eq!(met, [met[0]; 3], "{item}: it is one conflict");
+
+        resolve(&coordinator.store, met[0], ConflictDecision::Concurrency(action)).await.expect("allowed");
+        let source = usize::from(turned);
+        for source in [source, 1 - source] {
+            let record = bench.session(both[source], both[1 - source], Policy::None).await;
+            assert_eq!(record.state, SyncState::InSync, "{item}: {record:?}");
+        }
+        assert_eq!(open().await, []);
+        let winner = if action == ResolveAction::AcceptSourceProvider { "of f" } else { "of a" };
+        let expected = json!({"body": winner, "title": "T"});
+        assert_eq!(a.get(&item), Some(expected.clone()), "{item}");
+        assert_eq!(serde_json::from_slice::<Value>(&std::fs::read(&file).expect("a file")).expect("JSON"), expected);
+    }
     bench.stop().await;
 }

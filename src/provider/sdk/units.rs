@@ -202,6 +202,12 @@ pub fn missing(id: &ItemId, row: &Row, known: &Knowledge, made_with: &Knowledge)
     units().map(|(unit, _)| unit.clone()).collect()
 }
 
+/// The units of a row that are in conflict with a change of its item as a whole: those that its replica, which knows `known`, would
+/// send to the source of that change. So it is the same conflict whichever of the two is the source.
+pub(super) fn in_conflict(id: &ItemId, row: &Row, made_with: &Knowledge, known: &Knowledge) -> Vec<ChangeUnitId> {
+    missing(id, row, made_with, known)
+}
+
 /// True when the source knows an item's base and the destination does not. A source that has only some units of it, because of a
 /// filter, does not know it itself; one that is filtered does not speak of it.
 pub(super) fn teaches_base(id: &ItemId, row: &Row, known: &Knowledge, made_with: &Knowledge) -> bool {
@@ -217,6 +223,11 @@ pub(super) fn lacks_unit(
     made_with: &Knowledge,
 ) -> bool {
     !known.contains_change_unit(id, unit, version) && made_with.contains_change_unit(id, unit, version)
+}
+
+/// When a unit of a row was last changed: one that it does not name, with its base.
+pub(super) fn version_of<'a>(row: &'a Row, unit: &ChangeUnitId) -> &'a Version {
+    row.units.as_ref().and_then(|units| units.get(unit)).map_or(&row.version, |unit| &unit.version)
 }
 
 /// Units that a row does not have, and of which the destination lacks just that, as nothing else tells it: it has left them out of

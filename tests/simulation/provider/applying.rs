@@ -88,6 +88,12 @@ impl Apply {
         &self.batch.groups[self.group]
     }
 
+    /// How a conflict of a change with what was here is settled.
+    fn policy(&self, change: &ItemChange, row: Option<&Row>) -> Policy {
+        let (known, made_with) = self.knowledge();
+        self.decisions.whole(change, row, (made_with, known), self.start.conflict_resolution_policy)
+    }
+
     fn changes(&self) -> &[ItemChange] {
         &self.group().changes[self.begin..self.end]
     }
@@ -407,8 +413,7 @@ impl World {
         // Of what a full enumeration does not list there is no change.
         let action = apply.carrying.as_ref().filter(|it| it.absence.is_none()).and_then(|it| it.actions.get(id));
         let change = action.and_then(|action| Some((action, apply.changes().get(action.index)?.clone())));
-        let decided =
-            change.as_ref().map(|(action, change)| apply.decisions.whole(change, action.before.as_ref(), policy));
+        let decided = change.as_ref().map(|(action, change)| apply.policy(change, action.before.as_ref()));
         let change = change.map(|(_, change)| change);
         let Some(carrying) = &mut apply.carrying else { return };
         let Some(action) = carrying.actions.get_mut(id) else { return };
@@ -525,8 +530,8 @@ impl World {
                 && matches!(verdict, Verdict::Planned { conflict: true })
                 && actions.get(&change.item_id).is_some_and(|action| {
                     let there = |row: &Row| !row.item.deleted;
-                    let (before, policy) = (action.before.as_ref(), apply.start.conflict_resolution_policy);
-                    apply.decisions.whole(change, before, policy) == Policy::KeepBoth
+                    let before = action.before.as_ref();
+                    apply.policy(change, before) == Policy::KeepBoth
                         && before.is_some_and(there)
                         && there(&action.after)
                 });

@@ -42,7 +42,7 @@ impl Ground<'_> {
             }
             // A copy of the loser cannot be kept, so the conflict waits; or goes with a session the other way, where it may be that
             // what this one has to give up first is no one's.
-            ItemError::Collision(_) => Verdict::Deferred(Deferral::concurrency(item, (self.rows)(item)?.as_ref())),
+            ItemError::Collision(_) => self.deferred(index, (self.rows)(item)?.as_ref()),
             error => Verdict::Failed(error.into_recoverable(id)),
         })
     }

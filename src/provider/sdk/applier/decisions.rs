@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 
-use crate::knowledge::{ChangeUnitId, ItemChange, ItemId, Resolution, ResolutionAction, Version};
+use crate::knowledge::{ChangeUnitId, ItemChange, ItemId, Knowledge, Resolution, ResolutionAction, Version};
 use crate::mutant::{self, Mutant};
 use crate::provider::sdk::metadata::Row;
+use crate::provider::sdk::units;
 use crate::types::{ConflictResolutionPolicy as Policy, ConstraintResolveAction, ResolveAction};
 
 /// The decisions that came with a batch.
@@ -72,10 +73,25 @@ impl Decisions {
     }
 
     /// As [`Decisions::policy`], of an item as a whole. Where a side has versions of its change units only, the decision is
-    /// about all of them: one that has moved on, or come since, makes it a conflict anew.
-    pub fn whole(&self, change: &ItemChange, row: Option<&Row>, policy: Policy) -> Policy {
-        let Some(row) = row else { return policy };
-        let about = versions(change, row);
+    /// about all of them that are in conflict: one that has moved on, or come since, makes it a conflict anew. The knowledges are
+    /// the change's group's and the destination's.
+    pub fn whole(
+        &self,
+        change: &ItemChange,
+        row: Option<&Row>,
+        (made_with, known): (&Knowledge, &Knowledge),
+        policy: Policy,
+    ) -> Policy {
+        // Mostly there are none.
+        let Some(row) = row.filter(|_| self.0.contains_key(&change.item_id)) else { return policy };
+        let version = change.change_version.as_ref().filter(|_| row.units.is_some());
+        let divided = version.map(|version| (version, units::in_conflict(&change.item_id, row, made_with, known)));
+        let about = match &divided {
+            Some((version, units)) => {
+                units.iter().map(|unit| (Some(unit), *version, units::version_of(row, unit))).collect()
+            }
+            None => versions(change, row),
+        };
         let mut decided = about
             .iter()
             .map(|(unit, source, destination)| self.policy(&change.item_id, *unit, source, Some(destination), policy));

@@ -205,7 +205,8 @@ impl Applier<'_> {
         }
         let version = self.check_change(section, change)?;
         let knowledge = (&*section.group.made_with_knowledge, &*self.known, &*self.forgotten);
-        let policy = self.decisions.whole(change, row, self.start.conflict_resolution_policy);
+        let both = (knowledge.0, knowledge.1);
+        let policy = self.decisions.whole(change, row, both, self.start.conflict_resolution_policy);
         let winner = match settle(change, version, knowledge, row, incoming, policy) {
             Settlement::NeedsHeader | Settlement::NeedsContent if self.divides(incoming) => {
                 return Ok(Some(Want::Units(Vec::new())));
@@ -265,7 +266,8 @@ impl Applier<'_> {
             Course::Undivided => return Err(undivided(&change.item_id)),
             Course::Whole => {}
         }
-        let policy = self.decisions.whole(change, row, self.start.conflict_resolution_policy);
+        let both = (knowledge.0, knowledge.1);
+        let policy = self.decisions.whole(change, row, both, self.start.conflict_resolution_policy);
         match settle(change, &change.creation_version, knowledge, row, incoming, policy) {
             Settlement::Failed(error) => Err(error),
             Settlement::Settled { winner: Winner::Destination | Winner::Deletion, .. }

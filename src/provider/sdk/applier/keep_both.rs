@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use sha2::{Digest as _, Sha256};
 
 use super::arrival::{Arrival, Content, stage};
-use super::plan::{Action, Deferral, Ground, Step, Verdict, row_of};
+use super::plan::{Action, Ground, Step, Verdict, row_of};
 use super::settle::NewVersion;
 use crate::knowledge::{Digest, ItemId};
 use crate::mutant::{self, Mutant};
@@ -43,7 +43,7 @@ impl Ground<'_> {
         ticks: &mut Ticks,
     ) -> Result<Option<Verdict>, CallError> {
         let failed = |error: ItemError| Ok(Some(Verdict::Failed(error.into_recoverable(id))));
-        let deferred = || Ok(Some(Verdict::Deferred(Deferral::concurrency(id, row))));
+        let deferred = || Ok(Some(self.deferred(index, row)));
         let ours = row.filter(|_| source_wins);
         let mut loser = match ours {
             Some(row) => ItemState { modification_time: row.modification_time(), ..row.item.state.clone() },

@@ -112,9 +112,20 @@ pub struct Deferral {
 }
 
 impl Deferral {
-    /// Of a concurrency conflict with what is here.
-    pub fn concurrency(id: &ItemId, row: Option<&Row>) -> Box<Self> {
-        Box::new(Self { destination: row.map(|row| conflicting(id, row)), constraint: None })
+    /// Of a concurrency conflict with what is here; of that only the change units that are in conflict, where the change is of the
+    /// item as a whole. The knowledges are its group's and the destination's.
+    pub fn concurrency(
+        change: &ItemChange,
+        row: Option<&Row>,
+        (made_with, known): (&Knowledge, &Knowledge),
+    ) -> Box<Self> {
+        let id = &change.item_id;
+        match row {
+            Some(row) if row.units.is_some() && change.change_version.is_some() => {
+                Self::of_units(id, row, &units::in_conflict(id, row, made_with, known))
+            }
+            _ => Box::new(Self { destination: row.map(|row| conflicting(id, row)), constraint: None }),
+        }
     }
 
     /// Of some change units of what is here. A unit that is not here has the version of the item's base.
@@ -123,7 +134,7 @@ impl Deferral {
             let here = row.units.as_ref().and_then(|here| here.get(unit));
             ChangeUnitChange {
                 change_unit_id: unit.clone(),
-                version: here.map_or(&row.version, |unit| &unit.version).clone(),
+                version: units::version_of(row, unit).clone(),
                 modification_time: here.and_then(|unit| unit.modification_time),
             }
         };
@@ -245,6 +256,11 @@ impl Applier<'_> {
 }
 
 impl Ground<'_> {
+    /// A concurrency conflict of a change with what is here, which waits for a decision.
+    pub(super) fn deferred(&self, index: usize, row: Option<&Row>) -> Verdict {
+        Verdict::Deferred(Deferral::concurrency(&self.changes[index], row, (self.made_with(), self.known)))
+    }
+
     /// The source's knowledge that the changes were listed with.
     pub(super) fn made_with(&self) -> &Knowledge {
         &self.group.made_with_knowledge
@@ -347,11 +363,12 @@ impl Ground<'_> {
             content = Some(Content::Bytes(canonical));
         }
         let knowledge = (self.made_with(), self.known, self.forgotten);
-        let policy = self.decisions.whole(change, row.as_ref(), self.policy);
+        let both = (self.made_with(), self.known);
+        let policy = self.decisions.whole(change, row.as_ref(), both, self.policy);
         let (winner, version, conflict) =
             match settle(change, change_version, knowledge, row.as_ref(), &incoming, policy) {
                 Settlement::Obsolete => return Ok(Verdict::Obsolete),
-                Settlement::Deferred => return Ok(Verdict::Deferred(Deferral::concurrency(id, row.as_ref()))),
+                Settlement::Deferred => return Ok(self.deferred(index, row.as_ref())),
                 Settlement::Failed(error) => return Ok(Verdict::Failed(error)),
                 // The row is another one than when it was decided what to ask for.
                 Settlement::NeedsHeader | Settlement::NeedsContent => {

@@ -53,7 +53,7 @@ pub(super) fn need(
         let listed = change.change_units.iter().filter(|_| in_part).map(|unit| unit.change_unit_id.clone());
         Some(if divided { Want::Units(listed.collect()) } else { Want::Content })
     };
-    let policy = apply.decisions.whole(change, row, apply.start.conflict_resolution_policy);
+    let policy = apply.policy(change, row);
     match settle(change, version, knowledge, row, incoming, policy) {
         Settlement::NeedsHeader | Settlement::NeedsContent => Ok(all()),
         Settlement::Failed(error) => Err(error),

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use crate::knowledge::{Digest, ItemId};
+use crate::knowledge::ItemId;
 use crate::provider::{
     BeginSession, CallError, ContentCheck, EndSession, ItemDigest, ItemRange, Provider, ProviderInfo, RANGE_DIGESTS,
     RangeDigest, RangeDigestsRequest, RepairItems, SessionKey, SessionRef,
@@ -129,6 +129,16 @@ pub enum Kind {
 }
 
 impl Difference {
+    /// True when both have the same. Where one side has change units of an item, its digest is of the content alone, and that of the
+    /// other side, which has it as a whole, of the properties, too: then the content decides.
+    fn is_none(&self) -> bool {
+        let (Some(a), Some(b)) = (&self.a, &self.b) else { return false };
+        let is_sound = |item: &ItemDigest| matches!(item.content, ContentCheck::Unread | ContentCheck::AsRecorded);
+        let content = |item: &ItemDigest| (item.content_size, item.content_digest);
+        a.digest == b.digest
+            || (a.version.is_some() != b.version.is_some() && is_sound(a) && is_sound(b) && content(a) == content(b))
+    }
+
     /// What it is.
     pub fn kind(&self) -> Kind {
         let (Some(a), Some(b)) = (&self.a, &self.b) else { return Kind::NotSynced };
@@ -403,8 +413,7 @@ impl Session {
                 }
             }
         }
-        let digest = |item: &Option<ItemDigest>| -> Option<Digest> { item.as_ref().map(|item| item.digest) };
-        report.differences.extend(items.into_values().filter(|it| digest(&it.a) != digest(&it.b)));
+        report.differences.extend(items.into_values().filter(|it| !it.is_none()));
         Ok(())
     }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::replicas::Field;
+use synclave::coordinator::Providers;
+use synclave::grpc::provider::DialOptions;
 use synclave::knowledge::{FilterRequest, FilteringType, SyncFilter};
 use synclave::operation::conflicts::resolve;
 use synclave::provider::DataPart;
@@ -16,6 +18,8 @@ use synclave::types::{
     ConflictResolutionPolicy as Policy, Endpoint, FullEnumerationAction, Hresult, ProviderRole, ResolveAction,
     SyncState,
 };
+use synclave::verify;
+use tokio_util::sync::CancellationToken;
 
 struct Bench(Field);
 
@@ -365,6 +369,38 @@ async fn a_decision_about_an_item_that_only_one_side_divides() {
         let expected = json!({"body": winner, "title": "T"});
         assert_eq!(a.get(&item), Some(expected.clone()), "{item}");
         assert_eq!(serde_json::from_slice::<Value>(&std::fs::read(&file).expect("a file")).expect("JSON"), expected);
+    }
+    bench.stop().await;
+}
+
+/// The digest of an item that is whole is of its properties, too, and that of one with units is not: what is the same must not be called
+/// different for that, as no sync would carry it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_one_side_divides_is_compared_by_its_content() {
+    let bench = Bench::start().await;
+    let (a, at_a) = bench.memory("a").await;
+    let (root, at_f) = bench.files("f").await;
+    let path = |number: u32| root.join(format!("i{number:02}"));
+    for number in 0..40 {
+        std::fs::write(path(number), format!(r#"{{"body":"{number}"}}"#)).expect("writes");
+    }
+    assert_eq!(bench.session(&at_f, &at_a, Policy::None).await.state, SyncState::InSync);
+    let dial = Providers::new(DialOptions::default()).into_dial();
+    let differing = async |checksum| {
+        let [f, a] = [&at_f, &at_a].map(|endpoint| dial(endpoint).expect("an address"));
+        let options = verify::Options { checksum, repair: false };
+        let report = verify::verify(f, a, options, &CancellationToken::new()).await.expect("compared");
+        let items = report.differences.iter().map(|it| it.item_id.to_string());
+        items.collect::<Vec<_>>()
+    };
+    for checksum in [false, true] {
+        assert_eq!(differing(checksum).await, [""; 0]);
+    }
+    edit(&a, "i07", "body", json!("of a"));
+    std::fs::write(path(9), r#"{"body":"of f"}"#).expect("writes");
+    a.remove("i11");
+    for checksum in [false, true] {
+        assert_eq!(differing(checksum).await, ["i07", "i09", "i11"]);
     }
     bench.stop().await;
 }

@@ -323,7 +323,9 @@ impl World {
             // What only the source has comes with its item: nothing of the destination's is settled by that.
             let named = row.units.as_ref().or(made.units.as_ref());
             let is_named = named.is_some_and(|units| units.contains_key(&ChangeUnitId::from(unit)));
-            if now.replica != own || now == ours || now == theirs || !is_named {
+            // What the source knows of the destination's is not in conflict: it goes with the rest of the item.
+            let is_seen = knowledge.1.contains_change_unit(id, &ChangeUnitId::from(unit), ours);
+            if now.replica != own || now == ours || now == theirs || !is_named || is_seen {
                 continue;
             }
             self.figures.decided += 1;

@@ -93,6 +93,9 @@ pub enum SetupError {
     /// Nobody answers there.
     #[error("the provider {0}; start it and give its address")]
     Unreachable(String),
+    /// Whoever answers there offers another service.
+    #[error("there is no KnowledgeSyncProviderService; say --simple to check a simple store")]
+    NoProvider,
     /// SessionStateService cannot be served there.
     #[error("cannot listen on {0}: {1}; stop what uses it, or choose another port with --listen")]
     Listen(SocketAddr, String),

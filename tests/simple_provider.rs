@@ -226,6 +226,18 @@ fn a_store_that_hangs_fails_the_session_with_a_clear_line() {
     assert_eq!(contents(&pair.directory)["a.txt"], "has to be read");
 }
 
+/// It is there, and says so: nobody is to look for a broken connection.
+#[test]
+fn a_store_that_is_not_ready_is_quoted() {
+    let pair = Pair::in_sync(PLAIN);
+    pair.store.fail(Call::Enumerate, Fault::NotReady, true);
+    let session = pair.to_store();
+    expect_failed(&session, "the store says Unavailable: notes.json is cut off");
+    assert!(!session.to_string().contains("connection"), "{session}");
+    pair.store.mend();
+    pair.expect_quiet();
+}
+
 /// A write whose answer is lost is neither repeated as a conflict nor taken for a user's edit, whatever the store keeps.
 #[test]
 fn a_write_whose_answer_is_lost_is_recognised_by_content() {

@@ -2,12 +2,15 @@
 
 use std::time::Instant;
 
+use tonic::Code;
+
 use super::bench::Bench;
 use super::book::Held;
 use super::partner::{Change, Partner, batch};
 use super::rule::Rule;
 use super::session::Ask;
 use super::suite::checks;
+use super::wire::Fault;
 use super::{Options, Report, SetupError};
 use crate::knowledge::{GroupKind, ItemId, OutcomeKind};
 use crate::types::{ConflictResolutionPolicy as Policy, ProviderRole};
@@ -122,10 +125,10 @@ checks! {
 pub(super) async fn run(options: Options) -> Result<Report, SetupError> {
     let begun = Instant::now();
     let bench = Bench::new(options).await?;
-    if let Err(fault) = bench.wire.get_id_parameters(crate::pb::GetIdParametersRequest {}).await
-        && matches!(fault, super::wire::Fault::Silent(_))
-    {
-        return Err(SetupError::Unreachable(fault.words()));
+    match bench.wire.get_id_parameters(crate::pb::GetIdParametersRequest {}).await {
+        Err(fault @ Fault::Silent(_)) => return Err(SetupError::Unreachable(fault.words())),
+        Err(Fault::Bare(status)) if status.code() == Code::Unimplemented => return Err(SetupError::NoProvider),
+        Err(_) | Ok(_) => {}
     }
     for check in CHECKS {
         if check.after.iter().any(|rule| bench.book.is_broken(*rule)) {

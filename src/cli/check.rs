@@ -20,8 +20,9 @@ use crate::grpc::address;
 /// be held to it prints the verdict: pass, FAIL, not offered (an optional feature), or not reached (because of another rule
 /// that was broken). Each failure comes with the calls that show it. docs/conformance.md says what each rule means.
 ///
-/// Use it on a TEST replica that no session is using. It writes only items with names of its own, synclave-check-…, and
-/// deletes them again. What is left are their tombstones, and a few replica ids in the provider's knowledge.
+/// Use it on a TEST replica that no session is using, and throw that away afterwards. It writes only items with names of its
+/// own, synclave-check-…, and deletes them again. What is left are their tombstones, a few replica ids in the provider's
+/// knowledge, and what those have forgotten: earlier partners of the replica are out of date then.
 ///
 /// With --simple the address is that of a store that implements SimpleSyncProviderService, and the kit plays what `synclave
 /// provider simple` is to it: lists, loads, inserts, updates and deletes, alone and with a second client at the same time.
@@ -108,7 +109,7 @@ pub(super) async fn run(args: CheckArgs, output: Output, stop: CancellationToken
     };
     let report = report.map_err(|error| match error {
         SetupError::Address(error) => Failure::usage(error.to_string()),
-        SetupError::Unreachable(_) => Failure::failed(format!("{}: {error}", args.address)),
+        SetupError::Unreachable(_) | SetupError::NoProvider => Failure::failed(format!("{}: {error}", args.address)),
         SetupError::Listen(..) => Failure::failed(error.to_string()),
     })?;
     if let Some(file) = &args.junit {

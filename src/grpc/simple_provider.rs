@@ -195,7 +195,12 @@ impl ItemStore for SimpleStore {
     fn open(&self, id: &ItemId, known: &KnownItem) -> Result<Box<dyn Read + Send>, ItemError> {
         let reader = self.calls().load(id, &known.fingerprint, 0)?;
         if reader.size() != known.state.size {
-            return Err(ItemError::Failed("the store lists it with another size than it has".to_owned()));
+            return Err(ItemError::Failed(format!(
+                "the store has it with {} bytes, and listed it, or was given it, with {} at the same version; content has to be \
+                 kept byte for byte",
+                reader.size(),
+                known.state.size
+            )));
         }
         Ok(Box::new(reader))
     }

@@ -61,6 +61,8 @@ pub enum Fault {
     FailAfterwards,
     /// Says UNKNOWN, and does nothing.
     Fail,
+    /// Says UNAVAILABLE, and does nothing.
+    NotReady,
     /// A user writes the item in the very moment before.
     UserWrites(&'static str),
     /// Lists every item with the digest of something else.
@@ -326,8 +328,10 @@ impl SimpleSyncProviderService for SimpleStore {
         let since = request.into_inner().since_anchor;
         let since = since.map(|anchor| String::from_utf8_lossy(&anchor).parse().expect("an anchor of ours"));
         let fault = self.begin(Call::Enumerate, since);
-        if matches!(fault, Some(Fault::Hang)) {
-            std::future::pending::<()>().await;
+        match fault {
+            Some(Fault::Hang) => std::future::pending::<()>().await,
+            Some(Fault::NotReady) => return Err(Status::unavailable("notes.json is cut off")),
+            _ => {}
         }
         let state = self.state();
         if since.is_some_and(|since| since < state.oldest_anchor) {

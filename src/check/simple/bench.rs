@@ -176,7 +176,10 @@ impl Bench {
                 Err(fault) => return self.answered(Rule::StoreWrites, "InsertItem", Err(fault)),
             }
         }
-        let message = format!("no new item was taken, the last with {said}; say with --template what items are like");
+        let message = format!(
+            "no new item was taken, the last with {said}; put an item of your own into the store, after whose content the \
+             check makes its own, and say with --template what properties items have"
+        );
         Err(Stop::Broken { rule: Rule::StoreWrites, message })
     }
 

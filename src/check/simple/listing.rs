@@ -155,7 +155,11 @@ impl Bench {
             let rule = if *seen { Rule::StoreStable } else { Rule::StoreWrittenVersion };
             self.require(rule, item.item_version == *version, || {
                 let before = if *seen { "was listed with" } else { "was written, and the answer was" };
-                format!("item {name} {before} version {version:?}, and is listed with {:?}", item.item_version)
+                format!(
+                    "item {name} {before} version {}, and is listed with {}",
+                    shown(version),
+                    shown(&item.item_version)
+                )
             })?;
             *seen = true;
             self.judge_announced(item, data)?;
@@ -167,11 +171,15 @@ impl Bench {
     fn judge_announced(&self, item: &pb::SimpleItem, data: &Data) -> Held {
         let (rule, name) = (Rule::StoreAnnounced, shown(&item.item_id));
         let size = data.content.len() as u64;
-        self.require(rule, item.content_size.is_none_or(|listed| listed == size), || {
-            format!("item {name} has {size} bytes, and is listed with {:?}", item.content_size)
+        let why = "it lists what it does not have, or does not keep content byte for byte, as it must";
+        let listed = item.content_size.unwrap_or(size);
+        self.require(rule, listed == size, || {
+            format!("item {name} was written with {size} bytes, and is listed with {listed}: {why}")
         })?;
         let right = item.content_digest.as_ref().is_none_or(|listed| *listed == data.digest());
-        self.require(rule, right, || format!("item {name} is listed with the digest of another content"))
+        self.require(rule, right, || {
+            format!("item {name} is listed with the digest of another content than was written: {why}")
+        })
     }
 
     /// A store with supports_digests lists sizes and digests, and the times that came with the items of the check.

@@ -56,7 +56,11 @@ pub enum MetadataError {
         source: std::io::Error,
     },
     /// Another process, or another provider of this one, has it open.
-    #[error("{path} is in use by another provider; stop that one first", path = path.display())]
+    #[error(
+        "{path} is in use: this replica is open in another process, such as a provider, a coordinator or a sync; stop that one, or \
+         give the address of its provider",
+        path = path.display()
+    )]
     InUse {
         /// The file.
         path: PathBuf,

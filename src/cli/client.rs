@@ -109,7 +109,8 @@ impl Server {
                 root_cause(status)
             ));
         }
-        if status.code() == Code::Unimplemented {
+        // A coordinator that does not offer something says so in its own words.
+        if status.code() == Code::Unimplemented && status.get_error_details().error_info().is_none() {
             return Failure::failed(format!(
                 "{} is not a coordinator, or of a release that does not know this call ({}): name one that `synclave \
                  serve` runs with --server",

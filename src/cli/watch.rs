@@ -83,7 +83,7 @@ async fn watch(args: WatchArgs, server: &str, output: Output, stop: &Cancellatio
     loop {
         match follower.next().await? {
             News::Message(message) => {
-                show(&message, output)?;
+                show(&message, once, output)?;
                 if once && matches!(message.event, Some(Event::Synced(_))) {
                     return Ok(Exit::Done);
                 }
@@ -116,7 +116,7 @@ impl WatchArgs {
     }
 }
 
-fn show(message: &pb::WatchSyncInfoResponse, output: Output) -> Result<(), Failure> {
+fn show(message: &pb::WatchSyncInfoResponse, once: bool, output: Output) -> Result<(), Failure> {
     if output.is_json() {
         return output.print(message, |_| String::new());
     }
@@ -124,7 +124,8 @@ fn show(message: &pb::WatchSyncInfoResponse, output: Output) -> Result<(), Failu
         Some(Event::Changes(changes)) => output::text(&changes.entries.iter().map(entry).collect::<String>()),
         Some(Event::Reset(reset)) => output::line(&format!("forget what was shown so far: {}", reset.reason)),
         Some(Event::Synced(synced)) => {
-            report(&format!("{} shown; changes follow", super::table::count(synced.count.into(), "session")));
+            let shown = super::table::count(synced.count.into(), "session");
+            report(&if once { format!("{shown} shown") } else { format!("{shown} shown; changes follow") });
             Ok(())
         }
         Some(Event::Heartbeat(_)) | None => Ok(()),

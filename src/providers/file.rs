@@ -88,6 +88,10 @@ impl FileStore {
     /// STORE_IN_USE, IO.
     pub fn open(root: &Path, state_dir: &Path) -> Result<Self, StoreError> {
         let mut tree = Tree::open(root)?;
+        // Whatever the state directories are called: two that write the same tree would take each other's changes for a user's.
+        if rustix::fs::flock(tree.root(), FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+            return Err(in_use(root));
+        }
         let mut locks = vec![lock_state(state_dir)?];
         let identity = identity(&tree);
         let own_state_dir = Self::default_state_dir(root);
@@ -287,12 +291,14 @@ fn lock_existing_state(state_dir: &Path) -> Result<Option<File>, StoreError> {
 fn take_lock(file: File, state_dir: &Path) -> Result<File, StoreError> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(store_error(
-            "STORE_IN_USE",
-            format!("{} is in use by another process: stop it, or wait until it ends", state_dir.display()),
-        )),
+        Err(Errno::WOULDBLOCK) => Err(in_use(state_dir)),
         Err(error) => Err(io_error("lock", &state_dir.join(LOCK_FILE_NAME), error)),
     }
+}
+
+fn in_use(directory: &Path) -> StoreError {
+    let message = format!("{} is in use by another process: stop it, or wait until it ends", directory.display());
+    store_error("STORE_IN_USE", message)
 }
 
 fn is_inside(root: &Path, state_dir: &Path) -> bool {

@@ -132,6 +132,21 @@ impl SqliteStore {
         self.table.columns.iter().any(|column| column == name)
     }
 
+    /// The file that is open is still the one at its path: a look at one that was moved away or replaced would see nothing of what is
+    /// there now.
+    fn check_file(&self) -> Result<(), StoreError> {
+        let is_there = identity(&self.path, &self.table.name).is_ok_and(|identity| identity == self.identity);
+        if is_there {
+            return Ok(());
+        }
+        let message = format!(
+            "{}: the database was moved away or replaced by another file: bring it back, or start the provider anew to take what is \
+             there now for a new replica; nothing was taken as deleted",
+            self.path.display()
+        );
+        Err(store_error("ROOT_MISSING", message))
+    }
+
     fn io(&self, error: &rusqlite::Error) -> StoreError {
         let advice = match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "; another program holds it, try again",
@@ -281,6 +296,7 @@ impl ItemStore for SqliteStore {
     }
 
     fn detect(&self, known: &dyn Known) -> Result<Detection, StoreError> {
+        self.check_file()?;
         self.look(known).map_err(|error| self.io(&error))
     }
 

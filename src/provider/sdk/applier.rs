@@ -360,7 +360,8 @@ impl<'a> Applier<'a> {
                 None if self.start.conflict_resolution_policy == ConflictResolutionPolicy::KeepBoth => {
                     "in conflict, and both cannot be kept here; decide about it, or sync the other way".to_owned()
                 }
-                None => "in conflict, and the policy leaves it to you".to_owned(),
+                None => "in conflict, which the policy leaves to you: edit one side, or sync with another --conflict"
+                    .to_owned(),
             },
             _ => return,
         };

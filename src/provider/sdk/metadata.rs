@@ -81,6 +81,14 @@ pub enum MetadataError {
         /// One line.
         reason: String,
     },
+    /// It may be whole, and cannot be read or written now: who moved it away would lose what the replica knows.
+    #[error("{path} cannot be read or written ({reason}); keep it, and look at its disk: room, permissions", path = path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// One line.
+        reason: String,
+    },
     /// Not a metadata file, or damaged.
     #[error("{path} is not usable metadata ({reason}); move it away to start as a new replica", path = path.display())]
     Broken {
@@ -115,7 +123,10 @@ impl Metadata {
             Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
                 MetadataError::InUse { path: path.clone() }
             }
-            _ => MetadataError::Broken { path: path.clone(), reason: error.to_string() },
+            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) | None => {
+                MetadataError::Broken { path: path.clone(), reason: error.to_string() }
+            }
+            Some(_) => MetadataError::Unusable { path: path.clone(), reason: error.to_string() },
         };
         let connection = Connection::open(&path).map_err(broken)?;
         // Whoever holds the file keeps it as long as it runs: waiting would not help.

@@ -10,8 +10,14 @@ use crate::provider::sdk::{ItemError, ItemState, conflict_copy_id};
 /// Longest path that is carried: with its NUL it is what Linux takes in one call (PATH_MAX), and it fits the id schema.
 pub(super) const MAX_PATH_BYTES: usize = 4095;
 
-/// Name of the directory at the root that is never carried.
+/// Name of the directory at a replica's root that is never carried, also where that root is below another one: whoever took one
+/// replica's metadata for an item of another would overwrite what it knows.
 pub(super) const STATE_NAME: &[u8] = b".synclave";
+
+/// True for a replica's state, and what is in it.
+pub(super) fn is_state(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/').any(|part| part == STATE_NAME)
+}
 
 /// A checked id: cannot lead out of the root by its form. (By a symlink on its way neither, but that is the opener's care.)
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +38,7 @@ impl<'a> ItemPath<'a> {
             return refuse("has an empty, '.' or '..' component");
         }
         let path = Self(bytes);
-        if path.first() == STATE_NAME {
+        if is_state(bytes) {
             return refuse("is inside .synclave, which is not carried");
         }
         Ok(path)

@@ -17,7 +17,7 @@ use super::attributes::{is_made_of, item_state};
 use super::content::{self, Reader};
 use super::facts::{Facts, Kind, Time};
 use super::fingerprint::{Origin, Stamp};
-use super::path::{MAX_PATH_BYTES, split};
+use super::path::{MAX_PATH_BYTES, STATE_NAME, split};
 use super::tree::{Tree, io_error};
 use crate::knowledge::{Digest, ItemId};
 use crate::provider::sdk::{Detection, Known, Observation, Skipped, StoreError};
@@ -245,6 +245,9 @@ impl Scan<'_> {
             if self.tree.is_excluded(&child) {
                 // What was carried before it became the state directory is not seen, rather than deleted.
                 found.looked_into.insert(child.clone(), false);
+                if !path.is_empty() && name == STATE_NAME {
+                    found.skip(&child, "is the state of another replica, which begins there");
+                }
                 continue;
             }
             match Facts::at(&directory, name) {

@@ -526,6 +526,7 @@ fn hostile_ids_and_symlinks_never_lead_out() {
         "a/../../outside/new",
         "out/../x",
         ".synclave",
+        "d/.synclave/metadata.db",
         ".synclave/lock",
         ".synclave/tmp/1",
         "a\0b",
@@ -1024,4 +1025,33 @@ fn what_a_state_leaves_open_is_no_edit() {
     assert_eq!((&*state.properties["mode"], state.properties.get("color")), ("600", None));
     f.write("a", "two");
     assert_ne!(states(&f)[0].digest, bare.digest);
+}
+
+/// A replica below another one: its metadata, carried like an item, would take the place of those of its copy.
+#[test]
+fn the_state_of_a_replica_below_is_not_carried() {
+    let mut f = Fixture::new();
+    f.write("photos/a", "a");
+    f.write("photos/.synclave/metadata.db", "what photos knows");
+    assert_eq!(f.scan(), ["+photos", "+photos/a"]);
+    let detection = f.store.detect(&f.known).unwrap();
+    assert_eq!(detection.skipped.len(), 1, "{:?}", detection.skipped);
+    assert_eq!(detection.skipped[0].display_name, "photos/.synclave");
+
+    // One that was carried by an earlier release stays as it is, everywhere.
+    let was = f.known.item("photos/a").clone();
+    f.known.0.insert("photos/.synclave/metadata.db".into(), was);
+    let told = f.scan();
+    assert!(!told.iter().any(|it| it.contains(".synclave")), "{told:?}");
+}
+
+#[test]
+fn one_process_has_a_tree_wherever_its_state_is() {
+    let f = Fixture::new();
+    let elsewhere = f.directory.path().join("state");
+    let error = FileStore::open(&f.root(), &elsewhere).unwrap_err();
+    assert_eq!(error.reason, "STORE_IN_USE", "{error}");
+    let root = f.root();
+    drop(f.store);
+    FileStore::open(&root, &elsewhere).unwrap();
 }

@@ -13,7 +13,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::facts::Facts;
-use super::path::{ItemPath, STATE_NAME, is_within};
+use super::path::{ItemPath, STATE_NAME, is_state, is_within};
 use crate::provider::sdk::{ItemError, StoreError};
 use crate::types::Hresult;
 
@@ -101,7 +101,7 @@ impl Tree {
 
     /// True for what is never carried: the state directory.
     pub(super) fn is_excluded(&self, path: &[u8]) -> bool {
-        is_within(path, STATE_NAME) || self.excluded.as_ref().is_some_and(|state| is_within(path, state))
+        is_state(path) || self.excluded.as_ref().is_some_and(|state| is_within(path, state))
     }
 
     /// Refuses an id that leads to the state directory, whatever it is called.

@@ -483,3 +483,24 @@ fn what_is_no_table_is_refused_in_one_line() {
     std::fs::write(&text, "no database, but long enough to be looked at as one".repeat(10)).unwrap();
     assert_eq!(SqliteStore::open(&text, "heap").unwrap_err().reason, "IO");
 }
+
+/// As a backup is restored, or a database is written anew: the file that is open is not the one that users see any more.
+#[test]
+fn a_database_that_is_replaced_is_not_looked_at() {
+    let f = Fixture::people();
+    f.user.execute_batch("INSERT INTO people VALUES ('ada', 36, NULL)").unwrap();
+    let store = SqliteStore::open(&f.path, "people").unwrap();
+    let mut book = Book::default();
+    book.take(store.detect(&book).unwrap().observations);
+    let aside = f.path.with_extension("aside");
+    std::fs::rename(&f.path, &aside).unwrap();
+    let refused = || {
+        let error = store.detect(&book).unwrap_err();
+        assert_eq!(error.reason, "ROOT_MISSING", "{error}");
+    };
+    refused();
+    std::fs::copy(&aside, &f.path).unwrap();
+    refused();
+    std::fs::rename(&aside, &f.path).unwrap();
+    assert_eq!(store.detect(&book).unwrap().observations, []);
+}

@@ -214,6 +214,13 @@ async fn metadata_that_is_newer_or_broken_is_refused_and_left_alone() {
     std::fs::write(&path, "not a database ".repeat(1_000)).unwrap();
     let before = std::fs::read(&path).unwrap();
     assert!(matches!(open().unwrap_err(), MetadataError::Broken { .. }));
+    // What cannot be opened may be whole: nobody is told to move it away.
+    let closed = tempfile::tempdir().unwrap();
+    std::fs::create_dir(closed.path().join("metadata.db")).unwrap();
+    let error = ReplicaProvider::open(Arc::new(MemoryStore::default()), closed.path(), "one", Options::default());
+    let error = error.unwrap_err();
+    assert!(matches!(error, MetadataError::Unusable { .. }), "{error}");
+    assert!(!error.to_string().contains("move it away"), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
     std::fs::remove_file(&path).unwrap();
 

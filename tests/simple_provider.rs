@@ -364,3 +364,16 @@ fn a_provider_of_a_store_that_is_not_there_says_so() {
     command(&server.address).expect_code(1).expect_line("Unimplemented");
     assert!(!state.exists(), "nothing was begun");
 }
+
+/// Such as the coordinator's own address: an answer that will always be the same is not waited for, and says what is wrong.
+#[test]
+fn who_is_no_provider_is_told_at_once() {
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.path("data"));
+    let files = FileProvider::start(&scratch.directory("files"));
+    for (source, destination) in [(&server.address, &files.address), (&files.address, &server.address)] {
+        let session = server.session(source, destination);
+        assert_eq!(session["hresult"], 0x8000_4001_u32, "{session}");
+        assert!(session["errorMessage"].as_str().is_some_and(|it| it.contains("it is no provider")), "{session}");
+    }
+}

@@ -21,8 +21,8 @@ use crate::grpc::{MESSAGE_LIMIT, status};
 use crate::knowledge::ItemId;
 use crate::pb;
 use crate::pb::simple_sync_provider_service_client::SimpleSyncProviderServiceClient;
-use crate::provider::CallError;
 use crate::provider::sdk::{Fingerprint, ItemError, ItemState, StoreError};
+use crate::provider::{CallError, Refusal, RefusalCode};
 use crate::types::Hresult;
 
 /// Chunks that wait for the connection; a slow store makes the reading of the spool wait.
@@ -180,7 +180,20 @@ impl Calls {
 
     async fn ask_schema(&self) -> Result<Schema, Failure> {
         let mut client = self.client.clone();
-        let response = self.within(client.get_schema(pb::GetSchemaRequest {})).await?.into_inner();
+        let begun = Instant::now();
+        let response = match within_or(self.deadline, client.get_schema(pb::GetSchemaRequest {})).await? {
+            Ok(response) => response.into_inner(),
+            Err(status) if status.code() == Code::Unimplemented => {
+                let refusal = Refusal::own(
+                    RefusalCode::Unimplemented,
+                    "NO_STORE",
+                    Hresult::E_NOTIMPL,
+                    "offers no SimpleSyncProviderService",
+                );
+                return Err(Failure::Broken { error: CallError::Refused(refusal), finished: true });
+            }
+            Err(status) => return Err(Failure::of(&status, begun.elapsed())),
+        };
         let schema = decode(|violations| simple::schema(response, violations))?;
         *lock(&self.silence) = None;
         Ok(schema)

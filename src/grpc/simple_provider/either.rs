@@ -9,8 +9,8 @@ use crate::grpc::provider::{Connections, DialOut};
 use crate::knowledge::{ChangeBatch, FilterRequest, ItemId};
 use crate::provider::{
     BeginSession, CallError, ChangeBatchRequest, DataParts, EndSession, Load, ProcessInputs, ProcessOutputs,
-    ProcessStart, Provider, ProviderInfo, RangeDigests, RangeDigestsRequest, Renewal, RepairItems, SessionKey,
-    SyncBatchParameters,
+    ProcessStart, Provider, ProviderInfo, RangeDigests, RangeDigestsRequest, Refusal, RefusalCode, Renewal,
+    RepairItems, SessionKey, SyncBatchParameters,
 };
 use crate::types::Hresult;
 
@@ -50,8 +50,7 @@ impl Either {
                     let info = provider.get_id_parameters().await?;
                     (provider, info)
                 }
-                // Neither: what it is asked for first is what it does not offer.
-                Err(other) if other.hresult() == Hresult::E_NOTIMPL => return Err(error),
+                Err(other) if other.hresult() == Hresult::E_NOTIMPL => return Err(neither()),
                 Err(other) => return Err(other),
             },
             Err(error) => return Err(error),
@@ -67,6 +66,13 @@ impl Either {
             None => Ok(self.ask().await?.0),
         }
     }
+}
+
+/// Such as the coordinator's own address. It will be the same the next time.
+fn neither() -> CallError {
+    let message = "it is no provider: it offers neither KnowledgeSyncProviderService nor SimpleSyncProviderService; give the address \
+                   of one, as `synclave provider` prints it";
+    Refusal::own(RefusalCode::Unimplemented, "NO_PROVIDER", Hresult::E_NOTIMPL, message).into()
 }
 
 #[async_trait::async_trait]

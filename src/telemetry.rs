@@ -17,7 +17,8 @@ pub enum LogFormat {
 /// What to log, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct LogOptions {
-    /// Level of our own events when `RUST_LOG` is unset: 0 warnings, 1 state changes, 2 every call, 3 every message.
+    /// Level of our own events when `RUST_LOG` is unset: 0 warnings, 1 state changes, 2 every call, 3 what
+    /// libraries say, 4 every frame.
     pub verbosity: u8,
     /// The look.
     pub format: LogFormat,
@@ -46,12 +47,14 @@ pub fn init(options: LogOptions) {
     }));
 }
 
-/// Our own crate speaks at the level asked for; the libraries under it stay a level quieter, or the wire drowns the rest.
+/// Our own crate speaks at the level asked for; the libraries under it stay a level quieter, and those that tell of every frame one
+/// more, or the wire drowns the rest.
 fn default_directives(verbosity: u8) -> &'static str {
     match verbosity {
         0 => "warn",
         1 => "warn,synclave=info",
         2 => "info,synclave=debug",
+        3 => "debug,synclave=trace,h2=info,hyper=info,hyper_util=info,tower=info",
         _ => "debug,synclave=trace",
     }
 }
@@ -62,7 +65,7 @@ mod tests {
 
     #[test]
     fn every_verbosity_is_a_valid_filter() {
-        for verbosity in [0, 1, 2, 3, u8::MAX] {
+        for verbosity in [0, 1, 2, 3, 4, u8::MAX] {
             EnvFilter::try_new(default_directives(verbosity)).unwrap();
         }
     }

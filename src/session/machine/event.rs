@@ -103,6 +103,22 @@ pub enum Answer {
     Ended(Result<(), CallError>),
 }
 
+impl Answer {
+    /// The call that it is of, and why that failed.
+    pub fn summary(&self) -> (&'static str, Option<&CallError>) {
+        match self {
+            Self::Identified(answer) => ("GetIdParameters", answer.as_ref().err()),
+            Self::Begun(answer) => ("BeginSession", answer.as_ref().err()),
+            Self::Renewed(answer) => ("RenewSession", answer.as_ref().err()),
+            Self::FilterSpecified(answer) => ("SpecifyFilter", answer.as_ref().err()),
+            Self::FilterAdded(answer) => ("AddFilter", answer.as_ref().err()),
+            Self::Parameters(answer) => ("GetSyncBatchParameters", answer.as_ref().err()),
+            Self::Batch(answer) => ("GetChangeBatch", answer.as_ref().err()),
+            Self::Ended(answer) => ("EndSession", answer.as_ref().err()),
+        }
+    }
+}
+
 /// What must be durable before the session goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Commit {

@@ -7,11 +7,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{Returned, SessionTask};
 use crate::knowledge::{ChangeBatch, Resolution};
-use crate::provider::{BeginSession, EndSession, Partner, ProcessStart, Provider, SessionKey, SessionRef};
+use crate::provider::{BeginSession, CallError, EndSession, Partner, ProcessStart, Provider, SessionKey, SessionRef};
 use crate::referee::Referee;
 use crate::session::admission::{Permit, Seat};
 use crate::session::machine::{Answer, Commit, Effect, Event, Relayed, Timer};
@@ -199,9 +199,15 @@ impl SessionTask {
             relayed,
         };
         let relaying = AbortOnDropHandle::new(tokio::spawn(relay.run(batch, referee)));
+        let sent = Instant::now().into_std();
         self.work.add(async move {
             match relaying.await {
-                Ok((referee, result)) => Returned::Event(Event::Processed { referee, result }),
+                Ok((referee, result)) => {
+                    // Why it failed is said when the session fails for it.
+                    let outcome = if result.is_ok() { "answered" } else { "failed" };
+                    debug!(role = ?ProviderRole::Destination, took = ?sent.elapsed(), "ProcessChangeBatch {outcome}");
+                    Returned::Event(Event::Processed { referee, result })
+                }
                 Err(failure) if failure.is_panic() => std::panic::resume_unwind(failure.into_panic()),
                 // The runtime goes, and this task with it.
                 Err(_) => std::future::pending().await,
@@ -329,5 +335,16 @@ pub fn found(
 
 async fn answered(role: ProviderRole, call: impl Future<Output = Answer>) -> Returned {
     let sent = Instant::now().into_std();
-    Returned::Event(Event::Answered { role, sent, answer: call.await })
+    let answer = call.await;
+    let (rpc, error) = answer.summary();
+    log_call(role, rpc, sent, error);
+    Returned::Event(Event::Answered { role, sent, answer })
+}
+
+/// What `-vv` is for.
+fn log_call(role: ProviderRole, rpc: &'static str, sent: std::time::Instant, error: Option<&CallError>) {
+    match error {
+        None => debug!(?role, took = ?sent.elapsed(), "{rpc} answered"),
+        Some(error) => debug!(?role, took = ?sent.elapsed(), %error, "{rpc} failed"),
+    }
 }

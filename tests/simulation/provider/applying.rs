@@ -531,8 +531,10 @@ impl World {
                 && actions.get(&change.item_id).is_some_and(|action| {
                     let there = |row: &Row| !row.item.deleted;
                     let before = action.before.as_ref();
+                    // Where both have the same content a user may delete it in this moment: nothing had to be kept for that.
+                    let differs = |row: &Row| change.content_digest != Some(row.item.state.digest);
                     apply.policy(change, before) == Policy::KeepBoth
-                        && before.is_some_and(there)
+                        && before.is_some_and(|row| there(row) && differs(row))
                         && there(&action.after)
                 });
             if let Some(digest) = change.content_digest.filter(|_| loser_lost)

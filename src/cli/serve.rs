@@ -160,9 +160,12 @@ pub(super) fn check_reach(listen: SocketAddr, insecure: bool) -> Result<(), Fail
 
 /// The failure of a bind.
 pub(super) fn cannot_listen(listen: SocketAddr, error: &std::io::Error) -> Failure {
-    Failure::failed(format!(
-        "cannot listen on {listen}: {error}; stop what uses it, or choose another port with --listen"
-    ))
+    let advice = match error.kind() {
+        std::io::ErrorKind::AddrNotAvailable => "it is no address of this machine; choose another with --listen",
+        std::io::ErrorKind::PermissionDenied => "a port below 1024 takes a privilege; choose another with --listen",
+        _ => "stop what uses it, or choose another port with --listen",
+    };
+    Failure::failed(format!("cannot listen on {listen}: {error}; {advice}"))
 }
 
 pub(super) async fn run(args: ServeArgs, stop: CancellationToken) -> Result<Exit, Failure> {

@@ -158,7 +158,7 @@ fn retry_after(error: &CallError) -> Retry {
     if refusal.reason == BUSY {
         return Retry::Uncounted;
     }
-    let safety_stop = matches!(refusal.reason.as_str(), "MASS_DELETE" | "ROOT_MISSING" | REPLICA_REMADE);
+    let safety_stop = matches!(refusal.reason.as_str(), "MASS_DELETE" | "ROOT_MISSING" | "STATE_LOST" | REPLICA_REMADE);
     let final_code = matches!(
         refusal.code,
         RefusalCode::InvalidArgument

@@ -2,6 +2,7 @@
 //! little, and one transaction of what was seen and of what a crash left half-done (`fold`).
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::metadata::{Commit, Intent, Row, Snapshot};
@@ -39,6 +40,16 @@ pub(super) fn mass_delete(message: String) -> Refusal {
     Refusal::own(RefusalCode::FailedPrecondition, "MASS_DELETE", Hresult::E_ABORT, message)
 }
 
+/// What this replica knows went from under it.
+fn state_lost(path: &Path) -> Refusal {
+    let message = format!(
+        "{} was deleted or replaced while it is in use: stop the provider, put it back, and start it anew; without it the replica \
+         begins as a new one. Nothing was done",
+        path.display()
+    );
+    Refusal::own(RefusalCode::FailedPrecondition, "STATE_LOST", Hresult::E_ABORT, message)
+}
+
 /// The number of live items, when the last look for local changes began within `operation_age` and is as good as a new one:
 /// nothing has shown since that there are more, and no crash or failure has left anything half-done.
 pub(super) fn recent(shared: &Shared, operation_age: Option<Duration>) -> Result<Option<u64>, Refusal> {
@@ -66,6 +77,9 @@ pub(super) fn detect(
     let began = Instant::now();
     let (intents, anchor, alive, lingers) = {
         let metadata = shared.metadata();
+        if let Some(path) = metadata.moved_away() {
+            return Err(state_lost(path));
+        }
         let intents: BTreeMap<_, _> = metadata.intents().map_err(metadata_failed)?.into_iter().collect();
         let lingers = !metadata.lingering().map_err(metadata_failed)?.is_empty();
         (intents, metadata.anchor().map_err(metadata_failed)?, metadata.alive(), lingers)

@@ -4,6 +4,7 @@
 //! point leaves either all of a change or nothing of it. Versions name replicas by small integers of the `replicas` table.
 
 use std::collections::{BTreeSet, HashMap};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -103,6 +104,9 @@ pub enum MetadataError {
 #[derive(Debug)]
 pub(super) struct Metadata {
     connection: Connection,
+    path: PathBuf,
+    /// Of the file that is open: device and inode.
+    place: Option<(u64, u64)>,
     replica: ReplicaId,
     tick: u64,
     knowledge: Arc<Knowledge>,
@@ -166,6 +170,8 @@ impl Metadata {
         }
         let mut metadata = Self {
             connection,
+            place: place_of(&path),
+            path: path.clone(),
             replica: ReplicaId::default(),
             tick: 0,
             knowledge: Arc::new(Knowledge::new(IdParameters::BUILT_IN.item_id)),
@@ -296,6 +302,11 @@ impl Metadata {
             .prepare_cached("SELECT item_id, fingerprint FROM items WHERE deleted = 0 ORDER BY item_id")?
             .query_map([], |row| Ok((ItemId::from(row.get_ref(0)?.as_blob()?), Fingerprint(row.get(1)?))))?
             .collect()
+    }
+
+    /// Where it is, once it is not the file there any more: what is committed from then on is lost when it is closed.
+    pub(super) fn moved_away(&self) -> Option<&Path> {
+        (place_of(&self.path) != self.place).then_some(&self.path)
     }
 
     /// The fingerprint of an item that is not a tombstone.
@@ -463,6 +474,10 @@ impl Metadata {
             },
         ))
     }
+}
+
+fn place_of(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 fn corrupt(what: &str) -> rusqlite::Error {

@@ -305,3 +305,22 @@ async fn a_look_that_cannot_read_what_is_recorded_changes_nothing() {
     look().await.unwrap();
     assert_eq!(a.tick(), items + 1);
 }
+
+#[tokio::test]
+async fn metadata_that_went_from_under_a_replica_is_told() {
+    let (a, b) = (Replica::new("a"), Replica::new("b"));
+    a.store.write("i", "content", 1);
+    sync(&a, &b, PLAN).await.unwrap();
+    let file = a.directory.path().join("metadata.db");
+    let aside = file.with_extension("aside");
+    std::fs::rename(&file, &aside).unwrap();
+    for another in [false, true] {
+        if another {
+            std::fs::copy(&aside, &file).unwrap();
+        }
+        let begun = a.provider.begin_session(begin(ProviderRole::Source, key(), false)).await;
+        assert_eq!(refused(begun).0, "STATE_LOST");
+    }
+    std::fs::rename(&aside, &file).unwrap();
+    sync(&a, &b, PLAN).await.unwrap();
+}

@@ -240,6 +240,16 @@ pub enum Error {
         /// Why.
         source: Arc<rusqlite::Error>,
     },
+    /// It is not the file at its path any more: what went into it would be lost when it is closed.
+    #[error(
+        "{} was deleted or replaced while it is in use, and nothing is stored: stop the coordinator, put the file back, and start \
+         it anew",
+        path.display()
+    )]
+    MovedAway {
+        /// The database.
+        path: PathBuf,
+    },
     /// The store was closed, or its writer has died.
     #[error("the store is closed: restart the coordinator")]
     Closed,

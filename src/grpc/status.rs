@@ -122,6 +122,7 @@ pub fn from_store(error: &store::Error) -> Status {
         | store::Error::Locked { .. }
         | store::Error::Newer { .. }
         | store::Error::Unusable { .. }
+        | store::Error::MovedAway { .. }
         | store::Error::Io { .. }
         | store::Error::Sqlite { .. } => (RefusalCode::Internal, "STORE_FAILED", Hresult::E_FAIL),
     };

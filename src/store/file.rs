@@ -108,6 +108,8 @@ const CHECKPOINT_PAGES: i64 = 4_000;
 #[derive(Debug)]
 pub(super) struct OpenFile {
     pub(super) path: PathBuf,
+    /// Device and inode.
+    place: Option<(u64, u64)>,
     pub(super) connection: Connection,
     /// The last revision given.
     pub(super) revision: u64,
@@ -153,7 +155,23 @@ pub(super) fn open(dir: &Path) -> Result<(OpenFile, Recovered, Operations), Erro
         start_revisions(&mut connection, &mut recovered, reserved).map_err(|error| failure(&path, error))?;
     let live = recovered.sessions.iter().map(|session| (session.record.sync_guid, session.record.state));
     let live = live.filter(|(_, state)| !state.is_final()).collect();
-    Ok((OpenFile { path, connection, revision, ceiling, live, _lock: lock }, recovered, operations))
+    let place = place_of(&path);
+    Ok((OpenFile { path, place, connection, revision, ceiling, live, _lock: lock }, recovered, operations))
+}
+
+impl OpenFile {
+    /// # Errors
+    /// It was deleted, moved or replaced: SQLite would go on with a file that has no name.
+    pub(super) fn check_place(&self) -> Result<(), Error> {
+        match place_of(&self.path) == self.place {
+            true => Ok(()),
+            false => Err(Error::MovedAway { path: self.path.clone() }),
+        }
+    }
+}
+
+fn place_of(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// A second connection that only reads.

@@ -349,6 +349,22 @@ async fn a_full_disk_fails_whole_commits_and_publishes_nothing_of_them() {
     assert_eq!(recovered.sessions.len(), 1);
 }
 
+/// Such as a state directory that someone clears away: what is accepted from then on would be gone with the process.
+#[tokio::test]
+async fn a_file_that_is_moved_away_takes_no_commit() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _, _) = open(directory.path());
+    let commit = async || store.commit(vec![accept(&session("http://a", "http://b"))]).await;
+    commit().await.unwrap();
+    let (file, aside) = (directory.path().join("synclave.db"), directory.path().join("aside"));
+    std::fs::rename(&file, &aside).unwrap();
+    assert!(matches!(commit().await, Err(Error::MovedAway { .. })));
+    std::fs::copy(&aside, &file).unwrap();
+    assert!(matches!(commit().await, Err(Error::MovedAway { .. })));
+    std::fs::rename(&aside, &file).unwrap();
+    commit().await.unwrap();
+}
+
 #[tokio::test]
 async fn revisions_never_go_back_after_a_crash() {
     let dir = tempfile::tempdir().unwrap();

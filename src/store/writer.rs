@@ -104,6 +104,7 @@ impl Writer {
     /// One transaction for all writes and up to `flush_rows` rows of progress; published when it is committed.
     fn transact(&mut self, commits: Vec<Vec<Write>>, flush_rows: usize) -> Result<(), Error> {
         let Self { file, revision, ceiling, unwritten, .. } = self;
+        file.check_place()?;
         let commit = || -> rusqlite::Result<Effects> {
             let mut effects = Effects::default();
             let transaction = file.connection.transaction()?;

@@ -101,7 +101,7 @@ struct Globals {
     /// How answers look: a table for people, or proto3 JSON, one message a line
     #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     output: OutputFormat,
-    /// Log more, on stderr: -v state changes, -vv calls, -vvv libraries, -vvvv frames; `serve` and `provider` are at -v from the start; RUST_LOG overrides it
+    /// Log more, on stderr: -v state changes, -vv calls to providers, -vvv libraries, -vvvv frames; `serve` and `provider` are at -v from the start; RUST_LOG overrides it
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
     /// How log lines look

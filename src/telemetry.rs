@@ -17,7 +17,7 @@ pub enum LogFormat {
 /// What to log, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct LogOptions {
-    /// Level of our own events when `RUST_LOG` is unset: 0 warnings, 1 state changes, 2 every call, 3 what
+    /// Level of our own events when `RUST_LOG` is unset: 0 warnings, 1 state changes, 2 calls to providers, 3 what
     /// libraries say, 4 every frame.
     pub verbosity: u8,
     /// The look.

@@ -130,7 +130,8 @@ pub enum Kind {
 
 impl Difference {
     /// True when both have the same. Where one side has change units of an item, its digest is of the content alone, and that of the
-    /// other side, which has it as a whole, of the properties, too: then the content decides.
+    /// other side, which has it as a whole, of the properties, too: then the content decides. So it does for an item that waits to be
+    /// brought anew.
     fn is_none(&self) -> bool {
         let (Some(a), Some(b)) = (&self.a, &self.b) else { return false };
         let is_sound = |item: &ItemDigest| matches!(item.content, ContentCheck::Unread | ContentCheck::AsRecorded);

@@ -404,3 +404,31 @@ async fn what_only_one_side_divides_is_compared_by_its_content() {
     }
     bench.stop().await;
 }
+
+/// An item without any unit is named by its base, on whichever side it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_about_an_item_without_any_unit() {
+    let bench = Bench::start().await;
+    let (a, at_a) = bench.memory("a").await;
+    let (root, at_f) = bench.files("f").await;
+    let (coordinator, both) = (&bench.0.coordinator, [&at_f, &at_a]);
+    let open = async || coordinator.store.conflicts(None, 10, "").await.expect("readable").0.items;
+    for (item, turned) in [("one", 0), ("other", 1)] {
+        std::fs::write(root.join(item), r#"{"k":1}"#).expect("writes");
+        a.set(item, json!({})).expect("an object");
+        for source in [0, 1, 0] {
+            bench.session(both[source], both[1 - source], Policy::None).await;
+        }
+        let met = open().await;
+        assert_eq!(met.len(), 1, "{met:?}");
+        let decision = ConflictDecision::Concurrency(ResolveAction::AcceptSourceProvider);
+        resolve(&coordinator.store, met[0].conflict_id, decision).await.expect("allowed");
+        for source in [turned, 1 - turned] {
+            let record = bench.session(both[source], both[1 - source], Policy::None).await;
+            assert_eq!(record.state, SyncState::InSync, "{item}: {record:?}");
+        }
+        assert_eq!(open().await, []);
+        assert_eq!(a.get(item), Some(json!({"k": 1})), "{item}");
+    }
+    bench.stop().await;
+}

@@ -232,7 +232,7 @@ fn a_store_that_is_not_ready_is_quoted() {
     let pair = Pair::in_sync(PLAIN);
     pair.store.fail(Call::Enumerate, Fault::NotReady, true);
     let session = pair.to_store();
-    expect_failed(&session, "the store says Unavailable: notes.json is cut off");
+    expect_failed(&session, "the store is not available: notes.json is cut off");
     assert!(!session.to_string().contains("connection"), "{session}");
     pair.store.mend();
     pair.expect_quiet();

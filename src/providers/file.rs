@@ -43,8 +43,8 @@ use rustix::io::Errno;
 
 use crate::knowledge::{ItemDataHeader, ItemId};
 use crate::provider::sdk::{
-    Applied, Detection, ItemError, ItemFilter, ItemState, ItemStore, Known, KnownItem, Put, Replaces, Staged, Staging,
-    StoreError, conflict_copy_id,
+    Applied, Detection, Fingerprint, ItemError, ItemFilter, ItemState, ItemStore, Known, KnownItem, Put, Replaces,
+    Staged, Staging, StoreError, conflict_copy_id,
 };
 use facts::{Facts, Kind};
 pub use filter::{GITIGNORE, check_filter};
@@ -59,7 +59,7 @@ pub const STATE_DIRECTORY: &str = ".synclave";
 /// Name of the file in the state directory whose lock says that a process uses it.
 const LOCK_FILE_NAME: &str = "lock";
 
-/// A directory tree as a store. One process at a time has it open: the state directory is locked.
+/// A directory tree as a store. One process at a time has it open: the root and the state directory are locked.
 #[derive(Debug)]
 pub struct FileStore {
     tree: Tree,
@@ -88,10 +88,7 @@ impl FileStore {
     /// STORE_IN_USE, IO.
     pub fn open(root: &Path, state_dir: &Path) -> Result<Self, StoreError> {
         let mut tree = Tree::open(root)?;
-        // Whatever the state directories are called: two that write the same tree would take each other's changes for a user's.
-        if rustix::fs::flock(tree.root(), FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
-            return Err(in_use(root));
-        }
+        lock_root(&tree)?;
         let mut locks = vec![lock_state(state_dir)?];
         let identity = identity(&tree);
         let own_state_dir = Self::default_state_dir(root);
@@ -222,6 +219,10 @@ impl ItemStore for FileStore {
     }
 
     fn delete(&self, id: &ItemId, known: &KnownItem) -> Result<Applied, ItemError> {
+        if path::is_state(id.as_bytes()) {
+            // Carried by an earlier release. No disk is touched: it may be what a replica below knows.
+            return Ok(Applied::Done(Fingerprint::default()));
+        }
         self.delete_item(id, known)
     }
 
@@ -247,6 +248,22 @@ impl ItemStore for FileStore {
 
     fn containers(&self, id: &ItemId) -> Vec<ItemId> {
         path::containers(id)
+    }
+}
+
+/// Locks the tree for as long as it is open. Whatever the state directories are called: two that write one tree would take each other's
+/// changes for a user's. A file system that has no such locks is done without.
+fn lock_root(tree: &Tree) -> Result<(), StoreError> {
+    match rustix::fs::flock(tree.root(), FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => {
+            let message = format!(
+                "{} is in use: a provider or a sync of it runs, or another program has it locked (flock); stop that, or wait until it \
+                 ends",
+                tree.path().display()
+            );
+            Err(store_error("STORE_IN_USE", message))
+        }
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -51,6 +51,10 @@ const MAX_ROW_BYTES: u64 = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub struct SqliteStore {
     path: PathBuf,
+    /// As it was named: where users look for it.
+    given_path: PathBuf,
+    /// Device and inode of the file that is open.
+    place: (u64, u64),
     identity: String,
     table: Table,
     inner: Mutex<Inner>,
@@ -99,6 +103,7 @@ impl SqliteStore {
     /// one that cannot be written.
     pub fn open(path: &Path, table: &str) -> Result<Self, StoreError> {
         let missing = |what: String| store_error("ROOT_MISSING", what);
+        let given_path = path.to_owned();
         let path = path.canonicalize().map_err(|error| {
             missing(format!(
                 "{}: the database cannot be opened ({error}); check the name, or create it first",
@@ -117,9 +122,12 @@ impl SqliteStore {
             missing(format!("{}: there is no table {table}; check --table, or create it first", path.display()))
         })?;
         connection.execute_batch(&format!("BEGIN IMMEDIATE; {} COMMIT;", table.sql.create_feed)).map_err(failed)?;
-        let identity = identity(&path, &table.name)?;
+        let file = std::fs::metadata(&path)
+            .map_err(|error| store_error("IO", format!("{}: cannot be looked at: {error}", path.display())))?;
+        let place = (file.dev(), file.ino());
+        let identity = format!("{}:{:x}:{}:{}", super::file::machine(), place.0, place.1, table.name);
         let inner = Inner { connection, applying: false, seen: None, reported: BTreeSet::new() };
-        Ok(Self { path, identity, table, inner: Mutex::new(inner), staged: Arc::default() })
+        Ok(Self { path, given_path, place, identity, table, inner: Mutex::new(inner), staged: Arc::default() })
     }
 
     /// What tells this table from a copy of it: machine, device and inode of the file, and the table's name.
@@ -135,14 +143,18 @@ impl SqliteStore {
     /// The file that is open is still the one at its path: a look at one that was moved away or replaced would see nothing of what is
     /// there now.
     fn check_file(&self) -> Result<(), StoreError> {
-        let is_there = identity(&self.path, &self.table.name).is_ok_and(|identity| identity == self.identity);
-        if is_there {
-            return Ok(());
+        match std::fs::metadata(&self.given_path) {
+            Ok(file) if (file.dev(), file.ino()) == self.place => return Ok(()),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                let message = format!("{}: cannot be looked at: {error}", self.given_path.display());
+                return Err(store_error("IO", message));
+            }
+            Ok(_) | Err(_) => {}
         }
         let message = format!(
             "{}: the database was moved away or replaced by another file: bring it back, or start the provider anew to take what is \
              there now for a new replica; nothing was taken as deleted",
-            self.path.display()
+            self.given_path.display()
         );
         Err(store_error("ROOT_MISSING", message))
     }
@@ -439,10 +451,4 @@ impl Staging for RowStaging {
     fn finish(self: Box<Self>) -> Result<Staged, ItemError> {
         Ok(lock(&self.contents).stage(self.content))
     }
-}
-
-fn identity(path: &Path, table: &str) -> Result<String, StoreError> {
-    let metadata = std::fs::metadata(path)
-        .map_err(|error| store_error("IO", format!("{}: cannot be looked at: {error}", path.display())))?;
-    Ok(format!("{}:{:x}:{}:{table}", super::file::machine(), metadata.dev(), metadata.ino()))
 }

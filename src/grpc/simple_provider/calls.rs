@@ -96,10 +96,8 @@ impl Failure {
                 format!("the store took and gave nothing for {span:?}")
             }
             Self::Broken { error: CallError::Garbage { message, .. }, .. } => message.clone(),
-            Self::Broken { error: CallError::ConnectionLost(said), finished: true } => said.clone(),
-            Self::Broken { error: CallError::ConnectionLost(why), .. } => {
-                format!("the connection to the store was lost: {why}")
-            }
+            // By a broken connection, or by its own word.
+            Self::Broken { error: CallError::ConnectionLost(why), .. } => format!("the store is not available: {why}"),
             Self::Broken { error, .. } => format!("the store {error}"),
         }
     }
@@ -127,10 +125,6 @@ impl Failure {
             Code::Unknown | Code::Internal | Code::DataLoss if from_store => {
                 let error = CallError::Garbage { hresult: Hresult::E_UNEXPECTED, message: message() };
                 Self::Broken { error, finished: true }
-            }
-            // Nothing was lost: it is there, and says that it is not ready.
-            Code::Unavailable if from_store => {
-                Self::Broken { error: CallError::ConnectionLost(message()), finished: true }
             }
             _ => {
                 let error = status::into_call_error(status, after);

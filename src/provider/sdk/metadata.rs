@@ -127,10 +127,16 @@ impl Metadata {
             Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
                 MetadataError::InUse { path: path.clone() }
             }
-            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) | None => {
-                MetadataError::Broken { path: path.clone(), reason: error.to_string() }
-            }
-            Some(_) => MetadataError::Unusable { path: path.clone(), reason: error.to_string() },
+            Some(
+                rusqlite::ErrorCode::CannotOpen
+                | rusqlite::ErrorCode::DiskFull
+                | rusqlite::ErrorCode::FileLockingProtocolFailed
+                | rusqlite::ErrorCode::OutOfMemory
+                | rusqlite::ErrorCode::PermissionDenied
+                | rusqlite::ErrorCode::ReadOnly
+                | rusqlite::ErrorCode::SystemIoFailure,
+            ) => MetadataError::Unusable { path: path.clone(), reason: error.to_string() },
+            _ => MetadataError::Broken { path: path.clone(), reason: error.to_string() },
         };
         let connection = Connection::open(&path).map_err(broken)?;
         // Whoever holds the file keeps it as long as it runs: waiting would not help.

@@ -30,7 +30,7 @@ use super::reading::read_digest;
 use super::scan;
 use super::staging::{too_long, too_short};
 use super::tree::Tree;
-use super::{identity, lock_existing_state};
+use super::{identity, lock_existing_state, lock_root};
 use crate::knowledge::{Digest, ItemDataHeader, ItemId};
 use crate::provider::sdk::{
     Applied, Detection, Fingerprint, ItemError, ItemFilter, ItemState, ItemStore, Known, KnownItem, MAX_DIVIDED_BYTES,
@@ -213,13 +213,14 @@ pub struct OverlaidChange {
 }
 
 impl Overlay {
-    /// Lays an overlay over the tree at `root`. The lock in `state_dir` is taken if there is one; what is known of the tree is
+    /// Lays an overlay over the tree at `root`. It is locked, and so is `state_dir` if there is one; what is known of the tree is
     /// the caller's to copy.
     ///
     /// # Errors
     /// As [`FileStore::open`](super::FileStore::open).
     pub fn open(root: &Path, state_dir: &Path, contents: Contents) -> Result<Self, StoreError> {
         let mut tree = Tree::open(root)?;
+        lock_root(&tree)?;
         let lock = lock_existing_state(state_dir)?;
         tree.exclude(state_dir);
         let identity = identity(&tree);

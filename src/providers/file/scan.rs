@@ -17,7 +17,7 @@ use super::attributes::{is_made_of, item_state};
 use super::content::{self, Reader};
 use super::facts::{Facts, Kind, Time};
 use super::fingerprint::{Origin, Stamp};
-use super::path::{MAX_PATH_BYTES, STATE_NAME, split};
+use super::path::{MAX_PATH_BYTES, STATE_NAME, is_state, split};
 use super::tree::{Tree, io_error};
 use crate::knowledge::{Digest, ItemId};
 use crate::provider::sdk::{Detection, Known, Observation, Skipped, StoreError};
@@ -57,7 +57,11 @@ pub(super) fn detect(tree: &Tree, known: &dyn Known) -> Result<Detection, StoreE
     // The root could have gone while its subtrees were listed: every missing item rests on this look, too.
     tree.check_root()?;
     let missing = items.iter().filter(|item| !item.seen.load(Ordering::Relaxed));
-    let missing = missing.filter(|item| found.shows_missing(item.id.as_bytes()) && is_gone(tree, item.id.as_bytes()));
+    // A replica's state that an earlier release has carried goes from the replica, and from no disk.
+    let missing = missing.filter(|item| {
+        let path = item.id.as_bytes();
+        is_state(path) || (found.shows_missing(path) && is_gone(tree, path))
+    });
     let missing: Vec<_> = missing.map(|item| Observation::Missing { id: item.id.clone() }).collect();
     let mut observations = found.present;
     // What came from a store of another sort does not say all that a file has: what it left open is no change of it.
@@ -246,7 +250,7 @@ impl Scan<'_> {
                 // What was carried before it became the state directory is not seen, rather than deleted.
                 found.looked_into.insert(child.clone(), false);
                 if !path.is_empty() && name == STATE_NAME {
-                    found.skip(&child, "is the state of another replica, which begins there");
+                    found.skip(&child, "is the state of a replica, which begins there");
                 }
                 continue;
             }

@@ -1038,11 +1038,13 @@ fn the_state_of_a_replica_below_is_not_carried() {
     assert_eq!(detection.skipped.len(), 1, "{:?}", detection.skipped);
     assert_eq!(detection.skipped[0].display_name, "photos/.synclave");
 
-    // One that was carried by an earlier release stays as it is, everywhere.
-    let was = f.known.item("photos/a").clone();
-    f.known.0.insert("photos/.synclave/metadata.db".into(), was);
+    // One that was carried by an earlier release goes from the replica, and stays where it is, here and at a partner.
+    let (id, was) = (ItemId::from("photos/.synclave/metadata.db"), f.known.item("photos/a"));
+    f.known.0.insert(id.clone(), was.clone());
+    assert!(matches!(f.store.delete(&id, &was), Ok(Applied::Done(_))));
     let told = f.scan();
-    assert!(!told.iter().any(|it| it.contains(".synclave")), "{told:?}");
+    assert!(told.contains(&"-photos/.synclave/metadata.db".to_owned()), "{told:?}");
+    assert_eq!(f.read("photos/.synclave/metadata.db"), "what photos knows");
 }
 
 #[test]

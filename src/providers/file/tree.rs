@@ -99,7 +99,7 @@ impl Tree {
         self.inode
     }
 
-    /// True for what is never carried: the state directory.
+    /// True for what is never carried: the state directory, and those of replicas below.
     pub(super) fn is_excluded(&self, path: &[u8]) -> bool {
         is_state(path) || self.excluded.as_ref().is_some_and(|state| is_within(path, state))
     }

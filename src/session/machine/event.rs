@@ -113,7 +113,7 @@ impl Answer {
             Self::FilterSpecified(answer) => ("SpecifyFilter", answer.as_ref().err()),
             Self::FilterAdded(answer) => ("AddFilter", answer.as_ref().err()),
             Self::Parameters(answer) => ("GetSyncBatchParameters", answer.as_ref().err()),
-            Self::Batch(answer) => ("GetChangeBatch", answer.as_ref().err()),
+            Self::Batch(answer) => ("Get(FullEnumeration)ChangeBatch", answer.as_ref().err()),
             Self::Ended(answer) => ("EndSession", answer.as_ref().err()),
         }
     }

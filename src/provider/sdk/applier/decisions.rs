@@ -84,7 +84,7 @@ impl Decisions {
     ) -> Policy {
         // Mostly there are none.
         let Some(row) = row.filter(|_| self.0.contains_key(&change.item_id)) else { return policy };
-        let version = change.change_version.as_ref().filter(|_| row.units.is_some());
+        let version = change.change_version.as_ref().filter(|_| row.units.iter().flatten().next().is_some());
         let divided = version.map(|version| (version, units::in_conflict(&change.item_id, row, made_with, known)));
         let about = match &divided {
             Some((version, units)) => {
@@ -119,6 +119,7 @@ fn versions<'a>(change: &'a ItemChange, row: &'a Row) -> Vec<(Option<&'a ChangeU
     let theirs = || change.change_units.iter().map(|unit| (&unit.change_unit_id, &unit.version));
     match (&change.change_version, &row.units) {
         (Some(version), None) => vec![(None, version, &row.version)],
+        (Some(version), Some(here)) if here.is_empty() => vec![(None, version, &row.version)],
         (Some(version), Some(here)) => here.iter().map(|(unit, here)| (Some(unit), version, &here.version)).collect(),
         (None, None) => theirs().map(|(unit, version)| (Some(unit), version, &row.version)).collect(),
         (None, Some(here)) => {

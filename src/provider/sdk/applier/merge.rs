@@ -321,8 +321,9 @@ impl Ground<'_> {
     ) -> Result<(Step, ItemState), RecoverableError> {
         let before = &row.item.state;
         let time = units.values().filter(|unit| unit.digest.is_some()).filter_map(|unit| unit.modification_time).max();
-        // Also of those that bring no value.
-        if units.len() > MAX_CHANGE_UNITS {
+        // Also of those that bring no value. A row that has more stays as it is.
+        let before_it = row.units.as_ref().map_or(0, |units| units.len());
+        if units.len() > MAX_CHANGE_UNITS.max(before_it) {
             return Err(too_large(id));
         }
         let Some(object) = object else { return Ok((Step::None, before.clone())) };

@@ -121,7 +121,8 @@ impl Deferral {
     ) -> Box<Self> {
         let id = &change.item_id;
         match row {
-            Some(row) if row.units.is_some() && change.change_version.is_some() => {
+            // One without any unit is named by its base.
+            Some(row) if row.units.iter().flatten().next().is_some() && change.change_version.is_some() => {
                 Self::of_units(id, row, &units::in_conflict(id, row, made_with, known))
             }
             _ => Box::new(Self { destination: row.map(|row| conflicting(id, row)), constraint: None }),

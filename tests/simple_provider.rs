@@ -361,7 +361,7 @@ fn a_provider_of_a_store_that_is_not_there_says_so() {
     command(&address).expect_code(1).expect_line("cannot be reached");
     command("nonsense").expect_code(2).expect_line("is not an address");
     let server = Server::start(&scratch.path("data"));
-    command(&server.address).expect_code(1).expect_line("Unimplemented");
+    command(&server.address).expect_code(1).expect_line("offers no SimpleSyncProviderService");
     assert!(!state.exists(), "nothing was begun");
 }
 

@@ -8,8 +8,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+mod file_place;
 mod hresult;
 
+pub use file_place::FilePlace;
 pub use hresult::Hresult;
 
 macro_rules! guid {

@@ -15,7 +15,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Cursor, Read, Write};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,7 +28,7 @@ use crate::provider::sdk::{
     Applied, Detection, Fingerprint, ItemError, ItemState, ItemStore, Known, KnownItem, Put, Replaces, Staged, Staging,
     StoreError, conflict_copy_id,
 };
-use crate::types::Hresult;
+use crate::types::{FilePlace, Hresult};
 use exchange::NewRow;
 use look::Facts;
 use table::Table;
@@ -53,8 +52,8 @@ pub struct SqliteStore {
     path: PathBuf,
     /// As it was named: where users look for it.
     given_path: PathBuf,
-    /// Device and inode of the file that is open.
-    place: (u64, u64),
+    /// Of the file that is open.
+    place: FilePlace,
     identity: String,
     table: Table,
     inner: Mutex<Inner>,
@@ -122,10 +121,9 @@ impl SqliteStore {
             missing(format!("{}: there is no table {table}; check --table, or create it first", path.display()))
         })?;
         connection.execute_batch(&format!("BEGIN IMMEDIATE; {} COMMIT;", table.sql.create_feed)).map_err(failed)?;
-        let file = std::fs::metadata(&path)
+        let place = FilePlace::of(&path)
             .map_err(|error| store_error("IO", format!("{}: cannot be looked at: {error}", path.display())))?;
-        let place = (file.dev(), file.ino());
-        let identity = format!("{}:{:x}:{}:{}", super::file::machine(), place.0, place.1, table.name);
+        let identity = format!("{}:{:x}:{}:{}", super::file::machine(), place.device, place.inode, table.name);
         let inner = Inner { connection, applying: false, seen: None, reported: BTreeSet::new() };
         Ok(Self { path, given_path, place, identity, table, inner: Mutex::new(inner), staged: Arc::default() })
     }
@@ -143,8 +141,8 @@ impl SqliteStore {
     /// The file that is open is still the one at its path: a look at one that was moved away or replaced would see nothing of what is
     /// there now.
     fn check_file(&self) -> Result<(), StoreError> {
-        match std::fs::metadata(&self.given_path) {
-            Ok(file) if (file.dev(), file.ino()) == self.place => return Ok(()),
+        match FilePlace::of(&self.given_path) {
+            Ok(place) if place == self.place => return Ok(()),
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 let message = format!("{}: cannot be looked at: {error}", self.given_path.display());
                 return Err(store_error("IO", message));

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::loading::{self, Contents};
 use super::writer::{REVISION_BLOCK, write_session};
 use super::{Error, FILE_NAME, LOCK_FILE_NAME, Operations, REQUEST_RETENTION, Recovered, SessionEvent};
-use crate::types::{SyncGuid, SyncState};
+use crate::types::{FilePlace, SyncGuid, SyncState};
 
 /// In the header of every file of ours ("SYCL"): says that the database is a store, not just any.
 const APPLICATION_ID: i64 = 0x5359_434C;
@@ -108,8 +108,7 @@ const CHECKPOINT_PAGES: i64 = 4_000;
 #[derive(Debug)]
 pub(super) struct OpenFile {
     pub(super) path: PathBuf,
-    /// Device and inode.
-    place: Option<(u64, u64)>,
+    place: Option<FilePlace>,
     pub(super) connection: Connection,
     /// The last revision given.
     pub(super) revision: u64,
@@ -155,7 +154,7 @@ pub(super) fn open(dir: &Path) -> Result<(OpenFile, Recovered, Operations), Erro
         start_revisions(&mut connection, &mut recovered, reserved).map_err(|error| failure(&path, error))?;
     let live = recovered.sessions.iter().map(|session| (session.record.sync_guid, session.record.state));
     let live = live.filter(|(_, state)| !state.is_final()).collect();
-    let place = place_of(&path);
+    let place = FilePlace::of(&path).ok();
     Ok((OpenFile { path, place, connection, revision, ceiling, live, _lock: lock }, recovered, operations))
 }
 
@@ -163,15 +162,11 @@ impl OpenFile {
     /// # Errors
     /// It was deleted, moved or replaced: SQLite would go on with a file that has no name.
     pub(super) fn check_place(&self) -> Result<(), Error> {
-        match place_of(&self.path) == self.place {
+        match FilePlace::of(&self.path).ok() == self.place {
             true => Ok(()),
             false => Err(Error::MovedAway { path: self.path.clone() }),
         }
     }
-}
-
-fn place_of(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// A second connection that only reads.

@@ -4,7 +4,6 @@
 //! point leaves either all of a change or nothing of it. Versions name replicas by small integers of the `replicas` table.
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +12,7 @@ use uuid::Uuid;
 
 use crate::knowledge::{Digest, IdParameters, ItemId, Knowledge, ReplicaId, Version};
 use crate::provider::sdk::{Fingerprint, ItemState, KnownItem};
+use crate::types::FilePlace;
 
 mod candidates;
 mod codec;
@@ -105,8 +105,8 @@ pub enum MetadataError {
 pub(super) struct Metadata {
     connection: Connection,
     path: PathBuf,
-    /// Of the file that is open: device and inode.
-    place: Option<(u64, u64)>,
+    /// Of the file that is open.
+    place: Option<FilePlace>,
     replica: ReplicaId,
     tick: u64,
     knowledge: Arc<Knowledge>,
@@ -176,7 +176,7 @@ impl Metadata {
         }
         let mut metadata = Self {
             connection,
-            place: place_of(&path),
+            place: FilePlace::of(&path).ok(),
             path: path.clone(),
             replica: ReplicaId::default(),
             tick: 0,
@@ -312,7 +312,7 @@ impl Metadata {
 
     /// Where it is, once it is not the file there any more: what is committed from then on is lost when it is closed.
     pub(super) fn moved_away(&self) -> Option<&Path> {
-        (place_of(&self.path) != self.place).then_some(&self.path)
+        (FilePlace::of(&self.path).ok() != self.place).then_some(&self.path)
     }
 
     /// The fingerprint of an item that is not a tombstone.
@@ -480,10 +480,6 @@ impl Metadata {
             },
         ))
     }
-}
-
-fn place_of(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 fn corrupt(what: &str) -> rusqlite::Error {

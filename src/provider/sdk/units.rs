@@ -203,9 +203,15 @@ pub fn missing(id: &ItemId, row: &Row, known: &Knowledge, made_with: &Knowledge)
 }
 
 /// The units of a row that are in conflict with a change of its item as a whole: those that its replica, which knows `known`, would
-/// send to the source of that change. So it is the same conflict whichever of the two is the source.
-pub(super) fn in_conflict(id: &ItemId, row: &Row, made_with: &Knowledge, known: &Knowledge) -> Vec<ChangeUnitId> {
-    missing(id, row, made_with, known)
+/// send to the source of that change. So it is the same conflict whichever of the two is the source. `None` where the change is of
+/// single units, or the row has none: its base stands for it.
+pub(super) fn in_conflict(
+    change: &ItemChange,
+    row: &Row,
+    (made_with, known): (&Knowledge, &Knowledge),
+) -> Option<Vec<ChangeUnitId>> {
+    let is_divided = row.units.as_ref().is_some_and(|units| !units.is_empty());
+    (change.change_version.is_some() && is_divided).then(|| missing(&change.item_id, row, made_with, known))
 }
 
 /// True when the source knows an item's base and the destination does not. A source that has only some units of it, because of a

@@ -79,18 +79,17 @@ impl Decisions {
         &self,
         change: &ItemChange,
         row: Option<&Row>,
-        (made_with, known): (&Knowledge, &Knowledge),
+        knowledge: (&Knowledge, &Knowledge),
         policy: Policy,
     ) -> Policy {
         // Mostly there are none.
         let Some(row) = row.filter(|_| self.0.contains_key(&change.item_id)) else { return policy };
-        let version = change.change_version.as_ref().filter(|_| row.units.iter().flatten().next().is_some());
-        let divided = version.map(|version| (version, units::in_conflict(&change.item_id, row, made_with, known)));
-        let about = match &divided {
-            Some((version, units)) => {
-                units.iter().map(|unit| (Some(unit), *version, units::version_of(row, unit))).collect()
+        let units = units::in_conflict(change, row, knowledge);
+        let about = match (&units, &change.change_version) {
+            (Some(units), Some(version)) => {
+                units.iter().map(|unit| (Some(unit), version, units::version_of(row, unit))).collect()
             }
-            None => versions(change, row),
+            _ => versions(change, row),
         };
         let mut decided = about
             .iter()

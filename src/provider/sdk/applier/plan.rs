@@ -114,18 +114,11 @@ pub struct Deferral {
 impl Deferral {
     /// Of a concurrency conflict with what is here; of that only the change units that are in conflict, where the change is of the
     /// item as a whole. The knowledges are its group's and the destination's.
-    pub fn concurrency(
-        change: &ItemChange,
-        row: Option<&Row>,
-        (made_with, known): (&Knowledge, &Knowledge),
-    ) -> Box<Self> {
+    pub fn concurrency(change: &ItemChange, row: Option<&Row>, knowledge: (&Knowledge, &Knowledge)) -> Box<Self> {
         let id = &change.item_id;
-        match row {
-            // One without any unit is named by its base.
-            Some(row) if row.units.iter().flatten().next().is_some() && change.change_version.is_some() => {
-                Self::of_units(id, row, &units::in_conflict(id, row, made_with, known))
-            }
-            _ => Box::new(Self { destination: row.map(|row| conflicting(id, row)), constraint: None }),
+        match row.and_then(|row| Some((row, units::in_conflict(change, row, knowledge)?))) {
+            Some((row, units)) => Self::of_units(id, row, &units),
+            None => Box::new(Self { destination: row.map(|row| conflicting(id, row)), constraint: None }),
         }
     }
 
